@@ -1,0 +1,1 @@
+"""Run, check and compare GPU drivers' strategies for shared virtual memory on a model of Linux."""

@@ -1,0 +1,1 @@
+"""Put drivers side by side on the same workloads, with what-if variants and baselines."""

@@ -1,0 +1,1 @@
+"""The suite that says whether a driver keeps the contract: a pytest plugin and its checks."""

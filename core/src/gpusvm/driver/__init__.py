@@ -1,0 +1,1 @@
+"""What a driver plugin implements, and the fault pipeline that all drivers share."""

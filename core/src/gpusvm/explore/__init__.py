@@ -1,0 +1,1 @@
+"""Search schedules and injected failures, replay what was found, and shrink it."""

@@ -1,0 +1,1 @@
+"""The parts a modelled GPU is assembled from: page table and TLB, fault buffer, copy engine, link."""

@@ -1,0 +1,1 @@
+"""Find, validate and describe driver plugins; the only room that imports pluggy."""

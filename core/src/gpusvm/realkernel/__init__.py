@@ -1,0 +1,1 @@
+"""Run the same operations on a real Linux kernel with test_hmm, and show the difference."""

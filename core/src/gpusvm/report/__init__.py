@@ -1,0 +1,1 @@
+"""Show results: terminal tables, JSON, HTML."""
