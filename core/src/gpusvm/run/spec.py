@@ -1,0 +1,139 @@
+"""Say what one run is: everything that decides its result, and the shape of that result.
+
+`gpusvm.run.execute.execute` is an `Execute`: it boots a machine, replays the workload and returns the run's entry of
+``compare.json``.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, TypedDict
+
+import attrs
+from attrs import frozen
+
+if TYPE_CHECKING:
+    from gpusvm.plugins import Registry
+
+__all__ = ["Execute", "FaultLatency", "Integrity", "Objects", "Pm", "RunResult", "RunSpec", "StageNs"]
+
+
+@frozen(kw_only=True)
+class RunSpec:
+    """Identify one run; two runs with equal specs, traces, cost profiles and versions differ only in ``wall_s``.
+
+    `driver` is a normalised spec string (``xe:chunk_sizes=64K+4K``; ``populate=explicit`` is a key of it); `workload` a
+    bundled trace's name or the path of a trace file, `costs` a profile's name or the path of its TOML file; `vram_bytes`
+    is the device memory of each GPU; `thp` is the system's setting of transparent huge pages; `quirks` sets every quirk
+    that the spec string does not name, the mm's too. `checked` turns on lockdep and named ledger holders; `events` records
+    the trace.
+    """
+
+    driver: str
+    workload: str
+    vram_bytes: int
+    seed: int = 0
+    thp: Literal["always", "madvise", "never"] = "always"
+    topology: str = "single"
+    costs: str = "h100-pcie5"
+    quirks: Literal["as_written", "fixed"] = "as_written"
+    checked: bool = True
+    events: bool = False
+
+    def key(self, *, inputs: dict[str, str]) -> str:
+        """Hash the spec and `inputs` to the 16 hex digits that name the run's files.
+
+        `inputs` says what the names stand for: hashes of the trace and the cost profile, versions of core and driver.
+        """
+        document = json.dumps({"spec": attrs.asdict(self), "inputs": inputs}, sort_keys=True)
+        return hashlib.sha256(document.encode()).hexdigest()[:16]
+
+
+class FaultLatency(TypedDict):
+    """Nanoseconds from the access to the acknowledgement, over the GPU faults of a run; None where it had none."""
+
+    mean: float | None
+    p50: float | None
+    p99: float | None
+
+
+class StageNs(TypedDict):
+    """Simulated nanoseconds that the fault pipeline spent in each stage, summed over its workers."""
+
+    queue: int
+    gc: int
+    lookup: int
+    migrate: int
+    get_pages: int
+    bind: int
+    ack: int
+
+
+class Pm(TypedDict):
+    """Runtime power management of the device: times resumed, nanoseconds awake, most references held at once."""
+
+    resumes: int
+    awake_ns: int
+    refs_max: int
+
+
+class Objects(TypedDict):
+    """Most objects alive at once; None for a kind that the driver does not have."""
+
+    pagemaps: int | None
+    bos_max: int | None
+    zdds_max: int | None
+    ranges_max: int | None
+    notifiers_max: int | None
+
+
+class Integrity(TypedDict):
+    """Reads compared with what the last ordered write left; `known` counts, per named quirk, mismatches it explains."""
+
+    reads_checked: int
+    mismatches: int
+    known: dict[str, int]
+
+
+class RunResult(TypedDict):
+    """One element of ``runs`` in ``compare.json``, schema 1; docs/reference/compare-json.md explains each key."""
+
+    driver: str
+    name: str
+    workload: str
+    seed: int
+    vram_bytes: int
+    thp: str
+    topology: str
+    costs: str
+    accesses: int
+    gpu_faults: int
+    cpu_faults: int
+    cpu_minor_faults: int
+    sim_ns: int
+    wall_s: float
+    migrated_to_device_bytes: int
+    migrated_to_ram_bytes: int
+    remote_bytes: int | None
+    remote_ns: int | None
+    evictions: int | None
+    retries: int
+    fault_latency_ns: FaultLatency
+    stage_ns: StageNs
+    assumed_ns: int
+    pm: Pm | None
+    objects: Objects
+    integrity: Integrity
+
+
+class Execute(Protocol):
+    """Run one spec.
+
+    `drivers` defaults to what `load_drivers()` finds; with ``spec.events`` the trace goes to the new file `events_to`.
+    Raises InputError for a spec that cannot run (with the reason), ModelError for a finding that ends the run (lockdep, a
+    leak at teardown, an invariant). Wrong contents do not raise: they are counted in ``integrity``.
+    """
+
+    def __call__(
+        self, spec: RunSpec, /, *, drivers: "Registry | None" = None, events_to: Path | None = None
+    ) -> RunResult: ...
