@@ -22,11 +22,10 @@ __all__ = ["Execute", "FaultLatency", "Integrity", "Objects", "Pm", "RunResult",
 class RunSpec:
     """Identify one run; two runs with equal specs, traces, cost profiles and versions differ only in ``wall_s``.
 
-    `driver` is a normalised spec string (``xe:chunk_sizes=64K+4K``; ``populate=explicit`` is a key of it); `workload` a
-    bundled trace's name or the path of a trace file, `costs` a profile's name or the path of its TOML file; `vram_bytes`
-    is the device memory of each GPU; `thp` is the system's setting of transparent huge pages; `quirks` sets every quirk
-    that the spec string does not name, the mm's too. `checked` turns on lockdep and named ledger holders; `events` records
-    the trace.
+    `driver` is a normalised spec string (``xe:chunk_sizes=64K+4K``; ``populate=explicit`` is a key of it), `workload` a
+    bundled trace's name or the path of a trace file, `costs` a profile's name or the path of its TOML file. `vram_bytes`
+    is the memory of each GPU, `thp` the system's setting of transparent huge pages. `quirks` sets every quirk that the
+    spec string does not name, the mm's too. `checked` turns on lockdep and named ledger holders, `events` the trace.
     """
 
     driver: str
@@ -130,8 +129,8 @@ class Execute(Protocol):
     """Run one spec.
 
     `drivers` defaults to what `load_drivers()` finds; with ``spec.events`` the trace goes to the new file `events_to`.
-    Raises InputError for a spec that cannot run (with the reason), ModelError for a finding that ends the run (lockdep, a
-    leak at teardown, an invariant). Wrong contents do not raise: they are counted in ``integrity``.
+    Raises InputError for a spec that cannot run (with the reason), ModelError for a finding that ends the run (lockdep,
+    a leak at teardown, an invariant). Wrong contents do not raise: they are counted in ``integrity``.
     """
 
     def __call__(
