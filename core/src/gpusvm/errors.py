@@ -1,0 +1,61 @@
+"""Say what can go wrong, as one tree of exceptions.
+
+::
+
+    GpusvmError
+    ├── InputError     a bad file, key or name from the user; the command line exits with 2
+    ├── KernelError    an errno that a modelled kernel function returns; the number is part of the contract
+    ├── ModelError     the model was violated: an invariant, lockdep, the ledger, the contents of memory
+    └── PluginError    a driver plugin cannot be loaded, or breaks the contract of ``gpusvm.driver``
+"""
+
+import difflib
+import errno as _errno
+from collections.abc import Iterable
+
+__all__ = ["GpusvmError", "InputError", "KernelError", "ModelError", "PluginError", "nearest"]
+
+
+class GpusvmError(Exception):
+    """Be the root of everything that gpusvm raises on purpose."""
+
+
+class InputError(GpusvmError):
+    """Report bad input in one line: file, place, what was expected, the mend."""
+
+
+class KernelError(GpusvmError):
+    """Carry the errno of a modelled kernel function.
+
+    `errno` is positive (``errno.EBUSY``, where the kernel returns ``-EBUSY``); the message is its symbolic name, then
+    `detail`, one sentence if there is more to say. Raises ValueError for an errno that is not positive.
+    """
+
+    def __init__(self, errno: int, detail: str = "") -> None:
+        if errno <= 0:
+            raise ValueError(f"an errno is positive here, got {errno}")
+        super().__init__(errno, detail)
+        self.errno = errno
+        self.detail = detail
+
+    def __str__(self) -> str:
+        name = f"-{_errno.errorcode.get(self.errno, self.errno)}"
+        return f"{name}: {self.detail}" if self.detail else name
+
+
+class ModelError(GpusvmError):
+    """Report that the model itself was violated: a finding about a driver or about gpusvm, never about the input."""
+
+
+class PluginError(GpusvmError):
+    """Report a driver plugin that cannot be used, with its distribution and place."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Return the clause that ends a message about an unknown name.
+
+    With a near name among `valid`: ``did you mean 'x'?``; otherwise ``valid: a, b, c`` in the order given.
+    """
+    names = list(valid)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(names)}"
