@@ -23,8 +23,8 @@ class RunSpec:
     """Identify one run; two runs with equal specs, traces, cost profiles and versions differ only in ``wall_s``.
 
     `driver` is a normalised spec string (``xe:chunk_sizes=64K+4K``; ``populate=explicit`` is a key of it), `workload` a
-    bundled trace's name or the path of a trace file, `costs` a profile's name or the path of its TOML file. `vram_bytes`
-    is the memory of each GPU, `thp` the system's setting of transparent huge pages. `quirks` sets every quirk that the
+    bundled trace's name or the path of a trace file, `costs` a profile's name or the path of a TOML file. `vram_bytes`
+    is the memory of each GPU, `thp` the setting of transparent huge pages. `quirks` sets every quirk that the
     spec string does not name, the mm's too. `checked` turns on lockdep and named ledger holders, `events` the trace.
     """
 
