@@ -1,11 +1,11 @@
 """Hold the page tables of one mm: PMD entries by 2 MiB block, PTE tables as bit masks plus an array of pfns.
 
-Three levels are enough (mm.md §2.3): is the PUD populated, the PMD entry, the PTE table. There is no object for a page. Every
-change goes through a method here, which keeps the masks consistent and tells `kernel.observer`, if there is one, what is
-about to change and what has changed. References, rmap and rss are the caller's.
+Three levels are enough (mm.md §2.3): is the PUD populated, the PMD entry, the PTE table. There is no object for a
+page. Every change goes through a method here, which keeps the masks consistent and tells `kernel.observer`, if there
+is one, what is about to change and what has changed. References, rmap and rss are the caller's.
 
-The page-table lock is a rule, not an object: whoever reads or changes entries begins the section with `kernel.step()` and
-does not sleep, charge or call back until the section is over.
+The page-table lock is a rule, not an object: whoever reads or changes entries begins the section with `kernel.step()`
+and does not sleep, charge or call back until the section is over.
 """
 
 from collections.abc import Iterator
@@ -44,7 +44,9 @@ class PteKind(IntEnum):
 
 @frozen
 class Pte:
-    """Show one PTE, for tests and messages; `rexcl` is MIGRATION_READ_EXCLUSIVE, `pfn` is -1 for none and the zero page."""
+    """Show one PTE, for tests and messages; `rexcl` is MIGRATION_READ_EXCLUSIVE, `pfn` is -1 for none and the zero
+    page.
+    """
 
     kind: PteKind
     pfn: int = -1
@@ -55,7 +57,9 @@ class Pte:
 
 
 class PageTableObserver(Protocol):
-    """What `kernel.observer` may offer to be told about page tables; both calls come inside one page-table-lock section."""
+    """What `kernel.observer` may offer to be told about page tables; both calls come inside one page-table-lock
+    section.
+    """
 
     def ptes_changing(self, table: "PteTable", mask: int) -> None:
         """Look at the entries of `mask` before they change."""
@@ -94,13 +98,14 @@ class PmdLeaf:
 class PteTable:
     """Be the PTE table of one block: `pfn[i]` and bit i of each mask belong to page i.
 
-    `present`, `private`, `migration` and `devexcl` exclude each other; a page in none of them is pte none. `zero` is the part
-    of `present` that maps the zero page (its pfn is -1). `write` is pte_write, the WRITE of a device-private or of a migration
-    entry; a device-exclusive entry is not in it. `rexcl` is the READ_EXCLUSIVE of a migration entry.
+    `present`, `private`, `migration` and `devexcl` exclude each other; a page in none of them is pte none. `zero` is
+    the part of `present` that maps the zero page (its pfn is -1). `write` is pte_write, the WRITE of a device-private
+    or of a migration entry; a device-exclusive entry is not in it. `rexcl` is the READ_EXCLUSIVE of a migration
+    entry.
 
-    Where a method takes `pfns`: an int is the pfn of the first page of the mask and the others follow by their distance; an
-    array has one pfn for each page of the mask, ascending. `write`, `dirty` and `rexcl` are masks, of which the part outside
-    `mask` is ignored.
+    Where a method takes `pfns`: an int is the pfn of the first page of the mask and the others follow by their
+    distance; an array has one pfn for each page of the mask, ascending. `write`, `dirty` and `rexcl` are masks, of
+    which the part outside `mask` is ignored.
     """
 
     __slots__ = (
@@ -315,6 +320,25 @@ class PteTable:
         if observer is not None:
             observer.ptes_changed(self, mask)
 
+    def fill(self, kind: PteKind, pfn: int, *, write: bool, rexcl: bool = False, dirty: bool = False) -> None:
+        """Fill a table that is not installed yet with entries for consecutive pfns; PRESENT with pfn -1 is the zero
+        page.
+
+        It is the deposited table of a leaf that is being split (pgtable_trans_huge_withdraw).
+        """
+        every = (1 << len(self.pfn)) - 1
+        if pfn < 0:
+            self.pfn[:] = -1
+            self.zero = every
+        else:
+            np.add(RAMP[: len(self.pfn)], pfn, out=self.pfn)
+        self.present = every if kind is PteKind.PRESENT else 0
+        self.private = every if kind is PteKind.PRIVATE else 0
+        self.migration = every if kind is PteKind.MIGRATION else 0
+        self.write = every if write else 0
+        self.rexcl = every if rexcl else 0
+        self.dirty = every if dirty else 0
+
     def _store(self, mask: int, pfns: int | Pfns) -> None:
         first = lowest(mask)
         if isinstance(pfns, int):
@@ -335,7 +359,8 @@ class PteTable:
 class PageTable:
     """Map blocks (`address >> pmd_shift`) to PMD entries; a block without a key is pmd none.
 
-    `puds` has a key for every populated PUD; a PUD stays populated when its last entry goes, until munmap frees its tables.
+    `puds` has a key for every populated PUD; a PUD stays populated when its last entry goes, until munmap frees its
+    tables.
     """
 
     __slots__ = ("entries", "geometry", "kernel", "mm", "page_shift", "pmd_nr", "pmd_shift", "pud_shift", "puds")
@@ -394,21 +419,14 @@ class PageTable:
             observer.pmd_changed(self, block)
         return leaf
 
-    def replace_leaf(self, block: int) -> PteTable:
-        """Put the deposited table, empty, in place of a leaf (pgtable_trans_huge_withdraw, pmd_populate).
-
-        The caller fills it in the same section. An observer hears `pmd_changing` here and `pmd_changed` from `populated`.
-        """
+    def install(self, table: PteTable) -> None:
+        """Put a table that `PteTable.fill` made in place of its block's leaf, as one change (pmd_populate)."""
         observer = self.kernel.observer
         if observer is not None:
-            observer.pmd_changing(self, block)
-        table = self.entries[block] = PteTable(self, block)
-        return table
-
-    def populated(self, block: int) -> None:
-        """Say that the table from `replace_leaf` is filled."""
-        if self.kernel.observer is not None:
-            self.kernel.observer.pmd_changed(self, block)
+            observer.pmd_changing(self, table.block)
+        self.entries[table.block] = table
+        if observer is not None:
+            observer.pmd_changed(self, table.block)
 
     def clear(self, block: int) -> None:
         """Make a leaf pmd none, or free a table whose entries are all none."""
@@ -428,7 +446,9 @@ class PageTable:
         return min(end, ((address >> shift) + 1) << shift)
 
     def chunks(self, start: int, end: int) -> Iterator[tuple[int, int, PteTable | PmdLeaf | None]]:
-        """Walk [start, end) in pieces of at most one block: (address, end of the piece, PMD entry when it is reached)."""
+        """Walk [start, end) in pieces of at most one block: (address, end of the piece, PMD entry when it is
+        reached).
+        """
         shift = self.pmd_shift
         entries = self.entries
         while start < end:
