@@ -1,1 +1,55 @@
-"""What a driver plugin implements, and the fault pipeline that all drivers share."""
+"""What a driver plugin implements: what it declares, the protocols of its objects, and the shared fault pipeline."""
+
+from gpusvm.driver.capabilities import Capabilities, Capability, no, yes
+from gpusvm.driver.contract import ABI, DeviceSpec, DriverInfo, Host
+from gpusvm.driver.fault import (
+    ACCESS_ATOMIC,
+    ACCESS_NAMES,
+    ACCESS_PREFETCH,
+    ACCESS_READ,
+    ACCESS_WRITE,
+    STAGES,
+    FaultAccounts,
+    GpuFault,
+)
+from gpusvm.driver.protocols import BoMapping, Driver, FaultPolicy, FaultSource, PagemapEmbedding, RuntimePmPolicy, Vm
+from gpusvm.driver.spec import DriverSpec, format_size, parse_size, read_spec, split_spec
+from gpusvm.driver.tunables import all_fixed, quirk, tunable
+from gpusvm.driver.unit import FaultUnit, NotifierWindow, RangeUnit
+
+__all__ = [
+    "ABI",
+    "ACCESS_ATOMIC",
+    "ACCESS_NAMES",
+    "ACCESS_PREFETCH",
+    "ACCESS_READ",
+    "ACCESS_WRITE",
+    "STAGES",
+    "BoMapping",
+    "Capabilities",
+    "Capability",
+    "DeviceSpec",
+    "Driver",
+    "DriverInfo",
+    "DriverSpec",
+    "FaultAccounts",
+    "FaultPolicy",
+    "FaultSource",
+    "FaultUnit",
+    "GpuFault",
+    "Host",
+    "NotifierWindow",
+    "PagemapEmbedding",
+    "RangeUnit",
+    "RuntimePmPolicy",
+    "Vm",
+    "all_fixed",
+    "format_size",
+    "no",
+    "parse_size",
+    "quirk",
+    "read_spec",
+    "split_spec",
+    "tunable",
+    "yes",
+]

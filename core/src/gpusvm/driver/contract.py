@@ -1,0 +1,86 @@
+"""The contract between gpusvm and a driver plugin: what is known of a driver before anything is built.
+
+A plugin hands over one inert `DriverInfo`; `make(host)` builds the driver (`gpusvm.driver.protocols.Driver`) into a
+machine.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from attrs import Factory, field, frozen
+
+from gpusvm.driver.capabilities import Capabilities
+from gpusvm.kernel import Kernel
+from gpusvm.mm.api import MemoryManagerApi
+
+if TYPE_CHECKING:
+    from gpusvm.driver.protocols import Driver
+    from gpusvm.gpu import Link
+
+__all__ = ["ABI", "DeviceSpec", "DriverInfo", "Host"]
+
+ABI: Final = (1, 0)
+"""The version of this contract: a plugin needs the same major number and no higher minor one."""
+
+
+@frozen(kw_only=True)
+class DeviceSpec:
+    """Describe one device of the topology: what a driver's probe would read from the hardware.
+
+    `vram_bytes` is the usable VRAM, a multiple of the page size. `index` is its place among the machine's devices.
+    A device that is not `discrete` has no memory of its own.
+    """
+
+    name: str
+    vram_bytes: int
+    index: int = 0
+    discrete: bool = True
+    p2p: bool = True
+    """A path to the other devices' memory exists (pci_p2pdma_distance >= 0)."""
+    d3cold_capable: bool = True
+
+
+@frozen(kw_only=True, eq=False)
+class Host:
+    """Give a driver what it is built into: the kernel, the memory, its device, and what the user set.
+
+    `tunables` and `quirks` are instances of the classes that the driver's `DriverInfo` names. `link` is the bus
+    between this device and system memory. `peers` are the drivers built so far into the same machine, of any kind,
+    this one's own kind included: what the kernel keeps in driver-wide lists is found through them.
+    """
+
+    kernel: Kernel
+    memory: MemoryManagerApi
+    device: DeviceSpec
+    link: "Link | None" = None
+    tunables: Any = None
+    quirks: Any = None
+    peers: "list[Driver]" = Factory(list)
+
+
+def _nothing_to_refuse(tunables: Any, quirks: Any) -> Sequence[str]:
+    return ()
+
+
+@frozen(kw_only=True)
+class DriverInfo:
+    """Describe a driver without building it.
+
+    `abi` is the contract version that it was written for; `kernel` says which Linux it follows. `tunables` and `quirks`
+    are frozen attrs classes that can be built without arguments (fields from `gpusvm.driver.tunable` and `.quirk`).
+    `embedding`, `bo_mapping` and `pm` are one line each. `refuse` takes (tunables, quirks) and returns one sentence for
+    every combination that cannot work, with the reason.
+    """
+
+    name: str
+    summary: str
+    kernel: str
+    capabilities: Capabilities
+    tunables: type[Any]
+    quirks: type[Any]
+    embedding: str
+    bo_mapping: str
+    pm: str
+    make: "Callable[[Host], Driver]"
+    abi: tuple[int, int] = field()
+    refuse: Callable[[Any, Any], Sequence[str]] = _nothing_to_refuse
