@@ -1,0 +1,502 @@
+"""include/linux/{mm_types,page_ref,memremap}.h and mm/filemap.c (the folio lock), as of Linux 7.3.4: struct pages.
+
+Every field of struct page is an array over pfns, one set of arrays (a `Zone`) for system RAM and one for each device
+region. NumPy commits their memory lazily, so a page that was never touched costs nothing. Scalars go through memoryviews
+(`zone.m_refcount[i]`), batches through slices or index arrays (`zone.refcount[index]`), where `i = pfn - zone.base`.
+
+A folio is named by its head pfn. `mapcount` is the page's for a small folio and large_mapcount, on the head, for a large
+one; `anon_vma`, `index`, the lock and the reference count are the head's. The compound metadata of a *device* folio
+(`order`, `head_off`) stays when it is freed, until its pages are initialised again, as in the kernel; only live pages may
+be asked.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from gpusvm.errors import ModelError
+from gpusvm.kernel import Kernel, WaitQueue
+from gpusvm.mm.api import MEMORY_DEVICE_PRIVATE, Bools, DevPagemap, Geometry, Pfns
+from gpusvm.mm.page_alloc import PageAllocator
+from gpusvm.mm.ptemask import RAMP
+
+__all__ = [
+    "PG_ANON_EXCLUSIVE",
+    "PG_DIRTY",
+    "PG_HWPOISON",
+    "PG_LOCKED",
+    "PG_LRU",
+    "PG_RESERVED",
+    "PG_SWAPBACKED",
+    "PG_UPTODATE",
+    "POISON_DEVICE",
+    "POISON_FREED",
+    "POISON_NEW",
+    "Index",
+    "PageMap",
+    "Zone",
+]
+
+# include/linux/page-flags.h, ANON_EXCLUSIVE is per page (the head's for a PMD mapping), the rest the head's.
+PG_LOCKED: Final = 1
+PG_LRU: Final = 2
+PG_UPTODATE: Final = 4
+PG_DIRTY: Final = 8
+PG_ANON_EXCLUSIVE: Final = 16
+PG_SWAPBACKED: Final = 32
+PG_HWPOISON: Final = 64
+PG_RESERVED: Final = 128
+
+# Contents that nobody wrote, as tokens (see gpusvm.mm.contents): reading one of them is a data loss.
+POISON_FREED: Final = -1
+POISON_DEVICE: Final = -2
+POISON_NEW: Final = -3
+
+Index = slice | npt.NDArray[np.int64]  # what picks the pages of a batch out of a zone's arrays
+
+
+class Zone:
+    """Hold the struct pages of one run of pfns; `pgmap` is None for system RAM."""
+
+    __slots__ = (
+        "anon_vma",
+        "base",
+        "end",
+        "entire",
+        "flags",
+        "head_off",
+        "index",
+        "m_anon_vma",
+        "m_entire",
+        "m_flags",
+        "m_head_off",
+        "m_index",
+        "m_mapcount",
+        "m_order",
+        "m_refcount",
+        "m_token",
+        "m_zdd",
+        "mapcount",
+        "nr",
+        "order",
+        "pgmap",
+        "private",
+        "refcount",
+        "token",
+        "zdd",
+    )
+
+    def __init__(self, base: int, nr: int, pgmap: DevPagemap | None = None) -> None:
+        self.base: Final = base
+        self.nr: Final = nr
+        self.end: Final = base + nr
+        self.pgmap: Final = pgmap
+        self.private: Final = pgmap is not None and pgmap.type == MEMORY_DEVICE_PRIVATE
+        self.refcount = np.zeros(nr, np.int32)
+        self.mapcount = np.zeros(nr, np.int32)
+        self.entire = np.zeros(nr, np.int32)  # entire_mapcount: PMD mappings, on the head
+        self.flags = np.zeros(nr, np.uint16)
+        self.order = np.zeros(nr, np.uint8)  # on the head of a large folio, else 0
+        self.head_off = np.zeros(nr, np.uint16)  # distance to the head
+        self.anon_vma = np.zeros(nr, np.int32)  # folio.mapping: 0 is NULL, else the id of an anon_vma
+        self.index = np.zeros(nr, np.int64)  # folio.index: linear page index in the anon_vma, on the head
+        self.zdd = np.zeros(nr, np.int64)  # zone_device_data: (slot in the handle table << 1) | flag
+        self.token = np.zeros(nr, np.int64)  # contents
+        self.m_refcount = self.refcount.data
+        self.m_mapcount = self.mapcount.data
+        self.m_entire = self.entire.data
+        self.m_flags = self.flags.data
+        self.m_order = self.order.data
+        self.m_head_off = self.head_off.data
+        self.m_anon_vma = self.anon_vma.data
+        self.m_index = self.index.data
+        self.m_zdd = self.zdd.data
+        self.m_token = self.token.data
+
+    def __repr__(self) -> str:
+        """Show what a message needs."""
+        return f"Zone({self.base:#x}-{self.end:#x}, {'RAM' if self.pgmap is None else 'device'})"
+
+
+class PageMap:
+    """Keep every struct page of a machine: references, locks, orders, and the system allocator.
+
+    Where a method takes `pfns`, they are distinct heads, in any order, unless it says pages. Methods on many folios
+    never sleep. `free_device_folios` is what `folio_put` calls for ZONE_DEVICE folios that reach 0 (set by memremap).
+    """
+
+    __slots__ = (
+        "_bases",
+        "_fresh",
+        "_last",
+        "_waiters",
+        "allocator",
+        "checked",
+        "free_device_folio",
+        "free_device_folios",
+        "geometry",
+        "kernel",
+        "lock_owner",
+        "ram",
+        "ram_pages",
+        "zones",
+    )
+
+    def __init__(self, kernel: Kernel, *, geometry: Geometry, ram_pages: int) -> None:
+        self.kernel: Final = kernel
+        self.geometry: Final = geometry
+        self.checked: Final = kernel.checked
+        self.ram_pages: Final = ram_pages
+        self.ram: Final = Zone(0, ram_pages)
+        self.zones: list[Zone] = [self.ram]
+        self._bases: list[int] = [0]
+        self._last = self.ram  # the device zone asked for last
+        self.allocator: Final = PageAllocator(ram_pages, pmd_order=geometry.pmd_order)
+        self._fresh = 0  # pfns from here on were never given out, so their contents were never poisoned
+        self.free_device_folio: Callable[[Zone, int], None] = _no_device
+        self.free_device_folios: Callable[[Zone, Index], None] = _no_devices
+        self._waiters: dict[int, WaitQueue] = {}  # by head pfn, only while somebody waits
+        self.lock_owner: Final[dict[int, str]] = {}  # folios locked one by one, in checked mode: who, for messages
+
+    # --- where a pfn lies
+
+    def zone(self, pfn: int) -> Zone:
+        """Return the zone that holds `pfn`."""
+        if 0 <= pfn < self.ram_pages:
+            return self.ram
+        zone = self._last
+        if zone.base <= pfn < zone.end:
+            return zone
+        zone = self.zones[bisect_right(self._bases, pfn) - 1]
+        if not zone.base <= pfn < zone.end:
+            raise ModelError(f"pfn {pfn:#x} has no struct page")
+        self._last = zone
+        return zone
+
+    def has_page(self, pfn: int) -> bool:
+        """Tell whether `pfn` has a struct page (pfn_valid)."""
+        zone = self.zones[bisect_right(self._bases, pfn) - 1]
+        return zone.base <= pfn < zone.end
+
+    def add_region(self, base: int, nr: int, pgmap: DevPagemap) -> Zone:
+        """Create the struct pages of a device region; the pfns must be free (`memremap` checks)."""
+        zone = Zone(base, nr, pgmap)
+        at = bisect_right(self._bases, base)
+        self.zones.insert(at, zone)
+        self._bases.insert(at, base)
+        return zone
+
+    def remove_region(self, zone: Zone) -> None:
+        """Remove the struct pages of a device region."""
+        at = self.zones.index(zone)
+        del self.zones[at]
+        del self._bases[at]
+        if self._last is zone:
+            self._last = self.ram
+
+    def select(self, pfns: Pfns) -> tuple[Zone, Index] | None:
+        """Return the zone of a batch and its index there, a slice if it is a run; None if it spans zones."""
+        n = len(pfns)
+        first = int(pfns[0])
+        zone = self.zone(first)
+        at = first - zone.base
+        if n == 1:
+            return zone, slice(at, at + 1)
+        # The ends first: a scattered batch is told by them alone.
+        if int(pfns[-1]) - first == n - 1 and np.count_nonzero(pfns[1:] - pfns[:-1] == 1) == n - 1:
+            return (zone, slice(at, at + n)) if first + n <= zone.end else None
+        if int(pfns.min()) < zone.base or int(pfns.max()) >= zone.end:
+            return None
+        return zone, (pfns - zone.base if zone.base else pfns)
+
+    def split(self, pfns: Pfns) -> list[tuple[Zone, Index, Index]]:
+        """Cut a batch by zone: (zone, index into its arrays, index into `pfns`)."""
+        if not len(pfns):
+            return []
+        one = self.select(pfns)
+        if one is not None:
+            return [(one[0], one[1], slice(0, len(pfns)))]
+        found: list[tuple[Zone, Index, Index]] = []
+        for zone in self.zones:
+            where = np.flatnonzero((pfns >= zone.base) & (pfns < zone.end))
+            if len(where):
+                found.append((zone, pfns[where] - zone.base, where))
+        if sum(len(where) for _, _, where in found if not isinstance(where, slice)) != len(pfns):
+            raise ModelError("a batch names pfns without struct pages")
+        return found
+
+    # --- folios
+
+    def folio_head(self, pfn: int) -> int:
+        """Return the head pfn of the folio that holds page `pfn` (page_folio)."""
+        zone = self.ram if pfn < self.ram_pages else self.zone(pfn)
+        return pfn - zone.m_head_off[pfn - zone.base]
+
+    def folio_order(self, pfn: int) -> int:
+        """Return the order of the folio that holds page `pfn`."""
+        zone = self.ram if pfn < self.ram_pages else self.zone(pfn)
+        i = pfn - zone.base
+        return zone.m_order[i - zone.m_head_off[i]]
+
+    def folio_orders(self, pfns: Pfns) -> npt.NDArray[np.uint8]:
+        """Return the orders of the folios headed by `pfns`."""
+        one = self.select(pfns) if len(pfns) else None
+        if one is not None:
+            return one[0].order[one[1]].copy()
+        orders = np.zeros(len(pfns), np.uint8)
+        for zone, index, where in self.split(pfns):
+            orders[where] = zone.order[index]
+        return orders
+
+    def prep_compound(self, zone: Zone, i: int, order: int) -> None:
+        """Make `1 << order` pages one large folio headed by page `i` of the zone (prep_compound_page)."""
+        zone.m_order[i] = order
+        nr = 1 << order
+        zone.head_off[i : i + nr] = RAMP[:nr]
+
+    def folio_get(self, pfn: int) -> None:
+        """Take a reference on a live folio."""
+        zone = self.ram if pfn < self.ram_pages else self.zone(pfn)
+        i = pfn - zone.base
+        if zone.m_refcount[i] <= 0:
+            raise ModelError(f"folio_get of free folio {pfn:#x}, refcount {zone.m_refcount[i]}")
+        zone.m_refcount[i] += 1
+
+    def folio_try_get(self, pfn: int) -> bool:
+        """Take a reference unless the refcount is 0, which free pages and tails have."""
+        zone = self.ram if pfn < self.ram_pages else self.zone(pfn)
+        i = pfn - zone.base
+        if zone.m_refcount[i] <= 0:
+            return False
+        zone.m_refcount[i] += 1
+        return True
+
+    def folio_put(self, pfn: int, refs: int = 1) -> None:
+        """Drop references; the last frees the folio (mm/folio.c:__folio_put)."""
+        zone = self.ram if pfn < self.ram_pages else self.zone(pfn)
+        i = pfn - zone.base
+        left = zone.m_refcount[i] - refs
+        if left > 0:
+            zone.m_refcount[i] = left
+            return
+        if left < 0:
+            raise ModelError(f"folio_put of folio {pfn:#x}, refcount {left + refs}")
+        zone.m_refcount[i] = 0
+        if zone.pgmap is not None:
+            self.free_device_folio(zone, i)
+        else:
+            self._free_folio(i)
+
+    def get_many(self, pfns: Pfns) -> None:
+        """Take a reference on each of many live folios."""
+        for zone, index, _ in self.split(pfns):
+            zone.refcount[index] += 1
+
+    def put_many(self, pfns: Pfns) -> None:
+        """Drop a reference on each of many folios and free those that reach 0."""
+        for zone, index, _ in self.split(pfns):
+            self.put_selected(zone, index)
+
+    def put_selected(self, zone: Zone, index: Index) -> None:
+        """Drop a reference on each folio of a batch already cut to one zone."""
+        left = zone.refcount[index] - 1
+        zone.refcount[index] = left
+        dead = len(left) - np.count_nonzero(left)
+        if self.checked and left.min() < 0:
+            raise ModelError(f"folio_put of a free folio in {zone!r}")
+        if not dead:
+            return
+        if dead != len(left):
+            gone = np.flatnonzero(left == 0)
+            index = gone + index.start if isinstance(index, slice) else index[gone]
+        if zone.pgmap is not None:
+            self.free_device_folios(zone, index)
+        else:
+            self._free_folios(index)
+
+    # --- locks
+
+    def folio_trylock(self, pfn: int) -> bool:
+        """Lock if free; never sleeps."""
+        zone = self.ram if pfn < self.ram_pages else self.zone(pfn)
+        i = pfn - zone.base
+        flags = zone.m_flags[i]
+        if flags & PG_LOCKED:
+            return False
+        zone.m_flags[i] = flags | PG_LOCKED
+        if self.checked:
+            self.lock_owner[pfn] = self.kernel.current.name
+        return True
+
+    def folio_lock(self, pfn: int) -> None:
+        """Lock; sleeps until the folio is free."""
+        self.kernel.might_sleep()
+        while not self.folio_trylock(pfn):
+            self.folio_wait_locked(pfn)
+
+    def folio_wait_locked(self, pfn: int) -> None:
+        """Sleep, holding nothing, until the lock bit is seen clear (mm/filemap.c:softleaf_entry_wait_on_locked)."""
+        zone = self.zone(pfn)
+        i = pfn - zone.base
+        flags = zone.m_flags
+        if not flags[i] & PG_LOCKED:
+            return
+        queue = self._waiters.get(pfn)
+        if queue is None:
+            owner = self.lock_owner.get(pfn)
+            held = f", locked by {owner}" if owner else ""
+            queue = self._waiters[pfn] = self.kernel.waitqueue(f"folio lock of pfn {pfn:#x}{held}")
+        queue.wait_event(lambda: not flags[i] & PG_LOCKED)
+
+    def folio_unlock(self, pfn: int) -> None:
+        """Unlock and wake who waits."""
+        zone = self.ram if pfn < self.ram_pages else self.zone(pfn)
+        i = pfn - zone.base
+        flags = zone.m_flags[i]
+        if not flags & PG_LOCKED:
+            raise ModelError(f"folio_unlock of folio {pfn:#x}, which is not locked")
+        zone.m_flags[i] = flags & ~PG_LOCKED
+        if self.checked:
+            self.lock_owner.pop(pfn, None)
+        if self._waiters:
+            self._wake()
+
+    def folio_locked(self, pfn: int) -> bool:
+        """Tell whether the folio headed by `pfn` is locked."""
+        zone = self.ram if pfn < self.ram_pages else self.zone(pfn)
+        return bool(zone.m_flags[pfn - zone.base] & PG_LOCKED)
+
+    def trylock_many(self, pfns: Pfns) -> Bools:
+        """Lock those that are free; one truth value for each."""
+        got = np.zeros(len(pfns), np.bool_)
+        for zone, index, where in self.split(pfns):
+            flags = zone.flags[index]
+            got[where] = flags & PG_LOCKED == 0
+            zone.flags[index] = flags | PG_LOCKED
+        return got
+
+    def lock_new(self, pfns: Pfns) -> None:
+        """Lock many folios that nobody else can know yet."""
+        for zone, index, _ in self.split(pfns):
+            if self.checked and (zone.flags[index] & PG_LOCKED).any():
+                raise ModelError(f"a folio said to be new is locked, in {zone!r}")
+            zone.flags[index] |= PG_LOCKED
+
+    def unlock_many(self, pfns: Pfns) -> None:
+        """Unlock many and wake who waits."""
+        for zone, index, _ in self.split(pfns):
+            self.unlock_selected(zone, index)
+
+    def unlock_selected(self, zone: Zone, index: Index) -> None:
+        """Unlock a batch already cut to one zone."""
+        flags = zone.flags[index]
+        if self.checked:
+            held = flags & PG_LOCKED
+            if not held.all():
+                where = int(np.flatnonzero(held == 0)[0])
+                pfn = zone.base + (index.start + where if isinstance(index, slice) else int(index[where]))
+                raise ModelError(f"folio_unlock of folio {pfn:#x}, which is not locked")
+            for pfn in [pfn for pfn in self.lock_owner if not self.folio_locked(pfn)]:
+                del self.lock_owner[pfn]
+        zone.flags[index] = flags & ~np.uint16(PG_LOCKED)
+        if self._waiters:
+            self._wake()
+
+    def _wake(self) -> None:
+        """Wake who waits for a lock that is free now; there are seldom any."""
+        for pfn in list(self._waiters):
+            if not self.folio_locked(pfn):
+                self._waiters.pop(pfn).wake_up_all()
+
+    # --- the system allocator
+
+    def alloc_folio(self, order: int) -> int | None:
+        """Allocate a system folio: refcount 1, unlocked, contents poisoned; None if memory or an injection says so."""
+        if self.kernel.inject("alloc.folio"):
+            return None
+        pfn = self.allocator.alloc(order)
+        if pfn < 0:
+            return None
+        zone = self.ram
+        if order:
+            self.prep_compound(zone, pfn, order)
+        zone.m_refcount[pfn] = 1
+        if pfn + (1 << order) > self._fresh:
+            self._poison_fresh(pfn + (1 << order))
+        return pfn
+
+    def alloc_pages_bulk(self, n: int) -> Pfns | None:
+        """Allocate `n` small system folios, each refcount 1, unlocked, contents poisoned; all or None."""
+        if self.kernel.inject("alloc.pages"):
+            return None
+        pfns = self.allocator.alloc_bulk(n)
+        if pfns is None or not n:
+            return pfns
+        for zone, index, _ in self.split(pfns):
+            zone.refcount[index] = 1
+        top = int(pfns.max()) + 1
+        if top > self._fresh:
+            self._poison_fresh(top)
+        return pfns
+
+    def _poison_fresh(self, top: int) -> None:
+        """Poison pages given out for the first time, by whole blocks; freed ones are poisoned when they are freed."""
+        nr = self.geometry.pmd_nr
+        top = min((top + nr - 1) // nr * nr, self.ram_pages)
+        self.ram.token[self._fresh : top] = POISON_NEW
+        self._fresh = top
+
+    def _free_folio(self, i: int) -> None:
+        """Give a system folio back (mm/page_alloc.c:free_frozen_pages); a bad page is an error."""
+        zone = self.ram
+        flags = zone.m_flags[i]
+        if flags & PG_LOCKED or zone.m_mapcount[i]:
+            raise ModelError(
+                f"bad page {i:#x} freed: mapcount {zone.m_mapcount[i]}, {'locked' if flags & PG_LOCKED else 'unlocked'}"
+            )
+        order = zone.m_order[i]
+        zone.m_anon_vma[i] = 0
+        if order:
+            nr = 1 << order
+            zone.m_order[i] = 0
+            zone.m_entire[i] = 0
+            zone.head_off[i : i + nr] = 0
+            zone.flags[i : i + nr] = 0
+            zone.token[i : i + nr] = POISON_FREED
+        else:
+            zone.m_flags[i] = 0
+            zone.m_token[i] = POISON_FREED
+        self.allocator.free(i, order)
+
+    def _free_folios(self, index: Index) -> None:
+        """Give many system folios back, small ones as one batch."""
+        zone = self.ram
+        if zone.order[index].any():
+            for i in positions(index):
+                self._free_folio(i)
+            return
+        if self.checked and ((zone.flags[index] & PG_LOCKED).any() or zone.mapcount[index].any()):
+            raise ModelError("a bad page among many freed: mapped or locked")
+        zone.anon_vma[index] = 0
+        zone.flags[index] = 0
+        zone.token[index] = POISON_FREED
+        if isinstance(index, slice):
+            self.allocator.free_range(index.start, index.stop - index.start)
+        else:
+            self.allocator.free_bulk(index)
+
+
+def positions(index: Index) -> list[int]:
+    """List the positions that an index picks."""
+    return list(range(index.start, index.stop)) if isinstance(index, slice) else index.tolist()
+
+
+def _no_device(zone: Zone, i: int) -> None:
+    raise ModelError(f"no dev_pagemap frees page {i} of {zone!r}")
+
+
+def _no_devices(zone: Zone, index: Index) -> None:
+    raise ModelError(f"no dev_pagemap frees pages of {zone!r}")
