@@ -1,0 +1,341 @@
+"""The compute units: they run a launch's accesses in order, SM by SM, and each holds a bounded number of faulting pages.
+
+A trace says when a program touched a page on a GPU that never faulted. Here an access whose translation is missing waits
+for its fault; the other warps of its streaming multiprocessor (SM) go on until the SM holds `pages_per_sm` faulting pages,
+then the whole SM stalls, and what it lost is carried over to its later accesses.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from gpusvm.errors import KernelError, ModelError
+from gpusvm.gpu.link import D2H, H2D, Link
+from gpusvm.gpu.page_table import ATOMIC, WRITE, GpuPageTable
+from gpusvm.kernel import Kernel
+
+__all__ = ["ComputeEngine", "FaultEntry", "RaiseFaults"]
+
+Int64s = npt.NDArray[np.int64]
+Uint8s = npt.NDArray[np.uint8]
+
+# While faults are outstanding the SMs advance in steps of this length, so that replies which come close together are
+# taken up together. It bounds how late an SM notices a reply.
+_STEP_NS: Final = 5_000
+# Without faults a step grows or shrinks until a batch has about this many accesses.
+_BATCH: Final = 8192
+_LONGEST_STEP_NS: Final = 1 << 40
+# An access that still faults after so many replies makes no progress.
+_MOST_REPLIES: Final = 10_000
+
+
+class FaultEntry:
+    """One page that one SM waits for, as the GPU tells the driver (`gpusvm.driver.GpuFault`), and what waits behind it.
+
+    `addr` is page aligned, `access` 0 read, 1 write, 2 atomic, `inst` the address space (the Vm that takes the fault
+    sets it), `time_ns` when it was raised.
+    """
+
+    __slots__ = ("access", "addr", "engine", "inst", "replies", "rows", "sm", "time_ns", "vpn")
+
+    def __init__(self, engine: "ComputeEngine", sm: int, vpn: int, access: int) -> None:
+        self.engine = engine
+        self.sm = sm
+        self.vpn = vpn
+        self.addr = vpn << engine.page_shift
+        self.access = access
+        self.inst = 0
+        self.time_ns = engine.kernel.now_ns
+        self.rows: list[int] = []
+        self.replies = 0
+
+    def complete(self, errno: int) -> None:
+        """Take the driver's answer: 0 makes the accesses run again, anything else ends the launch."""
+        self.engine.replied(self, errno)
+
+
+RaiseFaults = Callable[[Sequence[FaultEntry]], int]
+
+
+class ComputeEngine:
+    """Run launches, one at a time, in the task that calls `run`.
+
+    `raise_faults` hands faulting pages to the fault source in order and returns how many it took (its buffer may be
+    full; the rest is offered again after the next reply). Remote accesses are charged to `link`: `remote_bytes` a row
+    at `remote_ns_per_byte`. The errno of a refused fault is raised as a KernelError.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        page_table: GpuPageTable,
+        link: Link,
+        raise_faults: RaiseFaults,
+        *,
+        pages_per_sm: int,
+        remote_bytes: int,
+        remote_ns_per_byte: float,
+    ) -> None:
+        self.kernel = kernel
+        self.page_table = page_table
+        self.link = link
+        self.raise_faults = raise_faults
+        self.pages_per_sm = pages_per_sm
+        self.remote_bytes = remote_bytes
+        self.remote_ns_per_byte = remote_ns_per_byte
+        self.page_shift = page_table.memory.geometry.page_shift
+        self.accesses = 0
+        self._step_ns = 10_000
+        self._replies: list[FaultEntry] = []
+        self._failed: tuple[FaultEntry, int] | None = None
+        self._replied = kernel.waitqueue("gpu_replies")
+
+    def replied(self, page: FaultEntry, errno: int) -> None:
+        """Note the driver's answer and wake the engine."""
+        if errno and self._failed is None:
+            self._failed = (page, errno)
+        self._replies.append(page)
+        self._replied.wake_up_all()
+
+    def run(self, time_ns: Int64s, vpns: Int64s, need: Uint8s, sm: npt.NDArray[np.uint16]) -> None:
+        """Run one launch to its end, which is when its last access is done.
+
+        Four columns of equal length, a row an access: ns since the launch began (not decreasing within an SM), virtual
+        page, needed permissions, SM.
+        """
+        if len(vpns):
+            _Launch(self, time_ns, vpns, need, sm).run()
+            self.accesses += len(vpns)
+
+    def charge_remote(self, reads: int, writes: int) -> int:
+        """Occupy the link for a batch's accesses to system memory; the time in ns at which they are through."""
+        kernel = self.kernel
+        read_ns = round(reads * self.remote_bytes * self.remote_ns_per_byte)
+        write_ns = round(writes * self.remote_bytes * self.remote_ns_per_byte)
+        kernel.stats.remote_bytes += (reads + writes) * self.remote_bytes
+        kernel.stats.remote_ns += read_ns + write_ns
+        through = kernel.now_ns
+        if read_ns:
+            through = self.link.occupy(H2D, read_ns)
+        if write_ns:
+            through = max(through, self.link.occupy(D2H, write_ns))
+        return through
+
+    def wait_for_reply(self) -> None:
+        """Sleep until the driver has answered something."""
+        self._replied.wait_event(lambda: bool(self._replies))
+
+    def take_replies(self) -> list[FaultEntry]:
+        """Return the pages answered since the last call; raise for one that was refused."""
+        if self._failed is not None:
+            page, errno = self._failed
+            self._failed = None
+            raise KernelError(
+                errno,
+                f"the driver refused the {('read', 'write', 'atomic')[page.access]} fault of SM {page.sm} on "
+                f"page {page.vpn:#x}; the GPU context is lost",
+            )
+        replies, self._replies = self._replies, []
+        return replies
+
+
+class _Launch:
+    """The state of one running launch; rows are sorted by SM, then time, and an SM is named by its rank."""
+
+    def __init__(
+        self, engine: ComputeEngine, time_ns: Int64s, vpns: Int64s, need: Uint8s, sm: npt.NDArray[np.uint16]
+    ) -> None:
+        self.engine = engine
+        self.kernel = engine.kernel
+        order = np.argsort(sm, kind="stable")
+        self.sms, first, counts = np.unique(sm[order], return_index=True, return_counts=True)
+        self.time = time_ns[order]
+        self.vpns = vpns[order]
+        self.need = need[order]
+        self.rank = np.repeat(np.arange(len(self.sms)), counts)
+        # One ascending key over all rows, so that one search finds every SM's place in time.
+        self.stride = int(self.time.max()) + 2
+        self.key = self.rank * self.stride + self.time
+        self.next = first.astype(np.int64)
+        self.end = first + counts
+        self.started_ns = self.kernel.now_ns
+        self.delay = np.zeros(len(self.sms), np.int64)
+        self.stalled = np.zeros(len(self.sms), np.bool_)
+        self.held = [0] * len(self.sms)
+        self.pages: dict[tuple[int, int], FaultEntry] = {}
+        self.unsent: list[FaultEntry] = []
+
+    def run(self) -> None:
+        """Step until no access is left and none waits."""
+        while True:
+            if self.engine._replies:
+                self._retry(self.engine.take_replies())
+            self._send()
+            running = (self.next < self.end) & ~self.stalled
+            if running.any():
+                self._step(running)
+            elif self.pages:
+                if not self.engine._replies:
+                    self.engine.wait_for_reply()
+                    self.kernel.sleep_ns(_STEP_NS)
+            else:
+                return
+
+    def _due_ns(self, running: npt.NDArray[np.bool_]) -> int:
+        """Return when the next access of a running SM is due."""
+        ranks = np.flatnonzero(running)
+        return int((self.time[self.next[ranks]] + self.delay[ranks]).min()) + self.started_ns
+
+    def _step(self, running: npt.NDArray[np.bool_]) -> None:
+        """Run what is due until a horizon, and sleep up to it."""
+        kernel = self.kernel
+        due = self._due_ns(running)
+        now = kernel.now_ns
+        if self.pages:
+            # Replies come at any time: go no further than one step.
+            if due > now + _STEP_NS:
+                kernel.sleep_ns(_STEP_NS)
+                return
+            horizon = now + _STEP_NS
+        else:
+            horizon = max(due, now) + self.engine._step_ns
+        rows, stop = self._due_rows(running, horizon)
+        missing = self.engine.page_table.missing(self.vpns[rows], self.need[rows])
+        if missing.any():
+            if not self.pages:
+                # The first fault ends a long step: from here on replies may change what the others find.
+                due_ns = self.time[rows] + self.delay[self.rank[rows]] + self.started_ns
+                first_ns = int(due_ns[missing].min())
+                if first_ns + _STEP_NS < horizon:
+                    horizon = first_ns + _STEP_NS
+                    kept = due_ns <= horizon
+                    rows, missing = rows[kept], missing[kept]
+                    stop = np.searchsorted(self.key, self._horizon_key(horizon), side="right")
+                    stop = np.where(running, np.maximum(stop, self.next), self.next)
+            rows = self._fault(rows, missing, stop)
+        else:
+            self._adapt(len(rows))
+        self.next = np.where(running, stop, self.next)
+        through = 0
+        if len(rows):
+            reads, writes = self.engine.page_table.access(self.vpns[rows], self.need[rows])
+            if reads or writes:
+                through = self.engine.charge_remote(reads, writes)
+        self._send()
+        self._sleep_until(horizon, through)
+
+    def _adapt(self, rows: int) -> None:
+        if rows < _BATCH // 2 and self.engine._step_ns < _LONGEST_STEP_NS:
+            self.engine._step_ns *= 2
+        elif rows > _BATCH * 2:
+            self.engine._step_ns = max(1000, self.engine._step_ns // 2)
+
+    def _sleep_until(self, horizon: int, through: int) -> None:
+        """Sleep to the horizon, and further until remote accesses are through: that delay is everybody's."""
+        if not self.pages and not bool((self.next < self.end).any()):
+            # The last access of the launch ends it, not the step.
+            last = int((self.time[self.end - 1] + self.delay).max()) + self.started_ns
+            horizon = min(horizon, max(last, self.kernel.now_ns))
+        if through > horizon:
+            self.delay += through - horizon
+            horizon = through
+        now = self.kernel.now_ns
+        if horizon > now:
+            self.kernel.sleep_ns(horizon - now)
+
+    def _horizon_key(self, horizon: int) -> Int64s:
+        past = np.clip(horizon - self.started_ns - self.delay, -1, self.stride - 1)
+        return np.arange(len(self.sms)) * self.stride + past
+
+    def _due_rows(self, running: npt.NDArray[np.bool_], horizon: int) -> tuple[Int64s, Int64s]:
+        """Return the rows of the running SMs that are due by `horizon`, and where each SM then stands."""
+        stop = np.searchsorted(self.key, self._horizon_key(horizon), side="right")
+        stop = np.where(running, np.maximum(stop, self.next), self.next)
+        counts = stop - self.next
+        ends = np.cumsum(counts)
+        rows = np.repeat(self.next - (ends - counts), counts) + np.arange(int(ends[-1]))
+        return rows, stop
+
+    def _fault(self, rows: Int64s, missing: npt.NDArray[np.bool_], stop: Int64s) -> Int64s:
+        """Hold the rows that miss, stall the SMs that can hold no more (in `stop`); the rows that run."""
+        limit = self.engine.pages_per_sm
+        pages, held = self.pages, self.held
+        faulting = rows[missing]
+        stalled: dict[int, int] = {}
+        for row, rank, vpn, need in zip(
+            faulting.tolist(),
+            self.rank[faulting].tolist(),
+            self.vpns[faulting].tolist(),
+            self.need[faulting].tolist(),
+            strict=True,
+        ):
+            if rank in stalled:
+                continue
+            page = pages.get((rank, vpn))
+            if page is None:
+                if held[rank] >= limit:
+                    stalled[rank] = row
+                    continue
+                held[rank] += 1
+                page = self._hold(rank, vpn, need)
+            page.rows.append(row)
+        hits = ~missing
+        if stalled:
+            ranks = np.fromiter(stalled, np.int64, len(stalled))
+            stop[ranks] = np.fromiter(stalled.values(), np.int64, len(stalled))
+            self.stalled[ranks] = True
+            hits &= rows < stop[self.rank[rows]]
+        return rows[hits]
+
+    def _hold(self, rank: int, vpn: int, need: int) -> FaultEntry:
+        page = FaultEntry(self.engine, int(self.sms[rank]), vpn, _access(need))
+        self.pages[rank, vpn] = page
+        self.unsent.append(page)
+        return page
+
+    def _send(self) -> None:
+        """Offer the driver the faults it has not been told of."""
+        if self.unsent:
+            taken = self.engine.raise_faults(self.unsent)
+            del self.unsent[:taken]
+
+    def _retry(self, replies: list[FaultEntry]) -> None:
+        """Run the accesses behind each answered page again; those that still miss fault again."""
+        ranks = np.searchsorted(self.sms, [page.sm for page in replies]).tolist()
+        rows = np.fromiter((row for page in replies for row in page.rows), np.int64)
+        missing = self.engine.page_table.missing(self.vpns[rows], self.need[rows])
+        hits = rows[~missing]
+        if len(hits):
+            reads, writes = self.engine.page_table.access(self.vpns[hits], self.need[hits])
+            if reads or writes:
+                through = self.engine.charge_remote(reads, writes)
+                self.delay += max(0, through - self.kernel.now_ns)
+        now = self.kernel.now_ns
+        at = 0
+        for page, rank in zip(replies, ranks, strict=True):
+            count = len(page.rows)
+            again = [row for row, miss in zip(page.rows, missing[at : at + count].tolist(), strict=True) if miss]
+            at += count
+            if again:
+                page.rows = again
+                page.access = max(_access(int(need)) for need in self.need[again])
+                page.replies += 1
+                page.time_ns = now
+                if page.replies > _MOST_REPLIES:
+                    raise ModelError(
+                        f"livelock: SM {page.sm} page {page.vpn:#x} still faults after {page.replies} replies"
+                    )
+                self.unsent.append(page)
+                continue
+            del self.pages[rank, page.vpn]
+            self.held[rank] -= 1
+            if self.stalled[rank]:
+                self.stalled[rank] = False
+                due = int(self.time[self.next[rank]] + self.delay[rank]) + self.started_ns
+                self.delay[rank] += max(0, now - due)
+
+
+def _access(need: int) -> int:
+    return 2 if need & ATOMIC else 1 if need & WRITE else 0

@@ -1,0 +1,246 @@
+"""The GPU's own page table: what a GPU virtual address maps to, kept flat so that a batch of accesses is filtered at once.
+
+One window holds, for a run of virtual pages, one permission byte and one pfn each, as NumPy arrays that are committed as
+they are touched. Levels and leaf sizes matter to a driver's bind cost, not to what an access finds, so they stay with the
+driver.
+"""
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from attrs import define
+
+from gpusvm.errors import ModelError
+from gpusvm.kernel import Kernel
+from gpusvm.mm import MemoryManager, MmStruct
+
+__all__ = ["ATOMIC", "NEED_OF_OP", "READ", "REMOTE", "STALE", "WRITE", "GpuPageTable", "PteWindow"]
+
+READ: Final = 1
+WRITE: Final = 2
+ATOMIC: Final = 4
+REMOTE: Final = 8  # system memory: an access goes over the link
+STALE: Final = 128  # left behind by a named quirk: it may point to a page that the address no longer has
+
+OP_READ: Final = 0
+OP_WRITE: Final = 1
+OP_ATOMIC: Final = 2
+# What an operation of a trace row (0 read, 1 write, 2 atomic) needs of the entry.
+NEED_OF_OP: Final = np.array([READ, READ | WRITE, READ | WRITE | ATOMIC], dtype=np.uint8)
+
+Vpns = npt.NDArray[np.int64]
+Perms = npt.NDArray[np.uint8]
+Bools = npt.NDArray[np.bool_]
+
+# A mapping outside every reserved window opens one of this many pages (1 GiB of 4 KiB pages), aligned to it.
+_WINDOW_PAGES: Final = 1 << 18
+
+
+@define(eq=False)
+class PteWindow:
+    """Hold the entries of the virtual pages [base, base + len(perm)): `perm` uint8, 0 for not mapped, and `pfn` int64."""
+
+    base: int
+    perm: Perms
+    pfn: npt.NDArray[np.int64]
+
+    @property
+    def end(self) -> int:
+        """Return the first virtual page behind the window."""
+        return self.base + len(self.perm)
+
+
+class GpuPageTable:
+    """Map virtual pages of one process for one GPU address space.
+
+    Virtual pages are `address >> page_shift`; ranges are half open. `map_run` and `map_pages` overwrite, as writing a PTE
+    does. An access is checked against the contents of memory (`MemoryManager.contents`), through whatever pfn the entry
+    holds, stale or not.
+    """
+
+    def __init__(self, kernel: Kernel, memory: MemoryManager, mm: MmStruct) -> None:
+        self.kernel = kernel
+        self.memory = memory
+        self.mm = mm
+        self.mapped_pages = 0
+        self._windows: list[PteWindow] = []
+        self._last: PteWindow | None = None
+        self._quirks: dict[int, str] = {}
+
+    def reserve(self, first_vpn: int, end_vpn: int) -> PteWindow:
+        """Open one window over [first_vpn, end_vpn), so that batches within it are filtered in one go.
+
+        Raises ModelError if it overlaps a window that is open already.
+        """
+        for window in self._windows:
+            if first_vpn < window.end and window.base < end_vpn:
+                raise ModelError(
+                    f"GPU page table: window {first_vpn:#x}-{end_vpn:#x} overlaps {window.base:#x}-{window.end:#x}"
+                )
+        pages = end_vpn - first_vpn
+        window = PteWindow(first_vpn, np.zeros(pages, np.uint8), np.zeros(pages, np.int64))
+        self._windows.append(window)
+        return window
+
+    def map_run(self, vpn: int, pfn: int, pages: int, perm: int) -> None:
+        """Map `pages` virtual pages from `vpn` to consecutive frames from `pfn`, all with `perm`."""
+        window = self._window(vpn, vpn + pages)
+        i = vpn - window.base
+        entries = window.perm[i : i + pages]
+        self.mapped_pages += pages - int(np.count_nonzero(entries))
+        entries[:] = perm
+        window.pfn[i : i + pages] = np.arange(pfn, pfn + pages)
+
+    def map_pages(self, vpn: int, pfns: npt.NDArray[np.int64], perm: int | Perms) -> None:
+        """Map the virtual pages from `vpn` to `pfns` one by one; `perm` for all, or uint8 for each (0 skips a page)."""
+        pages = len(pfns)
+        window = self._window(vpn, vpn + pages)
+        i = vpn - window.base
+        entries = window.perm[i : i + pages]
+        before = int(np.count_nonzero(entries))
+        if isinstance(perm, int):
+            entries[:] = perm
+            window.pfn[i : i + pages] = pfns
+        else:
+            written = perm != 0
+            np.copyto(entries, perm, where=written)
+            np.copyto(window.pfn[i : i + pages], pfns, where=written)
+        self.mapped_pages += int(np.count_nonzero(entries)) - before
+
+    def unmap(self, vpn: int, end_vpn: int) -> int:
+        """Clear the entries of [vpn, end_vpn); the number that were mapped."""
+        cleared = 0
+        for window in self._windows:
+            first, end = max(vpn, window.base), min(end_vpn, window.end)
+            if first < end:
+                entries = window.perm[first - window.base : end - window.base]
+                cleared += int(np.count_nonzero(entries))
+                entries[:] = 0
+        self.mapped_pages -= cleared
+        return cleared
+
+    def perms(self, vpn: int, end_vpn: int) -> Perms:
+        """Return a copy of the permission bytes of [vpn, end_vpn)."""
+        found = np.zeros(end_vpn - vpn, np.uint8)
+        for window in self._windows:
+            first, end = max(vpn, window.base), min(end_vpn, window.end)
+            if first < end:
+                found[first - vpn : end - vpn] = window.perm[first - window.base : end - window.base]
+        return found
+
+    def pfns(self, vpn: int, end_vpn: int) -> npt.NDArray[np.int64]:
+        """Return a copy of the frames of [vpn, end_vpn); what an unmapped page holds means nothing."""
+        found = np.zeros(end_vpn - vpn, np.int64)
+        for window in self._windows:
+            first, end = max(vpn, window.base), min(end_vpn, window.end)
+            if first < end:
+                found[first - vpn : end - vpn] = window.pfn[first - window.base : end - window.base]
+        return found
+
+    def mark_stale(self, vpn: int, end_vpn: int, quirk: str) -> int:
+        """Say that `quirk` left the mapped entries of [vpn, end_vpn) behind; how many there are.
+
+        Wrong contents seen through them, or caused by writing through them, then count as known and name the quirk.
+        """
+        marked = 0
+        for window in self._windows:
+            first, end = max(vpn, window.base), min(end_vpn, window.end)
+            if first < end:
+                entries = window.perm[first - window.base : end - window.base]
+                stale = np.flatnonzero(entries)
+                entries[stale] |= STALE
+                marked += len(stale)
+                for page in (stale + first).tolist():
+                    self._quirks[page] = quirk
+        return marked
+
+    def missing(self, vpns: Vpns, need: Perms) -> Bools:
+        """Filter a batch: True where the entry lacks a permission of `need` and the access would fault.
+
+        `vpns` int64 and `need` uint8 (see NEED_OF_OP) of equal length; nothing is accessed.
+        """
+        window = self._covering(vpns)
+        if window is None:
+            return self._missing_slowly(vpns, need)
+        return (window.perm[vpns - window.base] & need) != need
+
+    def access(self, vpns: Vpns, need: Perms) -> tuple[int, int]:
+        """Perform a batch of accesses that do not fault; how many reads and how many writes went to system memory.
+
+        Reads are compared with what the last ordered write left, writes leave a new version; an atomic does both.
+        """
+        window = self._covering(vpns)
+        if window is not None:
+            return self._access(window, vpns, need)
+        remote_reads = remote_writes = 0
+        for w in self._windows:
+            inside = (vpns >= w.base) & (vpns < w.end)
+            if inside.any():
+                reads, writes = self._access(w, vpns[inside], need[inside])
+                remote_reads += reads
+                remote_writes += writes
+        return remote_reads, remote_writes
+
+    def _access(self, window: PteWindow, vpns: Vpns, need: Perms) -> tuple[int, int]:
+        index = vpns - window.base
+        perm = window.perm[index]
+        pfns = window.pfn[index]
+        contents = self.memory.contents
+        if self._quirks and bool((perm & STALE).any()):
+            stale = np.flatnonzero(perm & STALE)
+            for i in stale.tolist():
+                quirk = self._quirks[int(vpns[i])]
+                contents.taint(self.mm, vpns[i : i + 1], quirk)
+                if need[i] & WRITE:
+                    contents.taint_pfns(pfns[i : i + 1], quirk)
+        remote = (perm & REMOTE) != 0
+        any_remote = bool(remote.any())
+        writes = (need & WRITE) != 0
+        if not writes.any():
+            contents.read_many(self.mm, vpns, pfns)
+            return (int(np.count_nonzero(remote)), 0) if any_remote else (0, 0)
+        reads = ~writes
+        atomics = (need & ATOMIC) != 0
+        if atomics.any():
+            reads |= atomics
+        if reads.any():
+            contents.read_many(self.mm, vpns[reads], pfns[reads])
+        contents.write_many(self.mm, vpns[writes], pfns[writes])
+        if not any_remote:
+            return 0, 0
+        return int(np.count_nonzero(remote & reads)), int(np.count_nonzero(remote & writes))
+
+    def _missing_slowly(self, vpns: Vpns, need: Perms) -> Bools:
+        found = np.zeros(len(vpns), np.uint8)
+        for window in self._windows:
+            inside = (vpns >= window.base) & (vpns < window.end)
+            found[inside] = window.perm[vpns[inside] - window.base]
+        return (found & need) != need
+
+    def _covering(self, vpns: Vpns) -> PteWindow | None:
+        """Return the one window that holds every page of a batch, if there is one."""
+        if not len(vpns):
+            return self._windows[0] if self._windows else None
+        lowest, highest = int(vpns.min()), int(vpns.max())
+        last = self._last
+        if last is not None and last.base <= lowest and highest < last.end:
+            return last
+        for window in self._windows:
+            if window.base <= lowest and highest < window.end:
+                self._last = window
+                return window
+        return None
+
+    def _window(self, vpn: int, end_vpn: int) -> PteWindow:
+        """Return the window that holds a range to be mapped, opening one if none does."""
+        last = self._last
+        if last is not None and last.base <= vpn and end_vpn <= last.end:
+            return last
+        for window in self._windows:
+            if window.base <= vpn and end_vpn <= window.end:
+                self._last = window
+                return window
+        base = vpn & -_WINDOW_PAGES
+        self._last = self.reserve(base, max(base + _WINDOW_PAGES, end_vpn))
+        return self._last
