@@ -5,10 +5,11 @@ messages that name every problem with its path and the nearest valid key.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import attrs
 import cattrs
+from cattrs.cols import homogenous_tuple_structure_factory
 from cattrs.gen import make_dict_structure_fn
 
 from gpusvm.errors import InputError, nearest
@@ -23,6 +24,7 @@ def structure(document: object, cls: type[_T], *, source: str, unknown_keys: boo
 
     `source` names the document in messages. Unknown keys are errors unless `unknown_keys`. Raises InputError with all
     problems in one line: ``SOURCE: PATH: what is wrong; PATH: …``; a path is ``cost.bind_base.ns``, ``launches[3][0]``.
+    Fields may be attrs classes, ``tuple[X, ...]``, ``Literal``, int, float, str, bool, and these or None.
     """
     converter = _TOLERANT if unknown_keys else _STRICT
     try:
@@ -79,9 +81,7 @@ def _converter(*, forbid_extra_keys: bool) -> cattrs.Converter:
     converter.register_structure_hook(float, _exactly((int, float), "a number"))
     converter.register_structure_hook(str, _exactly((str,), "a text"))
     converter.register_structure_hook(bool, _exactly((bool,), "true or false"))
-    converter.register_structure_hook_func(
-        lambda kind: getattr(kind, "__origin__", None) is not None and str(kind).startswith("typing.Literal"), _literal
-    )
+    converter.register_structure_hook_func(lambda kind: get_origin(kind) == Literal, _literal)
 
     def table(cls: type[_T]) -> Callable[[object, object], _T]:
         inner = make_dict_structure_fn(cls, converter, _cattrs_forbid_extra_keys=forbid_extra_keys)
@@ -93,7 +93,18 @@ def _converter(*, forbid_extra_keys: bool) -> cattrs.Converter:
 
         return build
 
+    def listing(kind: Any) -> Callable[[object, object], Any]:
+        inner = homogenous_tuple_structure_factory(kind, converter)
+
+        def build(value: object, _: object) -> Any:
+            if not isinstance(value, list | tuple):  # else a text would be taken for a list of its letters
+                raise TypeError(f"expected a list, got {_shown(value)}")
+            return inner(value, kind)
+
+        return build
+
     converter.register_structure_hook_factory(attrs.has, table)
+    converter.register_structure_hook_factory(lambda kind: get_args(kind)[1:] == (...,), listing)
     return converter
 
 

@@ -26,8 +26,16 @@ from gpusvm.workload.trace import CPU, GPU, NO_SM, PAGE_BYTES, Allocation, CpuPh
 
 __all__ = ["read_trace", "write_trace"]
 
-_COLUMNS = {"time_ns": np.int64, "agent": np.uint8, "page": np.uint32, "op": np.uint8, "sm": np.uint16}
-_ADDRESS = "address"  # int64 bytes, may stand for `page`
+_COLUMNS = ("time_ns", "agent", "page", "op", "sm")
+_ADDRESS = "address"  # may stand for `page`
+_TYPES: dict[str, np.dtype[np.integer[Any]]] = {
+    "time_ns": np.dtype(np.int64),
+    "agent": np.dtype(np.uint8),
+    "page": np.dtype(np.uint32),
+    _ADDRESS: np.dtype(np.int64),
+    "op": np.dtype(np.uint8),
+    "sm": np.dtype(np.uint16),
+}
 _LAUNCH_COLUMNS = ("kernel", "launch_ns", "start_ns", "end_ns")
 _CPU_PHASE_COLUMNS = ("phase", "start_ns", "end_ns")
 
@@ -39,9 +47,9 @@ class _Metadata:
     workload: str
     allocations: tuple[Allocation, ...]
     kernels: tuple[Kernel, ...]
-    launches: tuple[tuple[int, int, int, int], ...]
+    launches: tuple[tuple[int, ...], ...]
     cpu_phase_names: tuple[str, ...]
-    cpu_phases: tuple[tuple[int, int, int], ...]
+    cpu_phases: tuple[tuple[int, ...], ...]
     about: str = ""
     page_size: int = PAGE_BYTES
     bucket_ns: int = 0
@@ -229,7 +237,7 @@ def _wanted_columns(path: Path, schema: pa.Schema) -> list[str]:
 
 
 def _arrow_type(column: str) -> pa.DataType:
-    return pa.from_numpy_dtype(_COLUMNS.get(column, np.int64))
+    return pa.from_numpy_dtype(_TYPES[column])
 
 
 def _values(path: Path, name: str, column: pa.ChunkedArray) -> NDArray[Any]:
@@ -269,6 +277,15 @@ def _metadata(path: Path, raw: dict[bytes, bytes]) -> _Metadata:
 
 def _lists(path: Path, metadata: _Metadata) -> tuple[Launches, CpuPhases]:
     """Turn the row lists of the metadata to columns; the first entry of each row is inside the list it indexes."""
+    for key, lists, columns in (
+        ("launches", metadata.launches, _LAUNCH_COLUMNS),
+        ("cpu_phases", metadata.cpu_phases, _CPU_PHASE_COLUMNS),
+    ):
+        for i, row in enumerate(lists):
+            if len(row) != len(columns):
+                raise InputError(
+                    f"{path}: {key}[{i}]: expected {', '.join(columns)}, got {len(row)} numbers; correct it"
+                )
     try:
         launches = np.array(metadata.launches, dtype=np.int64).reshape(-1, 4)
         phases = np.array(metadata.cpu_phases, dtype=np.int64).reshape(-1, 3)
@@ -278,9 +295,9 @@ def _lists(path: Path, metadata: _Metadata) -> tuple[Launches, CpuPhases]:
         ("launches", "kernels", launches, metadata.kernels),
         ("cpu_phases", "cpu_phase_names", phases, metadata.cpu_phase_names),
     ):
-        for i in np.flatnonzero((rows[:, 0] < 0) | (rows[:, 0] >= len(names))):
-            got = f"{rows[i, 0]}, and {of} has {len(names)}"
-            raise InputError(f"{path}: {key}[{i}][0]: expected an index into {of}, got {got}; add it there")
+        for wrong in np.flatnonzero((rows[:, 0] < 0) | (rows[:, 0] >= len(names))):
+            got = f"{rows[wrong, 0]}, and {of} has {len(names)}"
+            raise InputError(f"{path}: {key}[{wrong}][0]: expected an index into {of}, got {got}; add it there")
     kernel, call_ns, start_ns, end_ns = (_read_only(launches[:, i].copy()) for i in range(4))
     name, phase_start_ns, phase_end_ns = (_read_only(phases[:, i].copy()) for i in range(3))
     return (
@@ -291,7 +308,7 @@ def _lists(path: Path, metadata: _Metadata) -> tuple[Launches, CpuPhases]:
 
 def _cast(path: Path, column: str, values: ArrayLike) -> NDArray[Any]:
     """Convert to the column's type, refusing values that it cannot hold (a plain cast would wrap them around)."""
-    dtype = _COLUMNS.get(column, np.int64)
+    dtype = _TYPES[column]
     given = np.asarray(values)
     if given.size and given.dtype.kind not in "iu":
         raise InputError(f"{path}: column '{column}': expected whole numbers, got {given.dtype}; convert them")

@@ -46,8 +46,8 @@ class Launch:
         sm = trace.sm[self.rows]
         order = np.argsort(sm, kind="stable")
         numbers, first = np.unique(sm[order], return_index=True)
-        groups = np.split(order + self.rows.start, first[1:])
-        return {int(number): group for number, group in zip(numbers, groups, strict=True) if len(group)}
+        groups = np.split(order + self.rows.start, first)[1:]  # the first lies before the first SM, and is empty
+        return dict(zip(numbers.tolist(), groups, strict=True))
 
 
 Segment: TypeAlias = CpuPhase | Launch
