@@ -12,7 +12,9 @@ from gpusvm.driver.fault import (
     FaultAccounts,
     GpuFault,
 )
+from gpusvm.driver.pipeline import FaultJob, FaultPipeline, Restart
 from gpusvm.driver.protocols import BoMapping, Driver, FaultPolicy, FaultSource, PagemapEmbedding, RuntimePmPolicy, Vm
+from gpusvm.driver.source import CallerFaults, FaultQueues, QueueFaults
 from gpusvm.driver.spec import DriverSpec, format_size, parse_size, read_spec, split_spec
 from gpusvm.driver.tunables import all_fixed, quirk, tunable
 from gpusvm.driver.unit import FaultUnit, NotifierWindow, RangeUnit
@@ -26,6 +28,7 @@ __all__ = [
     "ACCESS_WRITE",
     "STAGES",
     "BoMapping",
+    "CallerFaults",
     "Capabilities",
     "Capability",
     "DeviceSpec",
@@ -33,14 +36,19 @@ __all__ = [
     "DriverInfo",
     "DriverSpec",
     "FaultAccounts",
+    "FaultJob",
+    "FaultPipeline",
     "FaultPolicy",
+    "FaultQueues",
     "FaultSource",
     "FaultUnit",
     "GpuFault",
     "Host",
     "NotifierWindow",
     "PagemapEmbedding",
+    "QueueFaults",
     "RangeUnit",
+    "Restart",
     "RuntimePmPolicy",
     "Vm",
     "all_fixed",
