@@ -1,0 +1,218 @@
+"""mm/rmap.c and include/linux/rmap.h, as of Linux 7.3.4: from a folio to everything that maps it.
+
+`Rmap` keeps the anon_vmas and does the counting that goes with each mapping (mapcount, AnonExclusive); references and rss
+are the caller's. A page's place in a VMA is `vma.start + (index - vma.pgoff)` pages: that, and the list of VMAs of its
+anon_vma, is all the kernel stores, so it is all that is stored here.
+"""
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from gpusvm.errors import ModelError
+from gpusvm.kernel import Kernel, RwSemaphore
+from gpusvm.mm.api import Geometry, Pfns
+from gpusvm.mm.page import PG_ANON_EXCLUSIVE, PG_SWAPBACKED, PG_UPTODATE, Index, PageMap, Zone
+
+if TYPE_CHECKING:
+    from gpusvm.mm.vma import Vma
+
+__all__ = ["AnonVma", "Rmap"]
+
+# mm/gup.c: a pin of a small folio counts as so many references.
+GUP_PIN_COUNTING_BIAS: Final = 1024
+
+
+class AnonVma:
+    """Be what the pages of related anonymous VMAs have in common (struct anon_vma); `vmas` in order of linking."""
+
+    __slots__ = ("id", "lock", "vmas")
+
+    def __init__(self, id: int, lock: RwSemaphore) -> None:
+        self.id: Final = id
+        self.lock: Final = lock
+        self.vmas: list[Vma] = []
+
+
+class Rmap:
+    """Keep the anon_vmas of a machine and count mappings."""
+
+    __slots__ = ("_next", "_pmd_order", "_shift", "anon_vmas", "kernel", "pages")
+
+    def __init__(self, kernel: Kernel, pages: PageMap, *, geometry: Geometry) -> None:
+        self.kernel: Final = kernel
+        self.pages: Final = pages
+        self.anon_vmas: dict[int, AnonVma] = {}
+        self._next = 1
+        self._shift: Final = geometry.page_shift
+        self._pmd_order: Final = geometry.pmd_order
+
+    # --- anon_vmas
+
+    def anon_vma_prepare(self, vma: "Vma") -> AnonVma:
+        """Return the anon_vma of a VMA, making one first if it has none (__anon_vma_prepare)."""
+        if vma.anon_vma is None:
+            anon_vma = AnonVma(self._next, self.kernel.rwsem("anon_vma"))
+            self._next += 1
+            self.anon_vmas[anon_vma.id] = anon_vma
+            vma.anon_vma = anon_vma
+            anon_vma.vmas.append(vma)
+        return vma.anon_vma
+
+    def anon_vma_clone(self, dst: "Vma", src: "Vma") -> None:
+        """Let `dst`, cut from `src` or forked from it, find the same pages (anon_vma_clone)."""
+        for anon_vma in self.anon_vmas.values() if src.anon_vma is not None else ():
+            if src in anon_vma.vmas and dst not in anon_vma.vmas:
+                anon_vma.vmas.append(dst)
+        dst.anon_vma = src.anon_vma
+
+    def anon_vma_link(self, anon_vma: AnonVma, vma: "Vma") -> None:
+        """Add a VMA to an anon_vma; the VMA's own anon_vma is this one if it had none."""
+        if vma not in anon_vma.vmas:
+            anon_vma.vmas.append(vma)
+        if vma.anon_vma is None:
+            vma.anon_vma = anon_vma
+
+    def unlink_anon_vmas(self, vma: "Vma") -> None:
+        """Forget a VMA that goes away (unlink_anon_vmas); an anon_vma without VMAs goes too."""
+        if vma.anon_vma is None:
+            return
+        for anon_vma in list(self.anon_vmas.values()):
+            if vma in anon_vma.vmas:
+                anon_vma.vmas.remove(vma)
+                if not anon_vma.vmas:
+                    del self.anon_vmas[anon_vma.id]
+        vma.anon_vma = None
+
+    def linear_index(self, vma: "Vma", address: int) -> int:
+        """Return the page index of an address in its VMA's anon_vma (linear_page_index)."""
+        return vma.pgoff + ((address - vma.start) >> self._shift)
+
+    def places(self, pfn: int) -> "list[tuple[Vma, int, int]]":
+        """List where the folio headed by `pfn` may be mapped: (vma, address, end of its part in the vma)."""
+        zone = self.pages.zone(pfn)
+        i = pfn - zone.base
+        anon_vma = self.anon_vmas.get(zone.m_anon_vma[i])
+        if anon_vma is None:
+            return []
+        shift = self._shift
+        index = zone.m_index[i]
+        last = index + (1 << zone.m_order[i])
+        found: list[tuple[Vma, int, int]] = []
+        for vma in anon_vma.vmas:
+            first_byte = vma.start + ((index - vma.pgoff) << shift)
+            end_byte = vma.start + ((last - vma.pgoff) << shift)
+            start, end = max(first_byte, vma.start), min(end_byte, vma.end)
+            if start < end:
+                found.append((vma, start, end))
+        return found
+
+    # --- counting mappings
+
+    def folio_add_new_anon_rmap(self, pfn: int, vma: "Vma", address: int) -> None:
+        """Count the first mapping of a new anonymous folio, exclusive; a PMD-order folio is mapped by a PMD."""
+        anon_vma = vma.anon_vma
+        assert anon_vma is not None, "anon_vma_prepare comes first"
+        zone = self.pages.zone(pfn)
+        i = pfn - zone.base
+        order = zone.m_order[i]
+        zone.m_anon_vma[i] = anon_vma.id
+        zone.m_index[i] = self.linear_index(vma, address)
+        if order == self._pmd_order:
+            zone.m_entire[i] = 1
+            zone.m_mapcount[i] = 1
+            zone.m_flags[i] |= PG_SWAPBACKED | PG_UPTODATE | PG_ANON_EXCLUSIVE
+            return
+        nr = 1 << order
+        zone.m_mapcount[i] = nr
+        zone.m_flags[i] |= PG_SWAPBACKED | PG_UPTODATE
+        zone.flags[i : i + nr] |= PG_ANON_EXCLUSIVE
+
+    def folios_add_new_anon_rmap(self, pfns: Pfns, vma: "Vma", addresses: Pfns) -> None:
+        """Count the first mapping of many new small folios, exclusive."""
+        anon_vma = vma.anon_vma
+        assert anon_vma is not None, "anon_vma_prepare comes first"
+        where = vma.pgoff + ((addresses - vma.start) >> self._shift)
+        for zone, index, batch in self.pages.split(pfns):
+            zone.anon_vma[index] = anon_vma.id
+            zone.index[index] = where[batch]
+            zone.mapcount[index] = 1
+            zone.flags[index] |= PG_SWAPBACKED | PG_UPTODATE | PG_ANON_EXCLUSIVE
+
+    def folio_add_anon_rmap_pte(self, page: int, *, exclusive: bool) -> None:
+        """Count one PTE mapping of a page of an anonymous folio."""
+        zone = self.pages.zone(page)
+        i = page - zone.base
+        zone.m_mapcount[i - zone.m_head_off[i]] += 1
+        if exclusive:
+            zone.m_flags[i] |= PG_ANON_EXCLUSIVE
+
+    def folio_add_anon_rmap_pmd(self, pfn: int, *, exclusive: bool) -> None:
+        """Count one PMD mapping of a folio."""
+        zone = self.pages.zone(pfn)
+        i = pfn - zone.base
+        zone.m_mapcount[i] += 1
+        zone.m_entire[i] += 1
+        if exclusive:
+            zone.m_flags[i] |= PG_ANON_EXCLUSIVE
+
+    def folio_remove_rmap_pte(self, page: int) -> None:
+        """Uncount one PTE mapping of a page."""
+        zone = self.pages.zone(page)
+        i = page - zone.base
+        i -= zone.m_head_off[i]
+        left = zone.m_mapcount[i] - 1
+        if left < 0:
+            raise ModelError(f"page {page:#x} unmapped more often than mapped")
+        zone.m_mapcount[i] = left
+
+    def folio_remove_rmap_pmd(self, pfn: int) -> None:
+        """Uncount one PMD mapping of a folio."""
+        zone = self.pages.zone(pfn)
+        i = pfn - zone.base
+        if zone.m_entire[i] < 1:
+            raise ModelError(f"folio {pfn:#x} unmapped from a PMD more often than mapped")
+        zone.m_mapcount[i] -= 1
+        zone.m_entire[i] -= 1
+
+    def small(self, zone: Zone, index: Index) -> bool:
+        """Tell whether every page of a batch is a small folio (live pages only)."""
+        return not (zone.order[index].any() or zone.head_off[index].any())
+
+    def unmap_pages(self, pages: Pfns) -> None:
+        """Uncount one PTE mapping of each of many distinct pages and drop its reference (the zap of a table)."""
+        for zone, index, _ in self.pages.split(pages):
+            if self.small(zone, index):
+                left = zone.mapcount[index] - 1
+                if left.min() < 0:
+                    raise ModelError(f"a page of {zone!r} unmapped more often than mapped")
+                zone.mapcount[index] = left
+                self.pages.put_selected(zone, index)
+                continue
+            for i in range(index.start, index.stop) if isinstance(index, slice) else index.tolist():
+                self.folio_remove_rmap_pte(zone.base + i)
+                self.pages.folio_put(zone.base + i - zone.m_head_off[i])
+
+    def folio_try_share_anon_rmap(self, page: int) -> bool:
+        """Give up AnonExclusive of a page (for a PMD mapping: of the head); False if it may be pinned.
+
+        include/linux/rmap.h:__folio_try_share_anon_rmap. Device-private folios are never considered pinned.
+        """
+        zone = self.pages.zone(page)
+        i = page - zone.base
+        if not zone.private and self.folio_maybe_dma_pinned(page - zone.m_head_off[i]):
+            return False
+        zone.m_flags[i] &= ~PG_ANON_EXCLUSIVE
+        return True
+
+    def folio_maybe_dma_pinned(self, pfn: int) -> bool:
+        """Tell whether a small folio has so many references that some are pins (large folios cannot be pinned here)."""
+        zone = self.pages.zone(pfn)
+        i = pfn - zone.base
+        return not zone.m_order[i] and zone.m_refcount[i] >= GUP_PIN_COUNTING_BIAS
+
+
+def shared_value(values: "np.ndarray[tuple[int], np.dtype[np.int32]]") -> int:
+    """Return the value that all of a batch have, or -1."""
+    first = int(values[0])
+    return first if np.count_nonzero(values == first) == len(values) else -1
