@@ -1,1 +1,5 @@
-"""What authors of driver plugins test with: a registry without discovery, a null driver, settle()."""
+"""For the authors of driver plugins: a workbench for one driver, and faults raised by hand."""
+
+from gpusvm.testing.bench import Bench, Fault
+
+__all__ = ["Bench", "Fault"]

@@ -1,0 +1,190 @@
+"""Boot a machine: one kernel, its memory, its devices with a driver each, and the processes that run on it.
+
+A topology says what hardware there is. Tearing a machine down is a check: every reference, mapping and page has to be
+back, or it fails with the holder named.
+"""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from attrs import Factory, define, frozen
+
+from gpusvm.documents import structure
+from gpusvm.driver import DeviceSpec, Driver, DriverSpec, Host, Vm
+from gpusvm.errors import InputError, nearest
+from gpusvm.gpu import Link
+from gpusvm.kernel import Choices, Costs, Kernel, SeededChoices
+from gpusvm.mm import Geometry, MemoryManager, MmStruct
+
+__all__ = ["Machine", "Process", "Topology", "load_topology", "topologies"]
+
+_SUFFIX = ".toml"
+
+# What the GPU mirrors of a process: the lower half of a 48-bit address space, as x86-64 gives it to user space.
+_USER_SPACE_END = 1 << 47
+
+
+@frozen(kw_only=True)
+class _Device:
+    name: str
+    discrete: bool
+    p2p: bool
+    d3cold_capable: bool
+
+
+@frozen(kw_only=True)
+class Topology:
+    """Describe a machine's hardware: bytes of system memory, and its devices in probe order. VRAM is set at boot."""
+
+    name: str
+    summary: str
+    ram_bytes: int
+    device: tuple[_Device, ...]
+
+
+def topologies() -> tuple[str, ...]:
+    """List the names of the bundled topologies, sorted."""
+    files = resources.files("gpusvm").joinpath("topologies").iterdir()
+    return tuple(sorted(file.name.removesuffix(_SUFFIX) for file in files if file.name.endswith(_SUFFIX)))
+
+
+def load_topology(name_or_path: str | Path) -> Topology:
+    """Read a bundled topology by name, or any by the path of its TOML file. InputError says what is wrong and where."""
+    if name_or_path in topologies():
+        text = resources.files("gpusvm").joinpath("topologies", f"{name_or_path}{_SUFFIX}").read_text("utf-8")
+    else:
+        path = Path(name_or_path)
+        if path.suffix != _SUFFIX and not path.exists():
+            near = nearest(str(name_or_path), topologies())
+            raise InputError(f"unknown topology {str(name_or_path)!r}, {near} (or the path of a {_SUFFIX} file)")
+        try:
+            text = path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as exc:
+            raise InputError(f"{path}: expected a topology in TOML, cannot be read: {exc}") from None
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise InputError(f"{name_or_path}: expected a topology in TOML: {exc}") from None
+    return structure(document, Topology, source=str(name_or_path))
+
+
+@define(eq=False)
+class Process:
+    """One process: its address space, and the GPU address spaces it has opened, by device index."""
+
+    mm: MmStruct
+    vms: dict[int, Vm] = Factory(dict)
+
+
+@define(eq=False)
+class Machine:
+    """Hold a booted machine. `boot` builds it; `teardown` ends it and checks that nothing is left."""
+
+    kernel: Kernel
+    memory: MemoryManager
+    topology: Topology
+    drivers: list[Driver]
+    links: list[Link]
+    processes: list[Process] = Factory(list)
+
+    @classmethod
+    def boot(
+        cls,
+        topology: Topology,
+        drivers: Sequence[DriverSpec],
+        *,
+        vram_bytes: int,
+        costs: Costs | None = None,
+        choices: Choices | None = None,
+        mode: Literal["timed", "explored"] = "timed",
+        thp: Literal["always", "madvise", "never"] = "always",
+        geometry: Geometry | None = None,
+        checked: bool = True,
+    ) -> "Machine":
+        """Boot `topology` with `drivers[i]` on its device i; every device has `vram_bytes` of VRAM.
+
+        Raises InputError when there is not one driver for each device, or when the VRAM is smaller than the largest
+        range, which is one PMD, or not a whole number of pages.
+        """
+        geometry = geometry or Geometry()
+        if len(drivers) != len(topology.device):
+            raise InputError(
+                f"topology {topology.name!r} has {len(topology.device)} devices, got {len(drivers)} drivers; "
+                "name one driver for each"
+            )
+        if vram_bytes < geometry.pmd_size:
+            raise InputError(
+                f"VRAM of {vram_bytes} bytes is smaller than one range ({geometry.pmd_size} bytes); give it at least that"
+            )
+        if vram_bytes % geometry.page_size:
+            raise InputError(
+                f"VRAM of {vram_bytes} bytes is not a multiple of the page size ({geometry.page_size} bytes)"
+            )
+        kernel = Kernel(mode=mode, choices=choices or SeededChoices(0), costs=costs, checked=checked)
+        memory = MemoryManager(
+            kernel,
+            geometry=geometry,
+            ram_pages=topology.ram_bytes // geometry.page_size,
+            thp=thp,
+            quirks=drivers[0].mm_quirks,
+        )
+        machine = cls(kernel, memory, topology, [], [])
+        for index, (device, spec) in enumerate(zip(topology.device, drivers, strict=True)):
+            link = Link(kernel, f"{device.name} link")
+            machine.links.append(link)
+            machine.drivers.append(
+                spec.info.make(
+                    Host(
+                        kernel=kernel,
+                        memory=memory,
+                        device=DeviceSpec(
+                            name=device.name,
+                            vram_bytes=vram_bytes,
+                            index=index,
+                            discrete=device.discrete,
+                            p2p=device.p2p,
+                            d3cold_capable=device.d3cold_capable,
+                        ),
+                        link=link,
+                        tunables=spec.tunables,
+                        quirks=spec.quirks,
+                        peers=machine.drivers,
+                    )
+                )
+            )
+        return machine
+
+    def process(self, name: str) -> Process:
+        """Start a process with an empty address space."""
+        process = Process(self.memory.mm_alloc(name))
+        self.processes.append(process)
+        return process
+
+    def open(self, process: Process, device: int = 0) -> Vm:
+        """Open a device in `process`: a GPU address space that mirrors all of its user space."""
+        vm = self.drivers[device].vm_create(process.mm, start=0, end=_USER_SPACE_END)
+        process.vms[device] = vm
+        return vm
+
+    def teardown(self) -> None:
+        """End every process, remove every device, and check that nothing is left.
+
+        A process goes as do_exit takes it apart: the address space first, its open files after it. Raises ModelError
+        (a reference or a page that is still held, an invariant) or what the drivers raise.
+        """
+        for process in self.processes:
+            process.mm.mmput()
+            for vm in process.vms.values():
+                vm.close()
+        self.kernel.settle()
+        for driver in reversed(self.drivers):
+            driver.shutdown()
+        self.kernel.settle()
+        self.kernel.ledger.assert_empty()
+
+    def gauges(self) -> Mapping[str, int]:
+        """Return the most objects of each kind that were alive at once."""
+        return self.kernel.gauges.peak

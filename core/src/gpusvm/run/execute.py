@@ -1,0 +1,167 @@
+"""Run one spec: boot a machine, replay the workload on it, tear it down, and say what happened."""
+
+import gc
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gpusvm.driver import Driver, read_spec
+from gpusvm.errors import InputError, KernelError, ModelError
+from gpusvm.kernel import SeededChoices
+from gpusvm.machine import Machine, load_topology
+from gpusvm.run.costs import load_profile
+from gpusvm.run.spec import FaultLatency, Integrity, Objects, Pm, RunResult, RunSpec, StageNs
+from gpusvm.workload import Trace, load
+from gpusvm.workload.replay import Replay
+
+if TYPE_CHECKING:
+    from gpusvm.plugins import Registry
+
+__all__ = ["execute"]
+
+
+def execute(spec: RunSpec, /, *, drivers: "Registry | None" = None, events_to: Path | None = None) -> RunResult:
+    """Run `spec` in this process; the entry of ``compare.json``.
+
+    `drivers` defaults to what `load_drivers()` finds; with ``spec.events`` the trace goes to the new file `events_to`,
+    one JSON array a line: time in ns, task, kind, fields. Raises InputError for a spec that cannot run (with the
+    reason), ModelError for a finding that ends the run. Wrong contents do not raise: they are counted in ``integrity``.
+    """
+    if drivers is None:
+        from gpusvm.plugins import load_drivers
+
+        drivers = load_drivers()
+    driver_spec = read_spec(spec.driver, drivers, quirks=spec.quirks)
+    trace = load(spec.workload)
+    profile = load_profile(spec.costs)
+    began_s = time.perf_counter()
+    collecting = gc.isenabled()
+    # The model makes cycles only at boot; the collector would walk millions of live objects for nothing.
+    gc.disable()
+    try:
+        machine = Machine.boot(
+            load_topology(spec.topology),
+            [driver_spec],
+            vram_bytes=spec.vram_bytes,
+            costs=profile.costs,
+            choices=SeededChoices(spec.seed),
+            thp=spec.thp,
+            checked=spec.checked,
+        )
+        machine.kernel.tracer.on = spec.events
+        result = _replay(machine, spec, trace, explicit=driver_spec.populate == "explicit", name=driver_spec.name)
+        result["driver"] = driver_spec.text
+        result["assumed_ns"] = sum(
+            ns for event, ns in machine.kernel.charged.items() if event in profile.assumed_events
+        )
+        machine.teardown()
+        result["integrity"] = _integrity(machine)
+        if spec.events:
+            if events_to is None:
+                raise InputError("a run with events needs a file to write them to")
+            _write_events(machine, events_to)
+    finally:
+        if collecting:
+            gc.enable()
+    result["wall_s"] = round(time.perf_counter() - began_s, 3)
+    return result
+
+
+def _replay(machine: Machine, spec: RunSpec, trace: Trace, *, explicit: bool, name: str) -> RunResult:
+    """Replay and collect; what needs the machine torn down is filled in by the caller."""
+    kernel = machine.kernel
+    process = machine.process(trace.name)
+    vm = machine.open(process)
+    costs = kernel.costs
+    replay = Replay(
+        machine,
+        trace,
+        process=process,
+        vm=vm,
+        remote_ns_per_byte=0.0 if costs is None else costs.remote_ns_per_byte,
+        explicit_populate=explicit,
+    )
+    try:
+        replay.run()
+    except KernelError as error:
+        raise ModelError(
+            f"{spec.driver} on {trace.name}: {error} ({replay.accesses} of {len(trace)} accesses done)"
+        ) from error
+    sim_ns = kernel.now_ns
+    stats, driver = kernel.stats, machine.drivers[0]
+    latency = driver.accounts.latency_ns
+    return RunResult(
+        driver=spec.driver,
+        name=name,
+        workload=spec.workload,
+        seed=spec.seed,
+        vram_bytes=spec.vram_bytes,
+        thp=spec.thp,
+        topology=spec.topology,
+        costs=spec.costs,
+        accesses=replay.accesses,
+        gpu_faults=len(latency),
+        cpu_faults=stats.cpu_faults,
+        cpu_minor_faults=stats.cpu_minor_faults,
+        sim_ns=sim_ns,
+        wall_s=0.0,
+        migrated_to_device_bytes=stats.migrated_to_device_bytes,
+        migrated_to_ram_bytes=stats.migrated_to_ram_bytes,
+        remote_bytes=stats.remote_bytes,
+        remote_ns=stats.remote_ns,
+        evictions=stats.evictions if driver.info.capabilities.eviction else None,
+        retries=stats.retries,
+        fault_latency_ns=_latency(np.frombuffer(latency, np.int64) if len(latency) else np.zeros(0, np.int64)),
+        stage_ns=StageNs(**driver.accounts.stages()),  # type: ignore[typeddict-item]  # the stages are its keys
+        assumed_ns=0,
+        pm=_pm(driver),
+        objects=_objects(machine),
+        integrity=Integrity(reads_checked=0, mismatches=0, known={}),
+    )
+
+
+def _latency(latency: "np.typing.NDArray[np.int64]") -> FaultLatency:
+    if not len(latency):
+        return FaultLatency(mean=None, p50=None, p99=None)
+    return FaultLatency(
+        mean=round(float(latency.mean()), 1),
+        p50=float(np.percentile(latency, 50)),
+        p99=float(np.percentile(latency, 99)),
+    )
+
+
+def _pm(driver: Driver) -> Pm | None:
+    if not driver.info.capabilities.runtime_pm:
+        return None
+    pm = driver.device.pm
+    return Pm(resumes=pm.resumes, awake_ns=pm.awake_ns, refs_max=pm.refs_max)
+
+
+def _objects(machine: Machine) -> Objects:
+    peak = machine.gauges()
+    return Objects(
+        pagemaps=peak.get("pagemap"),
+        bos_max=peak.get("bo"),
+        zdds_max=peak.get("zdd"),
+        ranges_max=peak.get("range"),
+        notifiers_max=peak.get("notifier"),
+    )
+
+
+def _integrity(machine: Machine) -> Integrity:
+    contents = machine.memory.contents
+    return Integrity(
+        reads_checked=contents.reads_checked,
+        mismatches=contents.mismatches,
+        known=dict(sorted(contents.known.items())),
+    )
+
+
+def _write_events(machine: Machine, path: Path) -> None:
+    with path.open("x", encoding="utf-8") as file:
+        for event in machine.kernel.tracer.events:
+            file.write(json.dumps(event, default=str))
+            file.write("\n")

@@ -1,0 +1,188 @@
+"""A workbench for one driver: one machine, one process, one GPU address space, and single accesses from both sides."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from gpusvm.driver import ACCESS_ATOMIC, ACCESS_READ, ACCESS_WRITE, Driver, DriverInfo, Vm, read_spec
+from gpusvm.errors import KernelError, ModelError
+from gpusvm.gpu import NEED_OF_OP
+from gpusvm.kernel import Choices, Costs, Kernel
+from gpusvm.machine import Machine, Topology, load_topology
+from gpusvm.mm import Geometry, MemoryManager, MmStruct
+from gpusvm.mm.api import PROT_READ, PROT_WRITE
+from gpusvm.mm.pgtable import PmdKind, PteKind
+
+__all__ = ["Bench", "Fault"]
+
+_MOST_FAULTS = 1000
+
+
+class Fault:
+    """One GPU fault raised by hand (`gpusvm.driver.GpuFault`); `errno` is None until the driver has answered."""
+
+    __slots__ = ("access", "addr", "errno", "inst", "sm", "time_ns")
+
+    def __init__(self, addr: int, access: int, *, time_ns: int, sm: int = 0) -> None:
+        self.addr = addr
+        self.access = access
+        self.sm = sm
+        self.inst = 0
+        self.time_ns = time_ns
+        self.errno: int | None = None
+
+    def complete(self, errno: int) -> None:
+        """Take the driver's answer."""
+        self.errno = errno
+
+
+class Bench:
+    """Put one driver on a machine with one process, to touch memory from the CPU and the GPU page by page.
+
+    `spec` is a spec string, `drivers` the drivers it may name (one `DriverInfo`, or a registry; default: what is
+    installed). Sizes: `vram_bytes` of VRAM, `geometry` (a small PMD makes small tests). Call `close` at the end: it
+    tears the machine down and so checks that nothing leaked. Accesses are checked against the contents of memory.
+    """
+
+    def __init__(
+        self,
+        spec: str,
+        *,
+        drivers: "dict[str, DriverInfo] | None" = None,
+        vram_bytes: int = 512 << 20,
+        thp: Literal["always", "madvise", "never"] = "always",
+        quirks: Literal["as_written", "fixed"] = "as_written",
+        geometry: Geometry | None = None,
+        costs: Costs | None = None,
+        choices: Choices | None = None,
+        topology: Topology | None = None,
+    ) -> None:
+        if drivers is None:
+            from gpusvm.plugins import load_drivers
+
+            drivers = dict(load_drivers())
+        self.machine = Machine.boot(
+            topology or load_topology("single"),
+            [read_spec(spec, drivers, quirks=quirks)],
+            vram_bytes=vram_bytes,
+            thp=thp,
+            geometry=geometry,
+            costs=costs,
+            choices=choices,
+        )
+        self.process = self.machine.process("bench")
+        self.vm: Vm = self.machine.open(self.process)
+        self._next_addr = 1 << 44
+
+    @property
+    def kernel(self) -> Kernel:
+        return self.machine.kernel
+
+    @property
+    def memory(self) -> MemoryManager:
+        return self.machine.memory
+
+    @property
+    def mm(self) -> MmStruct:
+        return self.process.mm
+
+    @property
+    def driver(self) -> Driver:
+        return self.machine.drivers[0]
+
+    def map(self, length: int, *, prot: int = PROT_READ | PROT_WRITE) -> int:
+        """Map `length` bytes of anonymous memory at the next PMD-aligned place; its address."""
+        size = self.memory.geometry.pmd_size
+        addr = self._next_addr
+        self.mm.mmap(addr, length, prot)
+        self._next_addr += -(-length // size) * size + size
+        return addr
+
+    def cpu_write(self, addr: int, pages: int = 1) -> None:
+        """Write pages from the CPU, in order."""
+        self._cpu(addr, pages, write=True)
+
+    def cpu_read(self, addr: int, pages: int = 1) -> None:
+        """Read pages from the CPU, in order; their contents are checked."""
+        self._cpu(addr, pages, write=False)
+
+    def gpu_read(self, addr: int, pages: int = 1) -> int:
+        """Read pages from the GPU, one after the other; how many faults that took."""
+        return self._gpu(addr, pages, ACCESS_READ)
+
+    def gpu_write(self, addr: int, pages: int = 1) -> int:
+        """Write pages from the GPU."""
+        return self._gpu(addr, pages, ACCESS_WRITE)
+
+    def gpu_atomic(self, addr: int, pages: int = 1) -> int:
+        """Do an atomic read-modify-write on each page from the GPU."""
+        return self._gpu(addr, pages, ACCESS_ATOMIC)
+
+    def fault(self, addr: int, access: int = ACCESS_READ) -> Fault:
+        """Raise one GPU fault and wait for its answer, whether the access would need it or not."""
+        fault = Fault(addr, access, time_ns=self.kernel.now_ns)
+        return self.faults([fault])[0]
+
+    def faults(self, faults: Sequence[Fault]) -> Sequence[Fault]:
+        """Raise several at once and wait for all answers."""
+        taken = self.vm.faults.submit(faults)
+        if taken != len(faults):
+            raise ModelError(f"the fault source took {taken} of {len(faults)} faults")
+        self.kernel.settle()
+        waiting = [fault for fault in faults if fault.errno is None]
+        step_ns = 1_000_000
+        while waiting and step_ns < 1 << 40:
+            # A worker may be asleep (a copy, a timeslice): let the time come.
+            self.kernel.sleep_ns(step_ns)
+            waiting = [fault for fault in waiting if fault.errno is None]
+            step_ns *= 2
+        if waiting:
+            raise ModelError(f"the driver never answered the fault on {waiting[0].addr:#x}")
+        return faults
+
+    def where(self, addr: int) -> Literal["none", "system", "device"]:
+        """Say where the page at `addr` is now, from the CPU's page table."""
+        kind = self.mm.page_table.entry(addr).kind
+        if kind is PteKind.NONE:
+            return "none"
+        return "device" if kind in {PteKind.PRIVATE, PmdKind.PRIVATE} else "system"
+
+    def device_pages(self, addr: int, pages: int) -> int:
+        """Count the pages of a stretch that are in device memory."""
+        size = self.memory.geometry.page_size
+        return sum(self.where(addr + i * size) == "device" for i in range(pages))
+
+    def mapped_pages(self, addr: int, pages: int) -> int:
+        """Count the pages of a stretch that the GPU has mapped."""
+        vpn = addr >> self.memory.geometry.page_shift
+        return int(np.count_nonzero(self.vm.page_table.perms(vpn, vpn + pages)))
+
+    def close(self) -> None:
+        """Tear the machine down and check the contents that were read."""
+        self.machine.teardown()
+        contents = self.memory.contents
+        if contents.mismatches:
+            raise ModelError(f"{contents.mismatches} reads did not see the last write: {contents.first_mismatches()}")
+
+    def _cpu(self, addr: int, pages: int, *, write: bool) -> None:
+        vpn = addr >> self.memory.geometry.page_shift
+        self.memory.cpu_access(self.mm, np.arange(vpn, vpn + pages), np.full(pages, write))
+
+    def _gpu(self, addr: int, pages: int, access: int) -> int:
+        table, size = self.vm.page_table, self.memory.geometry.page_size
+        need = NEED_OF_OP[access : access + 1]
+        faults = 0
+        for page in range(addr, addr + pages * size, size):
+            vpn = np.array([page // size], np.int64)
+            tries = 0
+            while table.missing(vpn, need)[0]:
+                fault = self.fault(page, access)
+                faults += 1
+                tries += 1
+                if fault.errno:
+                    raise KernelError(fault.errno, f"GPU fault on {page:#x}")
+                if tries > _MOST_FAULTS:
+                    raise ModelError(f"livelock: {page:#x} still faults after {tries} answers")
+            table.access(vpn, need)
+        return faults
