@@ -1,9 +1,9 @@
 """What the rooms above may know of the mm: constants, plain data and protocols, no page-table type.
 
-Follows include/linux/{hmm,migrate,memremap,mmu_notifier,mm_types}.h of Linux 7.3.4. Words keep the kernel's bit layout. Any
-implementation of `MemoryManagerApi` can stand below `gpusvm.drm`: the model in this package, a trivial one in the tests,
-a live one later. Addresses are bytes, `end` is exclusive unless a name says `last`; pfns are ints; a folio is named by its
-head pfn; word arrays are `np.uint64`, pfn arrays `np.int64`.
+Follows include/linux/{hmm,migrate,memremap,mmu_notifier,mm_types}.h of Linux 7.3.4. Words keep the kernel's bit
+layout. Any implementation of `MemoryManagerApi` can stand below `gpusvm.drm`: the model in this package, a trivial
+one in the tests, a live one later. Addresses are bytes, `end` is exclusive unless a name says `last`; pfns are
+ints; a folio is named by its head pfn; word arrays are `np.uint64`, pfn arrays `np.int64`.
 """
 
 from collections.abc import Callable
@@ -98,7 +98,8 @@ PROT_READ: Final = 1
 PROT_WRITE: Final = 2
 PROT_EXEC: Final = 4
 
-# include/linux/mm_types.h:enum vm_fault_reason (bits of our own; names as the kernel's without the VM_FAULT_ prefix kept)
+# include/linux/mm_types.h:enum vm_fault_reason (bits of our own; names as the kernel's without the VM_FAULT_ prefix
+# kept)
 VM_FAULT_OOM: Final = 1 << 0
 VM_FAULT_SIGBUS: Final = 1 << 1
 VM_FAULT_MAJOR: Final = 1 << 2
@@ -110,12 +111,7 @@ VM_FAULT_RETRY: Final = 1 << 10
 VM_FAULT_FALLBACK: Final = 1 << 11
 VM_FAULT_COMPLETED: Final = 1 << 14
 VM_FAULT_ERROR: Final = (
-    VM_FAULT_OOM
-    | VM_FAULT_SIGBUS
-    | VM_FAULT_SIGSEGV
-    | VM_FAULT_HWPOISON
-    | VM_FAULT_HWPOISON_LARGE
-    | VM_FAULT_FALLBACK
+    VM_FAULT_OOM | VM_FAULT_SIGBUS | VM_FAULT_SIGSEGV | VM_FAULT_HWPOISON | VM_FAULT_HWPOISON_LARGE | VM_FAULT_FALLBACK
 )
 
 # include/linux/mm_types.h:enum fault_flag
@@ -130,8 +126,8 @@ FAULT_FLAG_REMOTE: Final = 1 << 7
 class Geometry:
     """Give the sizes that everything else derives from.
 
-    `page_shift` bits per page, `pmd_order` so that a PMD maps `1 << pmd_order` pages. The real values are the defaults; tests
-    use a PMD order of 2 or 3.
+    `page_shift` bits per page, `pmd_order` so that a PMD maps `1 << pmd_order` pages. The real values are the
+    defaults; tests use a PMD order of 2 or 3.
     """
 
     page_shift: int = 12
@@ -277,9 +273,14 @@ class VmFault:
 
 
 class DevPagemapOps(Protocol):
-    """The callbacks of a dev_pagemap (include/linux/memremap.h:struct dev_pagemap_ops); `folio_split` may be None."""
+    """The callbacks of a dev_pagemap (include/linux/memremap.h:struct dev_pagemap_ops).
+
+    `folio_split(head, tail)` may be None. `folios_free(pfns)` may be None; it is ours: what `folio_free` does, for many
+    order-0 folios at once, called in its place when the pages of a migrated block are freed together.
+    """
 
     folio_split: Callable[[int, int | None], None] | None
+    folios_free: Callable[[Pfns], None] | None
 
     def migrate_to_ram(self, vmf: VmFault) -> int:
         """Bring the faulting page home; 0 or VM_FAULT_ERROR bits. mmap_lock read held, folio locked and referenced."""
@@ -292,7 +293,8 @@ class DevPagemapOps(Protocol):
 class DevPagemap:
     """Hold device memory's struct pages (include/linux/memremap.h:struct dev_pagemap).
 
-    `container` is the object that embeds it, for container_of. `ref` counts one per allocated page and one until killed.
+    `container` is the object that embeds it, for container_of. `ref` counts one per allocated page and one until
+    killed.
     """
 
     type: int
@@ -313,7 +315,9 @@ class MemoryManagerApi(Protocol):
     geometry: Geometry
 
     # interval notifiers, mm/mmu_notifier.c
-    def mmu_interval_notifier_insert(self, mm: MmApi, start: int, length: int, ops: IntervalNotifierOps) -> IntervalNotifier:
+    def mmu_interval_notifier_insert(
+        self, mm: MmApi, start: int, length: int, ops: IntervalNotifierOps
+    ) -> IntervalNotifier:
         """Subscribe to [start, start+length). EOVERFLOW, EINVAL. May take mmap_lock for write the first time."""
 
     def mmu_interval_notifier_insert_locked(

@@ -1,13 +1,14 @@
 """include/linux/{mm_types,page_ref,memremap}.h and mm/filemap.c (the folio lock), as of Linux 7.3.4: struct pages.
 
-Every field of struct page is an array over pfns, one set of arrays (a `Zone`) for system RAM and one for each device
-region. NumPy commits their memory lazily, so a page that was never touched costs nothing. Scalars go through memoryviews
-(`zone.m_refcount[i]`), batches through slices or index arrays (`zone.refcount[index]`), where `i = pfn - zone.base`.
+Every field of struct page is an array over pfns, one set of arrays (a `Zone`) for system RAM and one for each
+device region. NumPy commits their memory lazily, so a page that was never touched costs nothing. Scalars go through
+memoryviews (`zone.m_refcount[i]`), batches through slices or index arrays (`zone.refcount[index]`), where `i = pfn
+- zone.base`.
 
-A folio is named by its head pfn. `mapcount` is the page's for a small folio and large_mapcount, on the head, for a large
-one; `anon_vma`, `index`, the lock and the reference count are the head's. The compound metadata of a *device* folio
-(`order`, `head_off`) stays when it is freed, until its pages are initialised again, as in the kernel; only live pages may
-be asked.
+A folio is named by its head pfn. `mapcount` is the page's for a small folio and large_mapcount, on the head, for a
+large one; `anon_vma`, `index`, the lock and the reference count are the head's. The compound metadata of a *device*
+folio (`order`, `head_off`) stays when it is freed, until its pages are initialised again, as in the kernel; only
+live pages may be asked.
 """
 
 from bisect import bisect_right

@@ -1,8 +1,9 @@
 """mm/page_alloc.c, as of Linux 7.3.4: where system pages come from.
 
-Two levels instead of the kernel's eleven: whole blocks of PMD size, and one bit mask of free pages for each block that is
-in part given out. A PMD-order folio is one pop; small pages come from blocks already broken, so that they break no more than
-needed; blocks given back are used first again, so that the arrays of `gpusvm.mm.page` stay small in real memory.
+Two levels instead of the kernel's eleven: whole blocks of PMD size, and one bit mask of free pages for each block
+that is in part given out. A PMD-order folio is one pop; small pages come from blocks already broken, so that they
+break no more than needed; blocks given back are used first again, so that the arrays of `gpusvm.mm.page` stay small
+in real memory.
 """
 
 from typing import Final
@@ -58,7 +59,9 @@ class PageAllocator:
         return -1
 
     def _fit(self, order: int) -> tuple[int, int]:
-        """Find a broken block with room: the block and the mask of where `1 << order` aligned pages are free, else 0."""
+        """Find a broken block with room: the block and the mask of where `1 << order` aligned pages are free, else
+        0.
+        """
         for block, mask in self.partial.items():
             fit = mask
             for shift in range(order):  # after the loop bit i says that i and the `(1 << order) - 1` behind it are free

@@ -1,10 +1,11 @@
 """mm/rmap.c and include/linux/rmap.h, as of Linux 7.3.4: from a folio to everything that maps it.
 
-`Rmap` keeps the anon_vmas and does the counting that goes with each mapping (mapcount, AnonExclusive); references and rss
-are the caller's. A page's place in a VMA is `vma.start + (index - vma.pgoff)` pages: that, and the list of VMAs of its
-anon_vma, is all the kernel stores, so it is all that is stored here.
+`Rmap` keeps the anon_vmas and does the counting that goes with each mapping (mapcount, AnonExclusive); references
+and rss are the caller's. A page's place in a VMA is `vma.start + (index - vma.pgoff)` pages: that, and the list of
+VMAs of its anon_vma, is all the kernel stores, so it is all that is stored here.
 """
 
+from bisect import insort
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -24,7 +25,10 @@ GUP_PIN_COUNTING_BIAS: Final = 1024
 
 
 class AnonVma:
-    """Be what the pages of related anonymous VMAs have in common (struct anon_vma); `vmas` in order of linking."""
+    """Be what the pages of related anonymous VMAs have in common (struct anon_vma).
+
+    `vmas` lies in the order in which the rmap walk visits them: by `pgoff` when they were linked, equal ones by age.
+    """
 
     __slots__ = ("id", "lock", "vmas")
 
@@ -33,16 +37,25 @@ class AnonVma:
         self.lock: Final = lock
         self.vmas: list[Vma] = []
 
+    def link(self, vma: "Vma") -> None:
+        """Add a VMA (anon_vma_interval_tree_insert)."""
+        insort(self.vmas, vma, key=_pgoff)
+
+
+def _pgoff(vma: "Vma") -> int:
+    return vma.pgoff
+
 
 class Rmap:
     """Keep the anon_vmas of a machine and count mappings."""
 
-    __slots__ = ("_next", "_pmd_order", "_shift", "anon_vmas", "kernel", "pages")
+    __slots__ = ("_chains", "_next", "_pmd_order", "_shift", "anon_vmas", "kernel", "pages")
 
     def __init__(self, kernel: Kernel, pages: PageMap, *, geometry: Geometry) -> None:
         self.kernel: Final = kernel
         self.pages: Final = pages
         self.anon_vmas: dict[int, AnonVma] = {}
+        self._chains: dict[Vma, list[AnonVma]] = {}  # a VMA is hashed by identity; looked up, never iterated
         self._next = 1
         self._shift: Final = geometry.page_shift
         self._pmd_order: Final = geometry.pmd_order
@@ -56,32 +69,36 @@ class Rmap:
             self._next += 1
             self.anon_vmas[anon_vma.id] = anon_vma
             vma.anon_vma = anon_vma
-            anon_vma.vmas.append(vma)
+            self.anon_vma_link(anon_vma, vma)
         return vma.anon_vma
 
-    def anon_vma_clone(self, dst: "Vma", src: "Vma") -> None:
-        """Let `dst`, cut from `src` or forked from it, find the same pages (anon_vma_clone)."""
-        for anon_vma in self.anon_vmas.values() if src.anon_vma is not None else ():
-            if src in anon_vma.vmas and dst not in anon_vma.vmas:
-                anon_vma.vmas.append(dst)
-        dst.anon_vma = src.anon_vma
-
     def anon_vma_link(self, anon_vma: AnonVma, vma: "Vma") -> None:
-        """Add a VMA to an anon_vma; the VMA's own anon_vma is this one if it had none."""
-        if vma not in anon_vma.vmas:
-            anon_vma.vmas.append(vma)
+        """Look for the pages of an anon_vma in a VMA too; it is the VMA's own if it had none (anon_vma_chain_link)."""
+        chain = self._chains.setdefault(vma, [])
+        if anon_vma not in chain:
+            chain.append(anon_vma)
+            anon_vma.link(vma)
         if vma.anon_vma is None:
             vma.anon_vma = anon_vma
 
+    def anon_vma_clone(self, dst: "Vma", src: "Vma") -> None:
+        """Let `dst`, cut from `src` or forked from it, find the same pages (anon_vma_clone)."""
+        for anon_vma in self._chains.get(src, ()):
+            self.anon_vma_link(anon_vma, dst)
+        dst.anon_vma = src.anon_vma
+
+    def anon_vma_moved(self, vma: "Vma") -> None:
+        """Sort a VMA in again whose `pgoff` or bounds changed (anon_vma_interval_tree_pre_update_vma and _post_)."""
+        for anon_vma in self._chains.get(vma, ()):
+            anon_vma.vmas.remove(vma)
+            anon_vma.link(vma)
+
     def unlink_anon_vmas(self, vma: "Vma") -> None:
         """Forget a VMA that goes away (unlink_anon_vmas); an anon_vma without VMAs goes too."""
-        if vma.anon_vma is None:
-            return
-        for anon_vma in list(self.anon_vmas.values()):
-            if vma in anon_vma.vmas:
-                anon_vma.vmas.remove(vma)
-                if not anon_vma.vmas:
-                    del self.anon_vmas[anon_vma.id]
+        for anon_vma in self._chains.pop(vma, ()):
+            anon_vma.vmas.remove(vma)
+            if not anon_vma.vmas:
+                del self.anon_vmas[anon_vma.id]
         vma.anon_vma = None
 
     def linear_index(self, vma: "Vma", address: int) -> int:

@@ -1,0 +1,339 @@
+"""What is in memory, without the bytes: one token per page says who wrote it last, and each address what it must read.
+
+A token is `(version << WRITER_BITS) | writer`; version 0 is the zero page, whose token is 0. Every write makes a new
+version and notes at the address, per mm, that this version is what a read must find. Copy engines copy tokens, clearing
+stores 0, and memory that nobody has written holds poison (`gpusvm.mm.page`). So lost data is a mismatch, whichever
+way it was lost.
+
+What a quirk of Linux loses, as written, is attributed to it: a driver that leaves a stale GPU mapping behind names the
+quirk when it reads or writes through it; such a write taints the address and the page, and a mismatch on either counts in
+`known` instead of `mismatches`.
+"""
+
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+from attrs import frozen
+
+from gpusvm.kernel import Kernel
+from gpusvm.mm.api import Bools, MmApi, Pfns
+from gpusvm.mm.page import POISON_DEVICE, POISON_FREED, POISON_NEW, PageMap
+from gpusvm.mm.ptemask import RAMP
+
+__all__ = ["WRITER_BITS", "Contents", "Mismatch", "describe_token"]
+
+WRITER_BITS: Final = 8
+MISMATCHES_KEPT: Final = 16
+# Pages per window of expected tokens: 8 GiB of addresses, 16 MiB of virtual memory that NumPy commits page by page.
+WINDOW_SHIFT: Final = 21
+
+Tokens = npt.NDArray[np.int64]
+Mode = Literal["tokens", "none"]
+
+_POISON: Final = {POISON_FREED: "freed memory", POISON_DEVICE: "new device memory", POISON_NEW: "new system memory"}
+
+
+def describe_token(token: int) -> str:
+    """Say in words what a token stands for."""
+    if token == 0:
+        return "zeros"
+    if token < 0:
+        return _POISON.get(token, f"poison {token}")
+    return f"version {token >> WRITER_BITS} by writer {token & ((1 << WRITER_BITS) - 1)}"
+
+
+@frozen
+class Mismatch:
+    """Tell of one read that found something else than what was last written there."""
+
+    time_ns: int
+    task: str
+    mm: str
+    vpn: int
+    pfn: int
+    expected: int
+    found: int
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        return (
+            f"{self.task} read page {self.vpn:#x} of {self.mm} at {self.time_ns} ns and found {describe_token(self.found)} "
+            f"in pfn {self.pfn:#x} instead of {describe_token(self.expected)}"
+        )
+
+
+class Contents:
+    """Follow what every page holds and what every address must read; mode "none" does nothing at all.
+
+    `vpns` and `pfns` are parallel arrays, one access each; a page may come up more than once. `writer` is a small number
+    that names the writer in messages (0: the CPUs).
+    """
+
+    __slots__ = (
+        "_expected",
+        "_version",
+        "kernel",
+        "known",
+        "mismatch_count",
+        "mismatches",
+        "mode",
+        "pages",
+        "reads_checked",
+        "tainted_pfns",
+        "tainted_vpns",
+    )
+
+    def __init__(self, kernel: Kernel, pages: PageMap, *, mode: Mode = "tokens") -> None:
+        self.kernel: Final = kernel
+        self.pages: Final = pages
+        self.mode: Final = mode
+        self.reads_checked = 0
+        self.mismatch_count = 0
+        self.mismatches: list[Mismatch] = []  # the first few; mismatch_count has them all
+        self.known: dict[str, int] = {}  # quirk -> reads that it spoilt
+        self.tainted_vpns: dict[tuple[MmApi, int], str] = {}
+        self.tainted_pfns: dict[int, str] = {}
+        self._version = 0
+        self._expected: dict[MmApi, dict[int, Tokens]] = {}
+
+    # --- what addresses must read
+
+    def _window(self, mm: MmApi, vpn: int) -> Tokens:
+        windows = self._expected.get(mm)
+        if windows is None:
+            windows = self._expected[mm] = {}
+        window = windows.get(vpn >> WINDOW_SHIFT)
+        if window is None:
+            window = windows[vpn >> WINDOW_SHIFT] = np.zeros(1 << WINDOW_SHIFT, np.int64)
+        return window
+
+    def expected(self, mm: MmApi, vpn: int) -> int:
+        """Return the token that a read of one page must find."""
+        return int(self._window(mm, vpn)[vpn & ((1 << WINDOW_SHIFT) - 1)])
+
+    def expected_many(self, mm: MmApi, vpns: Pfns) -> Tokens:
+        """Return the tokens that reads must find."""
+        number = int(vpns[0]) >> WINDOW_SHIFT
+        base = number << WINDOW_SHIFT
+        at = vpns - base
+        if int(at.min()) >= 0 and int(at.max()) < 1 << WINDOW_SHIFT:
+            return self._window(mm, base).take(at)
+        found = np.empty(len(vpns), np.int64)
+        numbers = vpns >> WINDOW_SHIFT
+        for number in np.unique(numbers).tolist():
+            there = numbers == number
+            found[there] = self._window(mm, number << WINDOW_SHIFT)[vpns[there] - (number << WINDOW_SHIFT)]
+        return found
+
+    def _expect(self, mm: MmApi, vpns: Pfns, tokens: Tokens) -> None:
+        number = int(vpns[0]) >> WINDOW_SHIFT
+        base = number << WINDOW_SHIFT
+        at = vpns - base
+        if int(at.min()) >= 0 and int(at.max()) < 1 << WINDOW_SHIFT:
+            self._window(mm, base)[at] = tokens
+            return
+        numbers = vpns >> WINDOW_SHIFT
+        for number in np.unique(numbers).tolist():
+            there = numbers == number
+            self._window(mm, number << WINDOW_SHIFT)[vpns[there] - (number << WINDOW_SHIFT)] = tokens[there]
+
+    def forget(self, mm: MmApi, vpn: int, n: int) -> None:
+        """Forget what `n` pages held: they were unmapped, so a new mapping there reads zeros."""
+        windows = self._expected.get(mm)
+        if windows is None:
+            return
+        end = vpn + n
+        first, last = vpn >> WINDOW_SHIFT, (end - 1) >> WINDOW_SHIFT
+        for number in [number for number in windows if first <= number <= last]:
+            base = number << WINDOW_SHIFT
+            windows[number][max(vpn - base, 0) : min(end - base, 1 << WINDOW_SHIFT)] = 0
+        if self.tainted_vpns:
+            for key in [key for key in self.tainted_vpns if key[0] is mm and vpn <= key[1] < end]:
+                del self.tainted_vpns[key]
+
+    def forget_mm(self, mm: MmApi) -> None:
+        """Forget an address space that is gone."""
+        self._expected.pop(mm, None)
+        for key in [key for key in self.tainted_vpns if key[0] is mm]:
+            del self.tainted_vpns[key]
+
+    # --- what pages hold
+
+    def _tokens(self, pfns: Pfns) -> Tokens:
+        zone = self.pages.zone(int(pfns[0]))
+        if int(pfns.min()) >= zone.base and int(pfns.max()) < zone.end:
+            return zone.token.take(pfns - zone.base if zone.base else pfns)
+        found = np.empty(len(pfns), np.int64)
+        for part, index, where in self.pages.split(pfns):
+            found[where] = part.token[index]
+        return found
+
+    def _store(self, pfns: Pfns, tokens: Tokens) -> None:
+        zone = self.pages.zone(int(pfns[0]))
+        if int(pfns.min()) >= zone.base and int(pfns.max()) < zone.end:
+            zone.token[pfns - zone.base if zone.base else pfns] = tokens
+            return
+        for part, index, where in self.pages.split(pfns):
+            part.token[index] = tokens[where]
+
+    def token(self, pfn: int) -> int:
+        """Return the token of one page."""
+        zone = self.pages.zone(pfn)
+        return zone.m_token[pfn - zone.base]
+
+    # --- accesses
+
+    def read(self, mm: MmApi, vpn: int, pfn: int) -> int:
+        """Check one read; the token that it found. `pfn` -1 is the zero page."""
+        found = self.token(pfn) if pfn >= 0 else 0
+        if self.mode == "none":
+            return found
+        self.reads_checked += 1
+        expected = self.expected(mm, vpn)
+        if found != expected:
+            self._mismatch(mm, vpn, pfn, expected, found, None)
+        return found
+
+    def write(self, mm: MmApi, vpn: int, pfn: int, *, writer: int = 0) -> int:
+        """Make one new version; its token."""
+        if self.mode == "none":
+            return 0
+        self._version += 1
+        token = self._version << WRITER_BITS | writer
+        zone = self.pages.zone(pfn)
+        zone.m_token[pfn - zone.base] = token
+        self._window(mm, vpn)[vpn & ((1 << WINDOW_SHIFT) - 1)] = token
+        if self.tainted_vpns or self.tainted_pfns:
+            self.tainted_vpns.pop((mm, vpn), None)
+            self.tainted_pfns.pop(pfn, None)
+        return token
+
+    def read_many(self, mm: MmApi, vpns: Pfns, pfns: Pfns, *, quirk: str | None = None) -> None:
+        """Check many reads; `quirk` names the defect that left the mappings stale which they went through.
+
+        A pfn of -1 is the zero page.
+        """
+        if self.mode == "none" or not len(vpns):
+            return
+        self.reads_checked += len(vpns)
+        expected = self.expected_many(mm, vpns)
+        if int(pfns.min()) < 0:
+            found = np.zeros(len(pfns), np.int64)
+            real = np.flatnonzero(pfns >= 0)
+            if len(real):
+                found[real] = self._tokens(pfns[real])
+        else:
+            found = self._tokens(pfns)
+        wrong = found != expected
+        if np.count_nonzero(wrong):
+            for i in np.flatnonzero(wrong).tolist():
+                self._mismatch(mm, int(vpns[i]), int(pfns[i]), int(expected[i]), int(found[i]), quirk)
+
+    def write_many(self, mm: MmApi, vpns: Pfns, pfns: Pfns, *, writer: int = 0, quirk: str | None = None) -> None:
+        """Make many new versions, in order: the last write of a page wins. `quirk` as for `read_many`; it taints."""
+        n = len(vpns)
+        if self.mode == "none" or not n:
+            return
+        if n <= len(RAMP):
+            tokens = (RAMP[:n] + (self._version + 1) << WRITER_BITS) | writer
+        else:
+            tokens = (np.arange(self._version + 1, self._version + 1 + n, dtype=np.int64) << WRITER_BITS) | writer
+        self._version += n
+        self._store(pfns, tokens)
+        self._expect(mm, vpns, tokens)
+        if quirk is not None:
+            self.taint(mm, vpns, quirk)
+            self.taint_pfns(pfns, quirk)
+        elif self.tainted_vpns or self.tainted_pfns:
+            for vpn, pfn in zip(vpns.tolist(), pfns.tolist(), strict=True):
+                self.tainted_vpns.pop((mm, vpn), None)
+                self.tainted_pfns.pop(pfn, None)
+
+    def access_many(self, mm: MmApi, vpns: Pfns, pfns: Pfns, is_write: Bools, *, writer: int = 0) -> None:
+        """Check the reads of a batch against the state before it, then apply its writes."""
+        writes = np.count_nonzero(is_write)
+        if writes == 0:
+            self.read_many(mm, vpns, pfns)
+        elif writes == len(vpns):
+            self.write_many(mm, vpns, pfns, writer=writer)
+        else:
+            reads = ~is_write
+            self.read_many(mm, vpns[reads], pfns[reads])
+            self.write_many(mm, vpns[is_write], pfns[is_write], writer=writer)
+
+    # --- copy engines
+
+    def copy(self, dst: Pfns, src: Pfns) -> None:
+        """Copy pages one by one: `src[i]` to `dst[i]`."""
+        if self.mode == "none" or not len(dst):
+            return
+        from_, to = self.pages.select(src), self.pages.select(dst)
+        if from_ is not None and to is not None:
+            to[0].token[to[1]] = from_[0].token[from_[1]]
+        else:
+            self._store(dst, self._tokens(src))
+        if self.tainted_pfns:
+            for new, old in zip(dst.tolist(), src.tolist(), strict=True):
+                self._copy_taint(new, old)
+
+    def copy_folio(self, dst: int, src: int, nr_pages: int) -> None:
+        """Copy consecutive pages."""
+        if self.mode == "none":
+            return
+        to, from_ = self.pages.zone(dst), self.pages.zone(src)
+        i, j = dst - to.base, src - from_.base
+        to.token[i : i + nr_pages] = from_.token[j : j + nr_pages]
+        if self.tainted_pfns:
+            for k in range(nr_pages):
+                self._copy_taint(dst + k, src + k)
+
+    def _copy_taint(self, dst: int, src: int) -> None:
+        quirk = self.tainted_pfns.get(src)
+        if quirk is None:
+            self.tainted_pfns.pop(dst, None)
+        else:
+            self.tainted_pfns[dst] = quirk
+
+    def clear(self, pfns: Pfns) -> None:
+        """Zero pages."""
+        if self.mode == "none":
+            return
+        for zone, index, _ in self.pages.split(pfns):
+            zone.token[index] = 0
+        if self.tainted_pfns:
+            for pfn in pfns.tolist():
+                self.tainted_pfns.pop(pfn, None)
+
+    def clear_folio(self, pfn: int, nr_pages: int) -> None:
+        """Zero consecutive pages."""
+        if self.mode == "none":
+            return
+        zone = self.pages.zone(pfn)
+        i = pfn - zone.base
+        zone.token[i : i + nr_pages] = 0
+        if self.tainted_pfns:
+            for k in range(nr_pages):
+                self.tainted_pfns.pop(pfn + k, None)
+
+    # --- quirks
+
+    def taint(self, mm: MmApi, vpns: Pfns, quirk: str) -> None:
+        """Attribute what these addresses will read, until they are written again, to a quirk."""
+        for vpn in vpns.tolist():
+            self.tainted_vpns[mm, vpn] = quirk
+
+    def taint_pfns(self, pfns: Pfns, quirk: str) -> None:
+        """Attribute what these pages hold, and their copies, to a quirk."""
+        for pfn in pfns.tolist():
+            self.tainted_pfns[pfn] = quirk
+
+    def _mismatch(self, mm: MmApi, vpn: int, pfn: int, expected: int, found: int, quirk: str | None) -> None:
+        quirk = quirk or self.tainted_vpns.get((mm, vpn)) or self.tainted_pfns.get(pfn)
+        if quirk is not None:
+            self.known[quirk] = self.known.get(quirk, 0) + 1
+            return
+        self.mismatch_count += 1
+        if len(self.mismatches) < MISMATCHES_KEPT:
+            kernel = self.kernel
+            self.mismatches.append(Mismatch(kernel.now_ns, kernel.current.name, mm.name, vpn, pfn, expected, found))
