@@ -63,6 +63,11 @@ def _exactly(kinds: tuple[type, ...], name: str) -> Callable[[object, object], A
     return check
 
 
+def _is_literal(kind: Any) -> bool:
+    origin: Any = get_origin(kind)
+    return origin is Literal
+
+
 def _literal(value: object, kind: Any) -> object:
     valid = get_args(kind)
     if value not in valid:
@@ -81,7 +86,7 @@ def _converter(*, forbid_extra_keys: bool) -> cattrs.Converter:
     converter.register_structure_hook(float, _exactly((int, float), "a number"))
     converter.register_structure_hook(str, _exactly((str,), "a text"))
     converter.register_structure_hook(bool, _exactly((bool,), "true or false"))
-    converter.register_structure_hook_func(lambda kind: get_origin(kind) == Literal, _literal)
+    converter.register_structure_hook_func(_is_literal, _literal)
 
     def table(cls: type[_T]) -> Callable[[object, object], _T]:
         inner = make_dict_structure_fn(cls, converter, _cattrs_forbid_extra_keys=forbid_extra_keys)
