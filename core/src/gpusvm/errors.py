@@ -6,6 +6,9 @@
     ├── InputError     a bad file, key or name from the user; the command line exits with 2
     ├── KernelError    an errno that a modelled kernel function returns; the number is part of the contract
     ├── ModelError     the model was violated: an invariant, lockdep, the ledger, the contents of memory
+    │   ├── DeadlockError   nothing can run and someone waits, or tasks wait for each other in a circle
+    │   ├── LedgerError     a reference, mapping or the like was put twice, put by a stranger, or never put
+    │   └── LockdepError    a rule about locks was broken: order, context, ownership
     └── PluginError    a driver plugin cannot be loaded, or breaks the contract of ``gpusvm.driver``
 """
 
@@ -13,7 +16,17 @@ import difflib
 import errno as _errno
 from collections.abc import Iterable
 
-__all__ = ["GpusvmError", "InputError", "KernelError", "ModelError", "PluginError", "nearest"]
+__all__ = [
+    "DeadlockError",
+    "GpusvmError",
+    "InputError",
+    "KernelError",
+    "LedgerError",
+    "LockdepError",
+    "ModelError",
+    "PluginError",
+    "nearest",
+]
 
 
 class GpusvmError(Exception):
@@ -45,6 +58,18 @@ class KernelError(GpusvmError):
 
 class ModelError(GpusvmError):
     """Report that the model itself was violated: a finding about a driver or about gpusvm, never about the input."""
+
+
+class DeadlockError(ModelError):
+    """Report that nothing can run though someone waits; the message lists who waits for what, who holds it, and where each stands."""
+
+
+class LedgerError(ModelError):
+    """Report an account of ``gpusvm.kernel.Ledger`` that does not balance, with kind, holder and count."""
+
+
+class LockdepError(ModelError):
+    """Report a broken locking rule; the message names both places, the acquisition and what it conflicts with."""
 
 
 class PluginError(GpusvmError):

@@ -1,1 +1,40 @@
 """The kernel a driver runs in: tasks, choices, clock, locks and lockdep, work, references, failure injection, trace."""
+
+from gpusvm.kernel.choices import Choices, FirstChoice, RecordedChoices, SeededChoices
+from gpusvm.kernel.core import Kernel
+from gpusvm.kernel.lockdep import Lockdep, LockMap
+from gpusvm.kernel.locks import Mutex, SpinLock
+from gpusvm.kernel.refs import Gauges, Kref, Ledger
+from gpusvm.kernel.rwsem import RwSemaphore
+from gpusvm.kernel.srcu import Srcu
+from gpusvm.kernel.stats import Stats
+from gpusvm.kernel.task import Task
+from gpusvm.kernel.timers import Timer
+from gpusvm.kernel.trace import Tracer
+from gpusvm.kernel.wait import Completion, WaitQueue
+from gpusvm.kernel.work import Work, Workqueue
+
+__all__ = [
+    "Choices",
+    "Completion",
+    "FirstChoice",
+    "Gauges",
+    "Kernel",
+    "Kref",
+    "Ledger",
+    "LockMap",
+    "Lockdep",
+    "Mutex",
+    "RecordedChoices",
+    "RwSemaphore",
+    "SeededChoices",
+    "SpinLock",
+    "Srcu",
+    "Stats",
+    "Task",
+    "Timer",
+    "Tracer",
+    "WaitQueue",
+    "Work",
+    "Workqueue",
+]

@@ -1,0 +1,76 @@
+"""Own all nondeterminism: which task goes next, which injected failure happens, every choice of data."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+_MASK = (1 << 64) - 1
+
+
+class Choices(Protocol):
+    """Pick one of n; 0 means "carry on", so that a schedule shrinks towards fewest preemptions.
+
+    ``taken`` records every pick in order, ``widths`` the n it was picked from: the first replays the run, both enumerate neighbours.
+    """
+
+    taken: list[int]
+    widths: list[int]
+
+    def pick(self, n: int, label: str) -> int:
+        """Return an int in ``range(n)``; `label` says what for ("task", "inject:SITE", …). It is not called for n = 1."""
+        ...
+
+
+class FirstChoice:
+    """Pick 0 always: nothing is preempted, nothing fails."""
+
+    def __init__(self) -> None:
+        self.taken: list[int] = []
+        self.widths: list[int] = []
+
+    def pick(self, n: int, label: str) -> int:
+        self.taken.append(0)
+        self.widths.append(n)
+        return 0
+
+
+class SeededChoices:
+    """Pick evenly by splitmix64 from a seed: the same on every machine and Python."""
+
+    def __init__(self, seed: int) -> None:
+        self.taken: list[int] = []
+        self.widths: list[int] = []
+        self._state = seed & _MASK
+
+    def pick(self, n: int, label: str) -> int:
+        self._state = (self._state + 0x9E3779B97F4A7C15) & _MASK
+        z = self._state
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+        choice = ((z ^ (z >> 31)) * n) >> 64
+        self.taken.append(choice)
+        self.widths.append(n)
+        return choice
+
+
+class RecordedChoices:
+    """Replay what another Choices took; after its end, and where a pick no longer fits, pick 0.
+
+    ``strayed`` counts the picks that did not fit: it stays 0 when the same run is replayed, and tells a shrinker how far a
+    schedule that it has changed still applies.
+    """
+
+    def __init__(self, recorded: Sequence[int]) -> None:
+        self.taken: list[int] = []
+        self.widths: list[int] = []
+        self.strayed = 0
+        self._recorded = list(recorded)
+
+    def pick(self, n: int, label: str) -> int:
+        at = len(self.taken)
+        choice = self._recorded[at] if at < len(self._recorded) else 0
+        if not 0 <= choice < n:
+            choice = 0
+            self.strayed += 1
+        self.taken.append(choice)
+        self.widths.append(n)
+        return choice

@@ -1,0 +1,327 @@
+"""Be the kernel that drivers run in: one object that owns the tasks, the clock, the primitives and what is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from sys import _getframe
+from typing import Any, Literal, Protocol
+
+from greenlet import GreenletExit, getcurrent
+
+from gpusvm.errors import InputError, LockdepError, ModelError, nearest
+from gpusvm.kernel.choices import Choices, FirstChoice
+from gpusvm.kernel.explored import ExploredScheduler
+from gpusvm.kernel.inject import Injector
+from gpusvm.kernel.lockdep import Lockdep, LockMap
+from gpusvm.kernel.locks import Mutex, SpinLock
+from gpusvm.kernel.place import caller
+from gpusvm.kernel.refs import Gauges, Ledger
+from gpusvm.kernel.rwsem import RwSemaphore
+from gpusvm.kernel.scheduler import Scheduler
+from gpusvm.kernel.srcu import Srcu
+from gpusvm.kernel.stats import Stats
+from gpusvm.kernel.task import Task
+from gpusvm.kernel.timed import NEVER, TimedScheduler
+from gpusvm.kernel.timers import Timer
+from gpusvm.kernel.trace import Tracer
+from gpusvm.kernel.wait import Completion, WaitQueue
+from gpusvm.kernel.work import Workqueue
+
+Mode = Literal["timed", "explored"]
+
+
+class CostTable(Protocol):
+    """Say what each charged event costs, in ns."""
+
+    @property
+    def table(self) -> Mapping[str, int]: ...
+
+
+class _Free(dict[str, int]):
+    """Be the table of a kernel without costs."""
+
+    def __missing__(self, event: str) -> int:
+        return 0
+
+
+class _Charged(dict[str, int]):
+    def __missing__(self, event: str) -> int:
+        return 0
+
+
+class _Atomic:
+    __slots__ = ("_kernel",)
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+
+    def __enter__(self) -> None:
+        self._kernel._atomic_at(_getframe(1))
+
+    def __exit__(self, *_: object) -> None:
+        self._kernel.preempt_enable()
+
+
+class Kernel:
+    """Run tasks on one virtual machine, deterministically.
+
+    The code that creates a Kernel is its task "main": it calls kernel, mm and driver functions directly, and when it waits, others
+    run. In mode "timed" tasks run in the order of their virtual time; in "explored" every operation of a primitive is a point where
+    `choices` decide who goes on, and a step costs 1 us. A `checked` kernel has lockdep and a ledger with named holders.
+    `costs` gives the ns of each charged event; without it nothing costs anything.
+
+    ``observer`` is None or an object with methods that are looked up by name when something happens: in explored mode
+    ``step(task, operation, what)`` at each yield point, `what` being the lock, queue or (object, field) that is touched next.
+    ``charged`` sums the ns that were charged, by event. Close a kernel that may have waiting tasks, or use it as a context manager.
+    """
+
+    def __init__(
+        self,
+        *,
+        mode: Mode = "timed",
+        choices: Choices | None = None,
+        costs: CostTable | None = None,
+        checked: bool = True,
+    ) -> None:
+        if mode not in {"timed", "explored"}:
+            raise InputError(f"kernel mode {mode!r}: {nearest(mode, ['timed', 'explored'])}")
+        self.mode: Mode = mode
+        self.explored = mode == "explored"
+        self.checked = checked
+        self.costs = costs
+        self.choices: Choices = FirstChoice() if choices is None else choices
+        self.observer: Any = None
+        self.stats = Stats()
+        self.gauges = Gauges()
+        self.ledger = Ledger(checked=checked)
+        self.lockdep = Lockdep(self)
+        self.tracer = Tracer(self)
+        self.injector = Injector(self.choices)
+        self.charged: dict[str, int] = _Charged()
+        self.closing = False
+        self.next_due = NEVER  # when another task or timer is due; timed mode only
+        # In explored mode a step costs the same whatever is charged for it.
+        self._table: Mapping[str, int] = _Free() if costs is None or self.explored else costs.table
+        self._atomic = _Atomic(self)
+        self.sched: Scheduler
+        if self.explored:
+            explored = ExploredScheduler(self)
+            self.sched = explored
+            self.yield_point: Callable[[str, object], None] = explored.yield_point
+            self.resched: Callable[[], None] = _nothing
+        else:
+            timed = TimedScheduler(self)
+            self.sched = timed
+            self.yield_point = _no_yield
+            self.resched = timed.resched
+        self.current: Task = self.sched.main
+
+    def __enter__(self) -> Kernel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- time
+
+    @property
+    def now_ns(self) -> int:
+        """Return the virtual time of the running task."""
+        return self.current.time_ns
+
+    def charge(self, event: str, n: int = 1) -> None:
+        """Advance the running task by `n` times the cost of `event`; others go first that are due earlier, unless it is atomic."""
+        try:
+            ns = self._table[event] * n
+        except KeyError:
+            raise InputError(f"costs: no cost for event {event!r}; {nearest(event, self._table)}") from None
+        self.charged[event] += ns
+        task = self.current
+        task.time_ns = now = task.time_ns + ns
+        if now > self.next_due and not task.preempt_count:
+            self.resched()
+
+    def charge_ns(self, event: str, ns: int) -> None:
+        """Advance the running task by a computed time, accounted under `event`."""
+        if self.explored:
+            return
+        self.charged[event] += ns
+        task = self.current
+        task.time_ns = now = task.time_ns + ns
+        if now > self.next_due and not task.preempt_count:
+            self.resched()
+
+    def sleep_ns(self, ns: int) -> None:
+        """Sleep; everything due before the end of it, timers too, happens first."""
+        self.might_sleep()
+        self.sched.sleep_until(self.current.time_ns + ns)
+
+    def cond_resched(self) -> None:
+        """Let others go first that are due by now; a yield point."""
+        if not self.current.preempt_count:
+            self.sched.cond_resched()
+
+    def step(self) -> None:
+        """Begin an atomic step, such as a section under a page-table lock: a yield point in explored mode, nothing otherwise."""
+        if self.explored:
+            self.yield_point("step", None)
+
+    # -- tasks
+
+    def spawn(self, fn: Callable[..., Any], *args: Any, name: str, daemon: bool = False) -> Task:
+        """Start a task at the running task's time.
+
+        What it raises comes out of ``join``, or, if nobody joins, in main where that is next switched to. A daemon may wait for ever.
+        """
+        sched = self.sched
+        task = sched.new_task(fn, name=name, daemon=daemon, args=args, at=self.current.time_ns)
+        sched.add(task)
+        return task
+
+    @property
+    def tasks(self) -> list[Task]:
+        """List the tasks that are not done, in spawn order."""
+        return list(self.sched.tasks.values())
+
+    def settle(self) -> None:
+        """Let others run until none can go on by itself; sleeping tasks finish, timers of the future and sleeping daemons do not."""
+        self.might_sleep()
+        self.sched.settle()
+        self.sched.raise_failure()
+
+    def run_until(self, ns: int) -> None:
+        """Let everything happen that is due up to and including the time `ns`, timers too."""
+        self.might_sleep()
+        self.sched.run_until(ns)
+        self.sched.raise_failure()
+
+    def close(self) -> None:
+        """End every task where it waits, so that the kernel can be freed; call it from main, and nothing else afterwards."""
+        if self.closing:
+            return
+        if getcurrent() is not self.sched.root:
+            raise ModelError("a kernel is closed by its main task")
+        self.closing = True
+        for task in self.tasks:
+            if task.greenlet is not None and task is not self.sched.main:
+                self.current = task
+                task.greenlet.throw(GreenletExit)
+        self.current = self.sched.main
+
+    # -- context
+
+    def might_sleep(self) -> None:
+        """Raise LockdepError if the running task must not sleep."""
+        task = self.current
+        if task.preempt_count or task._in_notifier:
+            if self.checked:
+                self.lockdep.check_sleep(task, "sleeping")
+            elif task.preempt_count:
+                raise LockdepError(f"sleeping while atomic: task {task.name!r} is sleeping at {caller()}")
+
+    def might_alloc(self) -> None:
+        """Raise LockdepError if the running task must not allocate memory with reclaim: in atomic context, in an mmu notifier."""
+        task = self.current
+        if task.preempt_count or task._in_notifier:
+            self.might_sleep()
+            if self.checked:
+                self.lockdep.check_alloc(task)
+
+    def atomic(self) -> _Atomic:
+        """Return a context in which the running task must not sleep and is not preempted in timed mode."""
+        return self._atomic
+
+    def preempt_disable(self) -> None:
+        self._atomic_at(_getframe(1))
+
+    def _atomic_at(self, frame: Any) -> None:
+        task = self.current
+        if self.checked:
+            self.lockdep.enter_section(task)
+            if not task.preempt_count:
+                task.atomic_site = (frame.f_code, frame.f_lasti)
+        task.preempt_count += 1
+
+    def preempt_enable(self) -> None:
+        task = self.current
+        if not task.preempt_count:
+            raise LockdepError(f"task {task.name!r} enables preemption at {caller()} and has not disabled it")
+        if self.checked:
+            self.lockdep.leave_section(task)
+        task.preempt_count -= 1
+        if task.time_ns > self.next_due and not task.preempt_count:
+            self.resched()
+
+    # -- primitives; `name` is the lock class: instances of one name share what lockdep learns
+
+    def mutex(self, name: str) -> Mutex:
+        return Mutex(self, name)
+
+    def rwsem(self, name: str) -> RwSemaphore:
+        return RwSemaphore(self, name)
+
+    def spinlock(self, name: str) -> SpinLock:
+        return SpinLock(self, name)
+
+    def lock_map(self, kind: str, name: str, *, sleeps: bool = False) -> LockMap:
+        return LockMap(self, kind, name, sleeps=sleeps)
+
+    def completion(self, name: str) -> Completion:
+        return Completion(self, name)
+
+    def waitqueue(self, name: str) -> WaitQueue:
+        return WaitQueue(self, name)
+
+    def workqueue(self, name: str, max_active: int = 1) -> Workqueue:
+        return Workqueue(self, name, max_active)
+
+    def timer(self, name: str, fn: Callable[[], object]) -> Timer:
+        return Timer(self, name, fn)
+
+    def srcu(self, name: str) -> Srcu:
+        return Srcu(self, name)
+
+    # -- fields that tasks share without a lock
+
+    def read_once(self, obj: object, field: str) -> Any:
+        """Read a shared field (READ_ONCE); a yield point."""
+        if self.explored:
+            self.yield_point("read_once", (obj, field))
+        return getattr(obj, field)
+
+    def write_once(self, obj: object, field: str, value: Any) -> None:
+        """Write a shared field (WRITE_ONCE); a yield point."""
+        if self.explored:
+            self.yield_point("write_once", (obj, field))
+        setattr(obj, field, value)
+
+    # -- choices and failures
+
+    def choose(self, n: int, label: str) -> int:
+        """Return a choice of data out of range(n), from the same Choices that order the tasks; 0 if there is only one."""
+        return self.choices.pick(n, label) if n > 1 else 0
+
+    def inject(self, site: str) -> bool:
+        """Return True if the operation at this site is to fail here."""
+        return self.injector.passing(site)
+
+    def arm(self, site: str, nth: int = 1, times: int = 1) -> None:
+        """Let `site` fail on its nth passing from now on, and on the next times - 1."""
+        self.injector.arm(site, nth, times)
+
+    def explore_failures(self, sites: Collection[str] | None = None, *, failures_max: int = 1) -> None:
+        """Make it a choice whether the sites (None: all) fail when passed, `failures_max` times in all."""
+        self.injector.explore(sites, failures_max)
+
+    @property
+    def inject_sites(self) -> dict[str, int]:
+        """Return how often each site was passed, in the order in which they were first reached."""
+        return self.injector.sites
+
+
+def _nothing() -> None:
+    """Be ``resched`` where time orders nothing."""
+
+
+def _no_yield(label: str, what: object) -> None:
+    """Be ``yield_point`` where operations are none."""

@@ -1,0 +1,123 @@
+"""Run tasks in any order that Choices say: every primitive operation is a point where another task may go on."""
+
+from __future__ import annotations
+
+from bisect import insort
+from heapq import heappop
+from typing import TYPE_CHECKING
+
+from gpusvm.kernel.scheduler import Scheduler
+from gpusvm.kernel.task import Task
+
+if TYPE_CHECKING:
+    from gpusvm.kernel.core import Kernel
+    from gpusvm.kernel.timers import Timer
+
+STEP_NS = 1000
+
+
+class ExploredScheduler(Scheduler):
+    """Ask ``kernel.choices`` at each yield point: 0 carries on, then the other runnable tasks in spawn order, then due timers.
+
+    All tasks share one clock; a step advances it by 1 us. Only when nothing can run does it jump to the next sleeper or timer.
+    """
+
+    def __init__(self, kernel: Kernel) -> None:
+        super().__init__(kernel)
+        self.now = 0
+        self._ready: list[Task] = []  # runnable, without the running one, in spawn order
+        self._due: list[tuple[int, Timer]] = []  # due and not fired, in that order, with the counter of their entry
+        self._until: list[tuple[int, Task]] = []
+
+    def wake(self, task: Task) -> None:
+        task.waiting_on = None
+        self.unschedule(task)
+        insort(self._ready, task)
+
+    def add(self, task: Task) -> None:
+        insort(self._ready, task)
+
+    def drop(self, task: Task) -> None:
+        self.unschedule(task)
+        if task in self._ready:
+            self._ready.remove(task)
+        self._until = [(ns, other) for ns, other in self._until if other is not task]
+
+    def yield_point(self, label: str, what: object) -> None:
+        """Let Choices decide who goes on; `label` names the operation that follows and `what` the thing it touches."""
+        kernel = self.kernel
+        if kernel.closing:
+            return
+        task = kernel.current
+        self.now += STEP_NS
+        task.time_ns = self.now
+        if kernel.observer is not None:
+            step = getattr(kernel.observer, "step", None)
+            if step is not None:
+                step(task, label, what)
+        if self.heap or self._due:
+            self._collect()
+        others = len(self._ready) + len(self._due)
+        if not others:
+            return
+        choice = kernel.choices.pick(others + 1, "task")
+        if choice:
+            following = self._take(choice - 1)
+            insort(self._ready, task)
+            self.go(following)
+            self.resumed(task)
+
+    def cond_resched(self) -> None:
+        self.yield_point("cond_resched", None)
+
+    def next_task(self) -> Task:
+        self.now += STEP_NS
+        while True:
+            self._collect()
+            n = len(self._ready) + len(self._due)
+            if n:
+                return self._take(self.kernel.choices.pick(n, "task") if n > 1 else 0)
+            at = self.top()
+            if self._until:
+                ns, task = min(self._until)
+                if at is None or at > ns:
+                    self._until.remove((ns, task))
+                    self.now = max(self.now, ns)
+                    return self._resume(task)
+            elif self.settlers and not self.busy:
+                return self._resume(self.settlers.pop())
+            elif at is None:
+                return self.stuck()
+            assert at is not None
+            self.now = max(self.now, at)
+
+    def run_until(self, ns: int) -> None:
+        task = self.kernel.current
+        self._until.append((ns, task))
+        self.leave(task)
+
+    def _resume(self, task: Task) -> Task:
+        task.time_ns = self.now
+        return task
+
+    def _collect(self) -> None:
+        """Make ready what has fallen due."""
+        at = self.top()
+        while at is not None and at <= self.now:
+            _, counter, what = heappop(self.heap)
+            if isinstance(what, Task):
+                self.unschedule(what)
+                self.expired(what)
+                insort(self._ready, what)
+            else:
+                self._due.append((counter, what))  # its entry stays valid: it may still be cancelled
+            at = self.top()
+        if self._due:
+            self._due = [(counter, timer) for counter, timer in self._due if timer.entry == counter]
+
+    def _take(self, choice: int) -> Task:
+        if choice < len(self._ready):
+            return self._resume(self._ready.pop(choice))
+        _, timer = self._due.pop(choice - len(self._ready))
+        self.unschedule(timer)
+        return self._resume(self.timer_task(timer, self.now))

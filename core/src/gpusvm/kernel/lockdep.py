@@ -1,0 +1,275 @@
+"""kernel/locking/lockdep.c, as of Linux 7.3.4: find a wrong lock order the first time it is used, not the first time it hangs.
+
+Locks of one name are one class. What a task holds, in order, is a path in a trie of classes (`Chain`); a step to a child that exists
+has been checked before and costs one dict lookup, as the kernel's chain cache does. Only a step that was never made before is
+checked, and only then is its place taken: a message therefore names where a lock was *first* taken in that situation.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from gpusvm.errors import LockdepError
+from gpusvm.kernel.place import caller, place_of
+
+if TYPE_CHECKING:
+    from gpusvm.kernel.core import Kernel
+    from gpusvm.kernel.task import Task
+
+
+class LockClass:
+    """Be what all locks of one name have in common; ``after`` holds the classes that were taken while this one was held."""
+
+    __slots__ = ("after", "atomic", "key", "kind", "name", "ordered", "sleeps", "subclass", "tried")
+
+    def __init__(self, kind: str, name: str, subclass: int, *, sleeps: bool, atomic: bool, ordered: bool) -> None:
+        self.kind = kind
+        self.name = name
+        self.subclass = subclass
+        self.sleeps = sleeps  # taking it may sleep
+        self.atomic = atomic  # holding it forbids to sleep
+        self.ordered = ordered  # it takes part in the order; contexts do not
+        self.after: dict[LockClass, tuple[str, str, str]] = {}
+        self.key: LockClass = self  # what a trylock orders as, once it is held
+        self.tried: LockClass = self
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name!r}" + (f" (subclass {self.subclass})" if self.subclass else "")
+
+
+class Chain(dict[LockClass, "Chain"]):
+    """Be what a task holds: the class last taken, the place where that was first done, and the chain before it."""
+
+    __slots__ = ("cls", "parent", "place")
+
+    def __init__(self, parent: Chain | None, cls: LockClass | None, place: str) -> None:
+        super().__init__()
+        self.parent = parent
+        self.cls = cls
+        self.place = place
+
+    def path(self) -> list[Chain]:
+        """Return the nodes from the first lock held to the last."""
+        nodes: list[Chain] = []
+        node: Chain | None = self
+        while node is not None and node.cls is not None:
+            nodes.append(node)
+            node = node.parent
+        nodes.reverse()
+        return nodes
+
+
+class Lockdep:
+    """Know every lock class, the order in which they nest, and what is forbidden where."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self._classes: dict[tuple[str, str, int], LockClass] = {}
+        self.root = Chain(None, None, "")
+        self._notifier = LockClass("context", "mmu notifier", 0, sleeps=False, atomic=False, ordered=False)
+        self.section = LockClass("context", "preempt_disable", 0, sleeps=False, atomic=True, ordered=False)
+        self._forbidden: frozenset[str] = frozenset({"mmap_lock", "alloc"})
+
+    @property
+    def forbid_in_notifier(self) -> frozenset[str]:
+        """Name what a task must not do inside an mmu notifier callback: lock classes, "alloc" (might_alloc), "sleep".
+
+        By default mmap_lock and alloc (__mmu_notifier_invalidate_range_start_map and fs_reclaim in the kernel's lockdep).
+        """
+        return self._forbidden
+
+    @forbid_in_notifier.setter
+    def forbid_in_notifier(self, names: frozenset[str]) -> None:
+        self._forbidden = frozenset(names)
+        self.root.clear()  # what was allowed so far has to be checked again
+
+    def lock_class(
+        self, kind: str, name: str, subclass: int = 0, *, sleeps: bool = False, atomic: bool = False
+    ) -> LockClass:
+        """Return the class of the locks of this kind and name; `subclass` tells levels of one class apart (mutex_lock_nested)."""
+        cls = self._classes.get((kind, name, subclass))
+        if cls is None:
+            cls = LockClass(kind, name, subclass, sleeps=sleeps, atomic=atomic, ordered=True)
+            cls.tried = LockClass(kind, name, subclass, sleeps=False, atomic=atomic, ordered=True)
+            cls.tried.key = cls
+            self._classes[kind, name, subclass] = cls
+        return cls
+
+    def subclass(self, cls: LockClass, subclass: int) -> LockClass:
+        return self.lock_class(cls.kind, cls.name, subclass, sleeps=cls.sleeps, atomic=cls.atomic)
+
+    def acquire(self, task: Task, lock: Any, cls: LockClass) -> Chain:
+        """Check a step that was never made before and return its chain (validate_chain); the caller appends to task.held.
+
+        `lock` is the instance. Raises LockdepError.
+        """
+        place = caller()
+        path = task.chain.path()
+        for node in path:
+            held = node.cls
+            assert held is not None
+            if held.atomic and cls.sleeps:
+                self._sleeping(task, f"taking {cls}", place)
+            if cls.key is not cls:  # a trylock waits for nobody
+                continue
+            if held is self._notifier and (cls.name in self._forbidden or (cls.sleeps and "sleep" in self._forbidden)):
+                raise LockdepError(
+                    f"in an mmu notifier: task {task.name!r} takes {cls} at {place}, inside a notifier callback made at {node.place}"
+                )
+        if cls.ordered and cls.key is cls:
+            self._check_order(task, lock, cls, path, place)
+        node = Chain(task.chain, cls, place)
+        task.chain[cls] = node
+        return node
+
+    def _check_order(self, task: Task, lock: Any, cls: LockClass, path: list[Chain], place: str) -> None:
+        for node, instance in zip(path, task.held, strict=True):
+            assert node.cls is not None
+            if instance is lock:
+                raise LockdepError(
+                    f"recursive lock: task {task.name!r} takes {cls} at {place} and holds it since {node.place}"
+                )
+            if node.cls.key is cls:
+                raise LockdepError(
+                    f"possible recursive locking: task {task.name!r} takes {cls} at {place} and holds another of that class since "
+                    f"{node.place}; if they nest in a known order, say so with a subclass"
+                )
+        for node in path:
+            assert node.cls is not None
+            before = node.cls.key
+            if not before.ordered or cls in before.after:
+                continue
+            circle = self._find(cls, before)
+            if circle:
+                first = f"{before} (taken at {node.place}), then {cls} at {place} by task {task.name!r}"
+                known = "; ".join(
+                    f"{a} (taken at {at}), then {b} at {then} by task {name!r}" for a, b, (at, then, name) in circle
+                )
+                raise LockdepError(f"lock order: {first}; but before: {known}")
+            before.after[cls] = (node.place, place, task.name)
+
+    @staticmethod
+    def _find(start: LockClass, goal: LockClass) -> list[tuple[LockClass, LockClass, tuple[str, str, str]]]:
+        """Return the shortest known order that leads from `start` to `goal`, empty if there is none."""
+        came: dict[LockClass, tuple[LockClass, tuple[str, str, str]]] = {}
+        queue = [start]
+        for cls in queue:
+            for follower, edge in cls.after.items():
+                if follower in came or follower is start:
+                    continue
+                came[follower] = (cls, edge)
+                if follower is goal:
+                    steps = []
+                    while follower is not start:
+                        before, edge = came[follower]
+                        steps.append((before, follower, edge))
+                        follower = before
+                    return steps[::-1]
+                queue.append(follower)
+        return []
+
+    def release(self, task: Task, lock: Any) -> None:
+        """Take `lock` off what the task holds, in any order; raise LockdepError if it does not hold it."""
+        held = task.held
+        for at in range(len(held) - 1, -1, -1):
+            if held[at] is lock:
+                break
+        else:
+            raise LockdepError(f"task {task.name!r} releases {lock.describe()} at {caller()} and does not hold it")
+        path = task.chain.path()
+        chain = path[at].parent
+        assert chain is not None
+        for node in path[at + 1 :]:
+            assert node.cls is not None
+            after = chain.get(node.cls)
+            if after is None:  # a part of what was checked needs no check
+                after = chain[node.cls] = Chain(chain, node.cls, node.place)
+            chain = after
+        task.chain = chain
+        del held[at]
+
+    def notifier(self, task: Task, change: int) -> None:
+        """Enter (change > 0) or leave mmu notifier callbacks."""
+        for _ in range(change):
+            self._enter(task, self._notifier)
+        for _ in range(-change):
+            self.release(task, self._notifier)
+
+    def enter_section(self, task: Task) -> None:
+        self._enter(task, self.section)
+
+    def leave_section(self, task: Task) -> None:
+        self.release(task, self.section)
+
+    @staticmethod
+    def _enter(task: Task, cls: LockClass) -> None:
+        chain = task.chain.get(cls)
+        if chain is None:
+            chain = task.chain[cls] = Chain(task.chain, cls, caller())
+        task.chain = chain
+        task.held.append(cls)
+
+    def check_sleep(self, task: Task, doing: str) -> None:
+        """Raise LockdepError if the task must not sleep here (might_sleep)."""
+        if task.preempt_count:
+            self._sleeping(task, doing, caller())
+        if task.in_notifier and "sleep" in self._forbidden:
+            self._in_notifier(task, doing)
+
+    def check_alloc(self, task: Task) -> None:
+        """Raise LockdepError if the task must not allocate with reclaim here (might_alloc)."""
+        if task.in_notifier and "alloc" in self._forbidden:
+            self._in_notifier(task, "allocating")
+
+    def _in_notifier(self, task: Task, doing: str) -> NoReturn:
+        node = next(node for node in task.chain.path() if node.cls is self._notifier)
+        raise LockdepError(
+            f"in an mmu notifier: task {task.name!r} is {doing} at {caller()}, inside a notifier callback made at {node.place}"
+        )
+
+    def _sleeping(self, task: Task, doing: str, place: str) -> NoReturn:
+        since = "?"
+        if task.atomic_site is not None:
+            code, instruction = task.atomic_site
+            since = place_of(code.co_filename, _line(code, instruction))
+        what = next(str(node.cls) for node in task.chain.path() if node.cls is not None and node.cls.atomic)
+        raise LockdepError(
+            f"sleeping while atomic: task {task.name!r} is {doing} at {place}, atomic since {since} ({what})"
+        )
+
+
+def _line(code: Any, instruction: int) -> int:
+    for start, end, line in code.co_lines():
+        if start <= instruction < end and line is not None:
+            return int(line)
+    return int(code.co_firstlineno)
+
+
+class LockMap:
+    """Let lockdep see as a lock what is none (struct lockdep_map): a page's lock bit, a workqueue that is flushed, an SRCU section."""
+
+    __slots__ = ("_cls", "_kernel", "name")
+
+    def __init__(self, kernel: Kernel, kind: str, name: str, *, sleeps: bool = False) -> None:
+        self.name = name
+        self._kernel = kernel
+        self._cls = kernel.lockdep.lock_class(kind, name, sleeps=sleeps)
+
+    def describe(self) -> str:
+        return str(self._cls)
+
+    def acquire(self, *, trylock: bool = False) -> None:
+        """Note that the running task takes it, before it waits; a trylock is not checked against what is held (lock_acquire)."""
+        if self._kernel.checked:
+            task = self._kernel.current
+            cls = self._cls.tried if trylock else self._cls
+            chain = task.chain.get(cls)
+            if chain is None:
+                chain = self._kernel.lockdep.acquire(task, self, cls)
+            task.chain = chain
+            task.held.append(self)
+
+    def release(self) -> None:
+        """Note that the running task gives it back (lock_release)."""
+        if self._kernel.checked:
+            self._kernel.lockdep.release(self._kernel.current, self)

@@ -1,0 +1,31 @@
+"""Name places in the code that uses the kernel, for errors about two of them."""
+
+import os
+import sys
+from types import FrameType
+
+# What lies in this room is mechanism: an error names the code that called it.
+_ROOM = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+
+def place_of(filename: str, line: int) -> str:
+    """Return ``directory/file.py:line``: enough to find the place, the same on every machine."""
+    return f"{'/'.join(filename.replace(os.sep, '/').split('/')[-2:])}:{line}"
+
+
+def caller() -> str:
+    """Return the place of the nearest frame outside gpusvm.kernel."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_ROOM):
+        frame = frame.f_back
+    return "?" if frame is None else place_of(frame.f_code.co_filename, frame.f_lineno)
+
+
+def stack(frame: FrameType | None, limit: int = 8) -> list[str]:
+    """Return up to `limit` lines ``place in function`` from `frame` outwards, gpusvm.kernel left out."""
+    lines: list[str] = []
+    while frame is not None and len(lines) < limit:
+        if not frame.f_code.co_filename.startswith(_ROOM):
+            lines.append(f"{place_of(frame.f_code.co_filename, frame.f_lineno)} in {frame.f_code.co_name}")
+        frame = frame.f_back
+    return lines

@@ -1,0 +1,142 @@
+"""kernel/sched/core.c, as of Linux 7.3.4: what runs: a task is a greenlet, so model code is ordinary nested functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from greenlet import greenlet
+
+from gpusvm.errors import ModelError
+
+if TYPE_CHECKING:
+    from gpusvm.kernel.core import Kernel
+    from gpusvm.kernel.lockdep import Chain
+
+
+class Waitable:
+    """Be something that a task can wait for: it can say who holds it and forget a waiter."""
+
+    __slots__ = ()
+    kind: ClassVar[str] = "?"
+    name: str
+
+    def holders(self, task: Task) -> list[Task]:
+        """Return the tasks that `task`, blocked here, waits for; empty if anyone may wake it."""
+        return []
+
+    def forget(self, task: Task) -> None:
+        """Take `task` off the waiters: it was interrupted or its timeout came."""
+        raise NotImplementedError
+
+    def describe(self) -> str:
+        return f"{self.kind} {self.name!r}"
+
+
+class Task(Waitable):
+    """Be one thread of control: a CPU thread, a kworker, a softirq; built by ``Kernel.spawn``.
+
+    ``time_ns`` is the task's own virtual time. ``held`` lists what lockdep has it holding, in order (checked kernels only).
+    ``preempt_count`` > 0 means atomic context. ``in_notifier`` > 0 means inside an mmu notifier callback; the mm counts it.
+    """
+
+    __slots__ = (
+        "_fn",
+        "_in_notifier",
+        "args",
+        "atomic_site",
+        "chain",
+        "counted",
+        "daemon",
+        "done",
+        "entry",
+        "exception",
+        "greenlet",
+        "held",
+        "index",
+        "interrupt",
+        "joiners",
+        "kernel",
+        "name",
+        "preempt_count",
+        "result",
+        "time_ns",
+        "timed_out",
+        "waiting_on",
+    )
+    kind = "end of task"
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        fn: Callable[..., Any],
+        *,
+        args: tuple[Any, ...] = (),
+        name: str,
+        index: int,
+        daemon: bool,
+        time_ns: int,
+    ) -> None:
+        self.kernel = kernel
+        self.name = name
+        self.index = index
+        self.daemon = daemon
+        self.time_ns = time_ns
+        self._fn = fn
+        self.args = args
+        self.greenlet: greenlet | None = None  # None until it first runs
+        self.done = False
+        self.result: Any = None
+        self.exception: BaseException | None = None
+        self.joiners: list[Task] = []
+        self.waiting_on: Waitable | None = None
+        self.timed_out = False
+        self.interrupt: BaseException | None = None  # to be raised where the task resumes
+        self.entry = 0  # counter of its valid entry in the scheduler's heap, 0 if none
+        self.counted = False  # that entry keeps settle() going
+        self.preempt_count = 0
+        self.atomic_site: Any = None  # (code, instruction) where preempt_count left 0
+        self._in_notifier = 0
+        self.chain: Chain = kernel.lockdep.root
+        self.held: list[Any] = []
+
+    def __repr__(self) -> str:
+        return f"<Task {self.name!r}>"
+
+    def __lt__(self, other: Task) -> bool:
+        return self.index < other.index
+
+    @property
+    def in_notifier(self) -> int:
+        """Count how deep the task is in mmu notifier callbacks; set by the mm around each callback."""
+        return self._in_notifier
+
+    @in_notifier.setter
+    def in_notifier(self, depth: int) -> None:
+        change = depth - self._in_notifier
+        self._in_notifier = depth
+        if self.kernel.checked:
+            self.kernel.lockdep.notifier(self, change)
+
+    def join(self) -> Any:
+        """Wait until the task is done and return its result; raise again what it raised."""
+        kernel = self.kernel
+        if kernel.current is self:
+            raise ModelError(f"task {self.name!r} joins itself")
+        kernel.might_sleep()
+        if kernel.explored:
+            kernel.yield_point("join", self)
+        while not self.done:
+            self.joiners.append(kernel.current)
+            kernel.sched.block(self)
+        if self.exception is not None:
+            kernel.sched.delivered(self)
+            raise self.exception
+        return self.result
+
+    def holders(self, task: Task) -> list[Task]:
+        return [self]
+
+    def forget(self, task: Task) -> None:
+        if task in self.joiners:
+            self.joiners.remove(task)
