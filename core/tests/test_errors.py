@@ -1,0 +1,33 @@
+import errno
+import pickle
+
+import pytest
+from gpusvm.errors import GpusvmError, InputError, KernelError, ModelError, PluginError, nearest
+
+
+def test_all_are_gpusvm_errors():
+    for kind in (InputError, KernelError, ModelError, PluginError):
+        assert issubclass(kind, GpusvmError)
+
+
+def test_a_kernel_error_has_the_errno_and_its_name():
+    assert KernelError(errno.EBUSY).errno == errno.EBUSY
+    assert str(KernelError(errno.EBUSY)) == "-EBUSY"
+    assert str(KernelError(errno.ENOMEM, "no folio of order 9")) == "-ENOMEM: no folio of order 9"
+    assert str(KernelError(9999)) == "-9999"
+
+
+@pytest.mark.parametrize("number", [0, -errno.EBUSY])
+def test_an_errno_is_positive(number):
+    with pytest.raises(ValueError, match=f"an errno is positive here, got {number}"):
+        KernelError(number)
+
+
+def test_a_kernel_error_survives_a_process_pool():
+    copy = pickle.loads(pickle.dumps(KernelError(errno.EAGAIN, "seq moved")))
+    assert (copy.errno, str(copy)) == (errno.EAGAIN, "-EAGAIN: seq moved")
+
+
+def test_nearest():
+    assert nearest("nouvaeu", ["dmirror", "nouveau", "xe"]) == "did you mean 'nouveau'?"
+    assert nearest("q", ["dmirror", "xe"]) == "valid: dmirror, xe"
