@@ -7,7 +7,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, TypedDict
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, TypedDict
 
 import attrs
 from attrs import frozen
@@ -15,7 +15,10 @@ from attrs import frozen
 if TYPE_CHECKING:
     from gpusvm.plugins import Registry
 
-__all__ = ["Execute", "FaultLatency", "Integrity", "Objects", "Pm", "RunResult", "RunSpec", "StageNs"]
+__all__ = ["Execute", "FaultLatency", "Integrity", "Objects", "Pm", "Quirks", "RunResult", "RunSpec", "StageNs", "Thp"]
+
+Thp: TypeAlias = Literal["always", "madvise", "never"]
+Quirks: TypeAlias = Literal["as_written", "fixed"]
 
 
 @frozen(kw_only=True)
@@ -32,10 +35,10 @@ class RunSpec:
     workload: str
     vram_bytes: int
     seed: int = 0
-    thp: Literal["always", "madvise", "never"] = "always"
+    thp: Thp = "always"
     topology: str = "single"
     costs: str = "h100-pcie5"
-    quirks: Literal["as_written", "fixed"] = "as_written"
+    quirks: Quirks = "as_written"
     checked: bool = True
     events: bool = False
 

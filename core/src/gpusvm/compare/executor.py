@@ -1,0 +1,92 @@
+"""Spread independent jobs over processes, behind an interface that a cluster engine can take over."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
+from typing import Protocol, TypeVar
+
+from attrs import frozen
+
+from gpusvm.errors import ModelError
+
+__all__ = ["Executor", "ProcessExecutor", "SerialExecutor", "available_cpus"]
+
+_Job = TypeVar("_Job")
+_Result = TypeVar("_Result")
+
+
+class Executor(Protocol):
+    """Call a function on each of some jobs.
+
+    `function` is importable by its name, jobs and results can be pickled. Yields (index of the job, result) as they
+    finish, in any order. Closing the iterator, or an exception in whoever reads it, ends the jobs that run and drops
+    the others. An exception of `function` ends it too and is raised here.
+    """
+
+    def run(self, function: Callable[[_Job], _Result], jobs: Sequence[_Job], /) -> Iterator[tuple[int, _Result]]: ...
+
+
+@frozen
+class SerialExecutor:
+    """Run the jobs one after the other in this process."""
+
+    def run(self, function: Callable[[_Job], _Result], jobs: Sequence[_Job], /) -> Iterator[tuple[int, _Result]]:
+        for index, job in enumerate(jobs):
+            yield index, function(job)
+
+
+@frozen
+class ProcessExecutor:
+    """Run the jobs in `processes` new processes (spawned, so that no state of this one leaks into a run).
+
+    As always with spawned processes, a script that uses it needs an ``if __name__ == "__main__"``.
+    """
+
+    processes: int
+
+    def run(self, function: Callable[[_Job], _Result], jobs: Sequence[_Job], /) -> Iterator[tuple[int, _Result]]:
+        pool = futures.ProcessPoolExecutor(
+            max_workers=max(1, min(self.processes, len(jobs))),
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_leave_interrupts_to_the_parent,
+        )
+        try:
+            running = {pool.submit(function, job): index for index, job in enumerate(jobs)}
+            for future in futures.as_completed(running):
+                try:
+                    result = future.result()
+                except futures.BrokenExecutor as exc:
+                    raise ModelError(
+                        "a worker process ended without a result (killed, perhaps for its memory); use fewer --jobs"
+                    ) from exc
+                yield running[future], result
+        except BaseException:
+            _end(pool)
+            raise
+        pool.shutdown()
+
+
+def available_cpus() -> int:
+    """Count the CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    # A terminal sends SIGINT to every process in the foreground; the parent ends its workers itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _end(pool: futures.ProcessPoolExecutor) -> None:
+    """End the workers at once. Python 3.14 has ``terminate_workers()`` for this; before it, only the private list."""
+    processes = list((pool._processes or {}).values())
+    pool.shutdown(wait=False, cancel_futures=True)
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+    for process in processes:
+        process.join()
