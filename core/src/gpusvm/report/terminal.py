@@ -1,0 +1,58 @@
+"""Show a comparison in a terminal: a table for each workload, a column for each driver."""
+
+from collections.abc import Iterable
+from typing import IO
+
+from gpusvm.compare import Comparison, Table
+from gpusvm.report.units import conditions_text, row_texts
+
+__all__ = ["print_comparison"]
+
+
+def print_comparison(comparison: Comparison, *, file: IO[str] | None = None) -> None:
+    """Print the tables of `comparison`, in colour on a terminal; in a pipe as wide as they need to be."""
+    from rich.console import Console
+
+    console = Console(file=file, highlight=False)
+    if not console.is_terminal:
+        console = Console(file=file, highlight=False, width=_width(comparison))
+    for table in comparison.tables():
+        console.print(_rich(table))
+        console.print()
+    console.print("* marks the least of a row. – does not apply.", style="dim")
+
+
+def _rich(table: Table) -> "object":
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    shown = RichTable(
+        title=Text(table.workload, style="bold"),
+        caption=Text(conditions_text(table)),
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    shown.add_column("", no_wrap=True)
+    for index, column in enumerate(table.columns):
+        head = Text(f"{column} (failed)" if index in table.failed else column, style="bold")
+        shown.add_column(head, justify="right", overflow="fold")
+    group = table.rows[0].metric.group
+    for row in table.rows:
+        if row.metric.group != group:
+            shown.add_section()
+            group = row.metric.group
+        cells: Iterable[Text] = (
+            Text(f"{text} *", style="bold green") if index in row.best else Text(f"{text}  ")
+            for index, text in enumerate(row_texts(row))
+        )
+        shown.add_row(row.metric.label, *cells)
+    return shown
+
+
+def _width(comparison: Comparison) -> int:
+    """Be wide enough for every table: a reader of a file scrolls, a wrapped number is lost."""
+    longest = max((len(column) for column in comparison.drivers), default=0) + len(" (failed)")
+    return max(80, 40 + (max(longest, 16) + 3) * len(comparison.drivers))
