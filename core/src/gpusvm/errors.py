@@ -61,7 +61,7 @@ class ModelError(GpusvmError):
 
 
 class DeadlockError(ModelError):
-    """Report that nothing can run though someone waits; the message lists who waits for what, who holds it, and where each stands."""
+    """Report that nothing can run though someone waits; the message lists who waits for what, who holds it, where."""
 
 
 class LedgerError(ModelError):

@@ -9,14 +9,15 @@ _MASK = (1 << 64) - 1
 class Choices(Protocol):
     """Pick one of n; 0 means "carry on", so that a schedule shrinks towards fewest preemptions.
 
-    ``taken`` records every pick in order, ``widths`` the n it was picked from: the first replays the run, both enumerate neighbours.
+    ``taken`` records every pick in order, ``widths`` the n it was picked from: the first replays the run, both
+    enumerate neighbours.
     """
 
     taken: list[int]
     widths: list[int]
 
     def pick(self, n: int, label: str) -> int:
-        """Return an int in ``range(n)``; `label` says what for ("task", "inject:SITE", …). It is not called for n = 1."""
+        """Return an int in ``range(n)``; `label` says what for ("task", "inject:SITE"). It is not called for n = 1."""
         ...
 
 
@@ -55,8 +56,8 @@ class SeededChoices:
 class RecordedChoices:
     """Replay what another Choices took; after its end, and where a pick no longer fits, pick 0.
 
-    ``strayed`` counts the picks that did not fit: it stays 0 when the same run is replayed, and tells a shrinker how far a
-    schedule that it has changed still applies.
+    ``strayed`` counts the picks that did not fit: it stays 0 when the same run is replayed, and tells a shrinker how
+    far a schedule that it has changed still applies.
     """
 
     def __init__(self, recorded: Sequence[int]) -> None:

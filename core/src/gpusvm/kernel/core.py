@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from sys import _getframe
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 from greenlet import GreenletExit, getcurrent
 
@@ -55,24 +55,48 @@ class _Atomic:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
 
+    # preempt_disable() and preempt_enable() without the calls: page-table sections pass here all the time.
+
     def __enter__(self) -> None:
-        self._kernel._atomic_at(_getframe(1))
+        kernel = self._kernel
+        task = kernel.current
+        if kernel.checked:
+            section = kernel.lockdep.section
+            chain = task.chain.get(section)
+            task.chain = kernel.lockdep.enter(task, section) if chain is None else chain
+            task.held.append(section)
+            if not task.preempt_count:
+                frame = _getframe(1)
+                task.atomic_site = (frame.f_code, frame.f_lasti)
+        task.preempt_count += 1
 
     def __exit__(self, *_: object) -> None:
-        self._kernel.preempt_enable()
+        kernel = self._kernel
+        task = kernel.current
+        if kernel.checked:
+            held = task.held
+            if held[-1] is kernel.lockdep.section:
+                held.pop()
+                task.chain = task.chain.parent  # type: ignore[assignment]  # a section has a parent
+            else:
+                kernel.lockdep.release(task, kernel.lockdep.section)
+        task.preempt_count -= 1
+        if task.time_ns > kernel.next_due and not task.preempt_count:
+            kernel.resched()
 
 
 class Kernel:
     """Run tasks on one virtual machine, deterministically.
 
-    The code that creates a Kernel is its task "main": it calls kernel, mm and driver functions directly, and when it waits, others
-    run. In mode "timed" tasks run in the order of their virtual time; in "explored" every operation of a primitive is a point where
-    `choices` decide who goes on, and a step costs 1 us. A `checked` kernel has lockdep and a ledger with named holders.
-    `costs` gives the ns of each charged event; without it nothing costs anything.
+    The code that creates a Kernel is its task "main": it calls kernel, mm and driver functions directly, and when it
+    waits, others run. In mode "timed" tasks run in the order of their virtual time; in "explored" every operation of a
+    primitive is a point where `choices` decide who goes on, and a step costs 1 us. A `checked` kernel has lockdep and a
+    ledger with named holders. `costs` gives the ns of each charged event; without it nothing costs anything.
 
     ``observer`` is None or an object with methods that are looked up by name when something happens: in explored mode
-    ``step(task, operation, what)`` at each yield point, `what` being the lock, queue or (object, field) that is touched next.
-    ``charged`` sums the ns that were charged, by event. Close a kernel that may have waiting tasks, or use it as a context manager.
+    ``step(task, operation, what)`` at each yield point, `what` being the lock, queue or (object, field) that is touched
+    next. ``charged`` sums the ns that were charged, by event. Close a kernel that may have waiting tasks, or use it as
+    a context manager.
     """
 
     def __init__(
@@ -116,7 +140,7 @@ class Kernel:
             self.resched = timed.resched
         self.current: Task = self.sched.main
 
-    def __enter__(self) -> Kernel:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -130,7 +154,9 @@ class Kernel:
         return self.current.time_ns
 
     def charge(self, event: str, n: int = 1) -> None:
-        """Advance the running task by `n` times the cost of `event`; others go first that are due earlier, unless it is atomic."""
+        """Advance the running task by `n` times the cost of `event`; others go first that are due earlier, unless it is
+        atomic.
+        """
         try:
             ns = self._table[event] * n
         except KeyError:
@@ -162,7 +188,9 @@ class Kernel:
             self.sched.cond_resched()
 
     def step(self) -> None:
-        """Begin an atomic step, such as a section under a page-table lock: a yield point in explored mode, nothing otherwise."""
+        """Begin an atomic step, such as a section under a page-table lock: a yield point in explored mode, nothing
+        otherwise.
+        """
         if self.explored:
             self.yield_point("step", None)
 
@@ -171,7 +199,8 @@ class Kernel:
     def spawn(self, fn: Callable[..., Any], *args: Any, name: str, daemon: bool = False) -> Task:
         """Start a task at the running task's time.
 
-        What it raises comes out of ``join``, or, if nobody joins, in main where that is next switched to. A daemon may wait for ever.
+        What it raises comes out of ``join``, or, if nobody joins, in main where that is next switched to. A daemon may
+        wait for ever.
         """
         sched = self.sched
         task = sched.new_task(fn, name=name, daemon=daemon, args=args, at=self.current.time_ns)
@@ -184,7 +213,9 @@ class Kernel:
         return list(self.sched.tasks.values())
 
     def settle(self) -> None:
-        """Let others run until none can go on by itself; sleeping tasks finish, timers of the future and sleeping daemons do not."""
+        """Let others run until none can go on by itself; sleeping tasks finish, timers of the future and sleeping
+        daemons do not.
+        """
         self.might_sleep()
         self.sched.settle()
         self.sched.raise_failure()
@@ -196,7 +227,9 @@ class Kernel:
         self.sched.raise_failure()
 
     def close(self) -> None:
-        """End every task where it waits, so that the kernel can be freed; call it from main, and nothing else afterwards."""
+        """End every task where it waits, so that the kernel can be freed; call it from main, and nothing else
+        afterwards.
+        """
         if self.closing:
             return
         if getcurrent() is not self.sched.root:
@@ -220,7 +253,9 @@ class Kernel:
                 raise LockdepError(f"sleeping while atomic: task {task.name!r} is sleeping at {caller()}")
 
     def might_alloc(self) -> None:
-        """Raise LockdepError if the running task must not allocate memory with reclaim: in atomic context, in an mmu notifier."""
+        """Raise LockdepError if the running task must not allocate memory with reclaim: in atomic context, in an mmu
+        notifier.
+        """
         task = self.current
         if task.preempt_count or task._in_notifier:
             self.might_sleep()
@@ -232,13 +267,13 @@ class Kernel:
         return self._atomic
 
     def preempt_disable(self) -> None:
-        self._atomic_at(_getframe(1))
-
-    def _atomic_at(self, frame: Any) -> None:
         task = self.current
         if self.checked:
-            self.lockdep.enter_section(task)
+            section = self.lockdep.section
+            task.chain = self.lockdep.enter(task, section)
+            task.held.append(section)
             if not task.preempt_count:
+                frame = _getframe(1)
                 task.atomic_site = (frame.f_code, frame.f_lasti)
         task.preempt_count += 1
 
@@ -247,7 +282,7 @@ class Kernel:
         if not task.preempt_count:
             raise LockdepError(f"task {task.name!r} enables preemption at {caller()} and has not disabled it")
         if self.checked:
-            self.lockdep.leave_section(task)
+            self.lockdep.release(task, self.lockdep.section)
         task.preempt_count -= 1
         if task.time_ns > self.next_due and not task.preempt_count:
             self.resched()
@@ -298,7 +333,7 @@ class Kernel:
     # -- choices and failures
 
     def choose(self, n: int, label: str) -> int:
-        """Return a choice of data out of range(n), from the same Choices that order the tasks; 0 if there is only one."""
+        """Return a choice of data out of range(n), from the Choices that order the tasks; 0 if n is 1."""
         return self.choices.pick(n, label) if n > 1 else 0
 
     def inject(self, site: str) -> bool:

@@ -17,9 +17,11 @@ STEP_NS = 1000
 
 
 class ExploredScheduler(Scheduler):
-    """Ask ``kernel.choices`` at each yield point: 0 carries on, then the other runnable tasks in spawn order, then due timers.
+    """Ask ``kernel.choices`` at each yield point: 0 carries on, then the other runnable tasks in spawn order, then due
+    timers.
 
-    All tasks share one clock; a step advances it by 1 us. Only when nothing can run does it jump to the next sleeper or timer.
+    All tasks share one clock; a step advances it by 1 us. Only when nothing can run does it jump to the next sleeper or
+    timer.
     """
 
     def __init__(self, kernel: Kernel) -> None:

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 class Injector:
     """Decide at each named site whether to fail there.
 
-    A site registers when it is first reached; ``sites`` counts how often each was. A site is armed to fail on its nth passing from
-    now on and on the next times - 1; or, when failures are explored, `Choices` decide (label ``inject:SITE``) within a budget.
+    A site registers when it is first reached; ``sites`` counts how often each was. A site is armed to fail on its nth
+    passing from now on and on the next times - 1; or, when failures are explored, `Choices` decide (label
+    ``inject:SITE``) within a budget.
     """
 
     __slots__ = ("_armed", "_budget", "_choices", "_explored", "failed", "quiet", "sites")

@@ -1,8 +1,10 @@
-"""kernel/locking/lockdep.c, as of Linux 7.3.4: find a wrong lock order the first time it is used, not the first time it hangs.
+"""kernel/locking/lockdep.c, as of Linux 7.3.4: find a wrong lock order the first time it is used, not the first time it
+hangs.
 
-Locks of one name are one class. What a task holds, in order, is a path in a trie of classes (`Chain`); a step to a child that exists
-has been checked before and costs one dict lookup, as the kernel's chain cache does. Only a step that was never made before is
-checked, and only then is its place taken: a message therefore names where a lock was *first* taken in that situation.
+Locks of one name are one class. What a task holds, in order, is a path in a trie of classes (`Chain`); a step to a
+child that exists has been checked before and costs one dict lookup, as the kernel's chain cache does. Only a step that
+was never made before is checked, and only then is its place taken: a message therefore names where a lock was *first*
+taken in that situation.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
 
 
 class LockClass:
-    """Be what all locks of one name have in common; ``after`` holds the classes that were taken while this one was held."""
+    """Be what all locks of one name have in common; ``after`` holds the classes that were taken while this one was
+    held.
+    """
 
     __slots__ = ("after", "atomic", "key", "kind", "name", "ordered", "sleeps", "subclass", "tried")
 
@@ -32,6 +36,9 @@ class LockClass:
         self.after: dict[LockClass, tuple[str, str, str]] = {}
         self.key: LockClass = self  # what a trylock orders as, once it is held
         self.tried: LockClass = self
+
+    def describe(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name!r}" + (f" (subclass {self.subclass})" if self.subclass else "")
@@ -74,7 +81,8 @@ class Lockdep:
     def forbid_in_notifier(self) -> frozenset[str]:
         """Name what a task must not do inside an mmu notifier callback: lock classes, "alloc" (might_alloc), "sleep".
 
-        By default mmap_lock and alloc (__mmu_notifier_invalidate_range_start_map and fs_reclaim in the kernel's lockdep).
+        By default mmap_lock and alloc (__mmu_notifier_invalidate_range_start_map and fs_reclaim in the kernel's
+        lockdep).
         """
         return self._forbidden
 
@@ -86,7 +94,9 @@ class Lockdep:
     def lock_class(
         self, kind: str, name: str, subclass: int = 0, *, sleeps: bool = False, atomic: bool = False
     ) -> LockClass:
-        """Return the class of the locks of this kind and name; `subclass` tells levels of one class apart (mutex_lock_nested)."""
+        """Return the class of the locks of this kind and name; `subclass` tells levels of one class apart
+        (mutex_lock_nested).
+        """
         cls = self._classes.get((kind, name, subclass))
         if cls is None:
             cls = LockClass(kind, name, subclass, sleeps=sleeps, atomic=atomic, ordered=True)
@@ -99,7 +109,8 @@ class Lockdep:
         return self.lock_class(cls.kind, cls.name, subclass, sleeps=cls.sleeps, atomic=cls.atomic)
 
     def acquire(self, task: Task, lock: Any, cls: LockClass) -> Chain:
-        """Check a step that was never made before and return its chain (validate_chain); the caller appends to task.held.
+        """Check a step that was never made before and return its chain (validate_chain); the caller appends to
+        task.held.
 
         `lock` is the instance. Raises LockdepError.
         """
@@ -114,7 +125,8 @@ class Lockdep:
                 continue
             if held is self._notifier and (cls.name in self._forbidden or (cls.sleeps and "sleep" in self._forbidden)):
                 raise LockdepError(
-                    f"in an mmu notifier: task {task.name!r} takes {cls} at {place}, inside a notifier callback made at {node.place}"
+                    f"in an mmu notifier: task {task.name!r} takes {cls} at {place}, "
+                    f"inside a notifier callback made at {node.place}"
                 )
         if cls.ordered and cls.key is cls:
             self._check_order(task, lock, cls, path, place)
@@ -131,8 +143,8 @@ class Lockdep:
                 )
             if node.cls.key is cls:
                 raise LockdepError(
-                    f"possible recursive locking: task {task.name!r} takes {cls} at {place} and holds another of that class since "
-                    f"{node.place}; if they nest in a known order, say so with a subclass"
+                    f"possible recursive locking: task {task.name!r} takes {cls} at {place} and holds another of "
+                    f"that class since {node.place}; if they nest in a known order, say so with a subclass"
                 )
         for node in path:
             assert node.cls is not None
@@ -171,6 +183,11 @@ class Lockdep:
     def release(self, task: Task, lock: Any) -> None:
         """Take `lock` off what the task holds, in any order; raise LockdepError if it does not hold it."""
         held = task.held
+        if held and held[-1] is lock:
+            held.pop()
+            assert task.chain.parent is not None
+            task.chain = task.chain.parent
+            return
         for at in range(len(held) - 1, -1, -1):
             if held[at] is lock:
                 break
@@ -191,23 +208,18 @@ class Lockdep:
     def notifier(self, task: Task, change: int) -> None:
         """Enter (change > 0) or leave mmu notifier callbacks."""
         for _ in range(change):
-            self._enter(task, self._notifier)
+            task.chain = self.enter(task, self._notifier)
+            task.held.append(self._notifier)
         for _ in range(-change):
             self.release(task, self._notifier)
 
-    def enter_section(self, task: Task) -> None:
-        self._enter(task, self.section)
-
-    def leave_section(self, task: Task) -> None:
-        self.release(task, self.section)
-
     @staticmethod
-    def _enter(task: Task, cls: LockClass) -> None:
-        chain = task.chain.get(cls)
+    def enter(task: Task, context: LockClass) -> Chain:
+        """Return the chain of `task` inside a context, such as a section with preemption disabled."""
+        chain = task.chain.get(context)
         if chain is None:
-            chain = task.chain[cls] = Chain(task.chain, cls, caller())
-        task.chain = chain
-        task.held.append(cls)
+            chain = task.chain[context] = Chain(task.chain, context, caller())
+        return chain
 
     def check_sleep(self, task: Task, doing: str) -> None:
         """Raise LockdepError if the task must not sleep here (might_sleep)."""
@@ -224,7 +236,8 @@ class Lockdep:
     def _in_notifier(self, task: Task, doing: str) -> NoReturn:
         node = next(node for node in task.chain.path() if node.cls is self._notifier)
         raise LockdepError(
-            f"in an mmu notifier: task {task.name!r} is {doing} at {caller()}, inside a notifier callback made at {node.place}"
+            f"in an mmu notifier: task {task.name!r} is {doing} at {caller()}, "
+            f"inside a notifier callback made at {node.place}"
         )
 
     def _sleeping(self, task: Task, doing: str, place: str) -> NoReturn:
@@ -246,7 +259,9 @@ def _line(code: Any, instruction: int) -> int:
 
 
 class LockMap:
-    """Let lockdep see as a lock what is none (struct lockdep_map): a page's lock bit, a workqueue that is flushed, an SRCU section."""
+    """Let lockdep see as a lock what is none (struct lockdep_map): a page's lock bit, a workqueue that is flushed, an
+    SRCU section.
+    """
 
     __slots__ = ("_cls", "_kernel", "name")
 
@@ -259,7 +274,9 @@ class LockMap:
         return str(self._cls)
 
     def acquire(self, *, trylock: bool = False) -> None:
-        """Note that the running task takes it, before it waits; a trylock is not checked against what is held (lock_acquire)."""
+        """Note that the running task takes it, before it waits; a trylock is not checked against what is held
+        (lock_acquire).
+        """
         if self._kernel.checked:
             task = self._kernel.current
             cls = self._cls.tried if trylock else self._cls

@@ -15,14 +15,17 @@ if TYPE_CHECKING:
 
 
 def not_owner(lock: Waitable, task: Task, doing: str, owner: Task | None) -> LockdepError:
+    """Return the error of a task that gives back what it does not own."""
     whose = "nobody owns" if owner is None else f"task {owner.name!r} owns"
     return LockdepError(f"wrong owner: task {task.name!r} {doing} {lock.describe()} at {caller()}, which {whose}")
 
 
 class Mutex(Waitable):
-    """Let one task in; others sleep, first come first served, but a running task may take the lock before a woken one gets to run.
+    """Let one task in; others sleep, first come first served, but a running task may take the lock before a woken one
+    gets to run.
 
-    A waiter that was overtaken that way is handed the lock at the next unlock (MUTEX_FLAG_HANDOFF). Use as ``with mutex:`` too.
+    A waiter that was overtaken that way is handed the lock at the next unlock (MUTEX_FLAG_HANDOFF). Use as ``with
+    mutex:`` too.
     """
 
     __slots__ = ("_checked", "_cls", "_handoff", "_kernel", "_waiters", "name", "owner")
@@ -143,7 +146,8 @@ class Mutex(Waitable):
 
 
 class SpinLock(Waitable):
-    """Let one task in and make it atomic: it must not sleep until it unlocks. Waiters spin, first come first served (qspinlock).
+    """Let one task in and make it atomic: it must not sleep until it unlocks. Waiters spin, first come first served
+    (qspinlock).
 
     In timed mode a holder is never switched away from, so others find the lock free; they start when it was unlocked.
     """
@@ -183,8 +187,9 @@ class SpinLock(Waitable):
         task.preempt_count += 1
         if self.owner is None:
             self.owner = task
-            if task.time_ns < self._free_ns:
-                task.time_ns = self._free_ns
+            spun_ns = self._free_ns - task.time_ns
+            if spun_ns > 0:
+                task.time_ns += spun_ns
         else:
             self._wait(task)
 

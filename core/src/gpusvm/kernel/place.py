@@ -1,16 +1,16 @@
 """Name places in the code that uses the kernel, for errors about two of them."""
 
-import os
 import sys
+from pathlib import Path
 from types import FrameType
 
 # What lies in this room is mechanism: an error names the code that called it.
-_ROOM = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_ROOM = str(Path(__file__).parent / "_").removesuffix("_")
 
 
 def place_of(filename: str, line: int) -> str:
     """Return ``directory/file.py:line``: enough to find the place, the same on every machine."""
-    return f"{'/'.join(filename.replace(os.sep, '/').split('/')[-2:])}:{line}"
+    return f"{'/'.join(filename.replace(chr(92), '/').split('/')[-2:])}:{line}"
 
 
 def caller() -> str:

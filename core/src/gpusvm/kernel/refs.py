@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 class Ledger:
-    """Account for whatever has to be given back: references, DMA mappings, PM references, …
+    """Account for whatever has to be given back: references, DMA mappings, PM references.
 
-    `kind` names the account ("bo", "pm", "dma", …), `holder` who took it: a short string or an object. A checked kernel keeps every
-    holder apart, and refuses a put by someone who holds nothing; otherwise objects count by their class and a negative count shows
-    at the end. Strings count as they are either way, so a hot path passes constants.
+    `kind` names the account ("bo", "pm", "dma", …), `holder` who took it: a short string or an object. A checked kernel
+    keeps every holder apart, and refuses a put by someone who holds nothing; otherwise objects count by their class and
+    a negative count shows at the end. Strings count as they are either way, so a hot path passes constants.
     """
 
     __slots__ = ("_accounts", "_checked")
@@ -104,8 +104,8 @@ class Gauges:
 class Kref:
     """Count references to one object and call `release` when the last goes (kref_get, kref_put, kref_get_unless_zero).
 
-    Starts at 1, as kref_init. Every reference is in the ledger under `kind`, by its holder if one is given. Taking a reference of a
-    dead object, or putting one too many, raises ModelError where refcount_t would saturate and warn.
+    Starts at 1, as kref_init. Every reference is in the ledger under `kind`, by its holder if one is given. Taking a
+    reference of a dead object, or putting one too many, raises ModelError where refcount_t would saturate and warn.
     """
 
     __slots__ = ("_ledger", "_release", "count", "kind")

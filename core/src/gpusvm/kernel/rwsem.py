@@ -16,7 +16,8 @@ class RwSemaphore(Waitable):
     """Let many readers or one writer in; a waiting writer keeps new readers out.
 
     When readers are next, all waiting readers get in together, and writers keep their order (rwsem_mark_wake). Use as
-    ``with sem.read():`` and ``with sem.write():`` too. A task must not read-lock twice: a writer between would deadlock it.
+    ``with sem.read():`` and ``with sem.write():`` too. A task must not read-lock twice: a writer between would deadlock
+    it.
     """
 
     __slots__ = ("_checked", "_cls", "_kernel", "_queue", "_read", "_readers", "_write", "_writer", "name")

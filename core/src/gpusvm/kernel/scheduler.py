@@ -22,8 +22,9 @@ LAST = 1 << 62  # a counter that sorts behind all others of its time
 class Scheduler(ABC):
     """Switch from task to task; `TimedScheduler` and `ExploredScheduler` decide to which.
 
-    ``heap`` holds what has a time: ``(time_ns, counter, task or timer)``. An entry is valid while its object's ``entry`` is that
-    counter, so that waking a task early or cancelling a timer costs nothing. ``busy`` counts the valid entries that settle() waits for.
+    ``heap`` holds what has a time: ``(time_ns, counter, task or timer)``. An entry is valid while its object's
+    ``entry`` is that counter, so that waking a task early or cancelling a timer costs nothing. ``busy`` counts the
+    valid entries that settle() waits for.
     """
 
     def __init__(self, kernel: Kernel) -> None:
@@ -199,7 +200,8 @@ class Scheduler(ABC):
             self.raise_failure()
 
     def block(self, on: Waitable, *, until: int | None = None, tell: bool = True) -> bool:
-        """Wait until woken or, if given, until the time `until`; return whether it was woken. The caller has entered the waiters.
+        """Wait until woken or, if given, until the time `until`; return whether it was woken. The caller has entered
+        the waiters.
 
         Raises DeadlockError if the task thereby closes a circle of tasks that wait for each other.
         """

@@ -1,4 +1,6 @@
-"""kernel/rcu/srcutree.c, as of Linux 7.3.4: readers that never wait, and a writer that waits for those who were there before."""
+"""kernel/rcu/srcutree.c, as of Linux 7.3.4: readers that never wait, and a writer that waits for those who were there
+before.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ if TYPE_CHECKING:
 
 
 class Srcu(Waitable):
-    """Let `synchronize` wait until every read section that began before it has ended; a section may sleep, and may nest."""
+    """Let `synchronize` wait until every read section that began before it has ended; a section may sleep, and may
+    nest.
+    """
 
     __slots__ = ("_index", "_kernel", "_map", "_readers", "_synchronizing", "_waiters", "name")
     kind = "srcu"

@@ -5,7 +5,7 @@ import attrs
 
 @attrs.define(kw_only=True)
 class Stats:
-    """Be the counters of one run; whoever does a thing counts it. Bytes and ns are in the names, the rest are events."""
+    """Be the counters of one run; whoever does a thing counts it. Units are in the names; the rest are events."""
 
     gpu_faults: int = 0
     cpu_faults: int = 0

@@ -1,4 +1,4 @@
-"""kernel/sched/core.c, as of Linux 7.3.4: what runs: a task is a greenlet, so model code is ordinary nested functions."""
+"""kernel/sched/core.c, as of Linux 7.3.4: a task is a greenlet, so model code is ordinary nested functions."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ class Waitable:
 class Task(Waitable):
     """Be one thread of control: a CPU thread, a kworker, a softirq; built by ``Kernel.spawn``.
 
-    ``time_ns`` is the task's own virtual time. ``held`` lists what lockdep has it holding, in order (checked kernels only).
-    ``preempt_count`` > 0 means atomic context. ``in_notifier`` > 0 means inside an mmu notifier callback; the mm counts it.
+    ``time_ns`` is the task's own virtual time. ``held`` lists what lockdep has it holding, in order (checked kernels
+    only). ``preempt_count`` > 0 means atomic context. ``in_notifier`` > 0 means inside an mmu notifier callback; the mm
+    counts it.
     """
 
     __slots__ = (

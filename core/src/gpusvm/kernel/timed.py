@@ -27,13 +27,10 @@ class TimedScheduler(Scheduler):
 
     def schedule(self, what: Task | Timer, at: int, *, counts: bool, last: bool = False) -> None:
         super().schedule(what, at, counts=counts, last=last)
-        if at < self.kernel.next_due:
-            self.kernel.next_due = at
+        self.kernel.next_due = min(self.kernel.next_due, at)
 
     def wake(self, task: Task) -> None:
-        at = self.kernel.current.time_ns
-        if at > task.time_ns:
-            task.time_ns = at
+        task.time_ns = max(task.time_ns, self.kernel.current.time_ns)
         task.waiting_on = None
         self.schedule(task, task.time_ns, counts=True)
 
@@ -57,8 +54,7 @@ class TimedScheduler(Scheduler):
             self.unschedule(what)
             if isinstance(what, Task):
                 task = what
-                if at > task.time_ns:
-                    task.time_ns = at
+                task.time_ns = max(task.time_ns, at)
                 self.expired(task)
             else:
                 task = self.timer_task(what, at)

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 
 class Timer(Waitable):
-    """Call `fn` at the time it is armed for (struct timer_list). It runs in atomic context and must not sleep; it may queue work."""
+    """Call `fn` at the time it is armed for (struct timer_list). It runs in atomic context and must not sleep; it may
+    queue work.
+    """
 
     __slots__ = ("_fn", "_kernel", "_running", "_waiters", "counted", "entry", "name")
     kind = "timer"

@@ -9,7 +9,9 @@ if TYPE_CHECKING:
 
 
 class Tracer:
-    """Append ``(time_ns, task name, kind, *fields)`` to ``events`` while ``on``; a caller guards with ``if tracer.on:``."""
+    """Append ``(time_ns, task name, kind, *fields)`` to ``events`` while ``on``; a caller guards with ``if
+    tracer.on:``.
+    """
 
     __slots__ = ("_kernel", "events", "on")
 
