@@ -2,6 +2,7 @@
 
 from gpusvm.kernel.choices import Choices, FirstChoice, RecordedChoices, SeededChoices
 from gpusvm.kernel.core import Kernel
+from gpusvm.kernel.costs import Costs
 from gpusvm.kernel.lockdep import Lockdep, LockMap
 from gpusvm.kernel.locks import Mutex, SpinLock
 from gpusvm.kernel.refs import Gauges, Kref, Ledger
@@ -17,6 +18,7 @@ from gpusvm.kernel.work import Work, Workqueue
 __all__ = [
     "Choices",
     "Completion",
+    "Costs",
     "FirstChoice",
     "Gauges",
     "Kernel",

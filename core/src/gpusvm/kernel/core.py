@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from sys import _getframe
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Self
 
 from greenlet import GreenletExit, getcurrent
 
 from gpusvm.errors import InputError, LockdepError, ModelError, nearest
 from gpusvm.kernel.choices import Choices, FirstChoice
+from gpusvm.kernel.costs import Costs
 from gpusvm.kernel.explored import ExploredScheduler
 from gpusvm.kernel.inject import Injector
 from gpusvm.kernel.lockdep import Lockdep, LockMap
@@ -28,13 +29,6 @@ from gpusvm.kernel.wait import Completion, WaitQueue
 from gpusvm.kernel.work import Workqueue
 
 Mode = Literal["timed", "explored"]
-
-
-class CostTable(Protocol):
-    """Say what each charged event costs, in ns."""
-
-    @property
-    def table(self) -> Mapping[str, int]: ...
 
 
 class _Free(dict[str, int]):
@@ -104,7 +98,7 @@ class Kernel:
         *,
         mode: Mode = "timed",
         choices: Choices | None = None,
-        costs: CostTable | None = None,
+        costs: Costs | None = None,
         checked: bool = True,
     ) -> None:
         if mode not in {"timed", "explored"}:

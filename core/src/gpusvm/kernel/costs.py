@@ -4,9 +4,10 @@
 """
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import NamedTuple
 
-from attrs import frozen
+from attrs import fields, frozen
 
 __all__ = ["CopyCost", "Costs"]
 
@@ -74,6 +75,11 @@ class Costs:
     remote_bytes_per_row: int  # bytes, not ns: what a row of a trace is taken to move
     copies: Mapping[tuple[str, str], CopyCost]
     assumed: frozenset[str]
+
+    @cached_property
+    def table(self) -> dict[str, int]:
+        """Return event -> ns of every event with a cost of its own, for `Kernel.charge`."""
+        return {field.name: cost for field in fields(Costs) if type(cost := getattr(self, field.name)) is int}
 
     def copy_ns(self, shape: str, direction: str, nbytes: int, pieces: int) -> int:
         """Return the ns of one synchronous copy of `nbytes` in `pieces`, submission and completion included.
