@@ -63,8 +63,8 @@ class ComputeEngine:
     """Run launches, one at a time, in the task that calls `run`.
 
     `raise_faults` hands faulting pages to the fault source in order and returns how many it took (its buffer may be
-    full; the rest is offered again after the next reply). Remote accesses are charged to `link`: `remote_bytes` a row
-    at `remote_ns_per_byte`. The errno of a refused fault is raised as a KernelError.
+    full; the rest is offered again). Accesses to system memory occupy `link`, as much as the costs say of a row. The errno
+    of a refused fault is raised as a KernelError.
     """
 
     def __init__(
@@ -75,16 +75,12 @@ class ComputeEngine:
         raise_faults: RaiseFaults,
         *,
         pages_per_sm: int,
-        remote_bytes: int,
-        remote_ns_per_byte: float,
     ) -> None:
         self.kernel = kernel
         self.page_table = page_table
         self.link = link
         self.raise_faults = raise_faults
         self.pages_per_sm = pages_per_sm
-        self.remote_bytes = remote_bytes
-        self.remote_ns_per_byte = remote_ns_per_byte
         self.page_shift = page_table.memory.geometry.page_shift
         self.accesses = 0
         self._step_ns = 10_000
@@ -112,13 +108,16 @@ class ComputeEngine:
     def charge_remote(self, reads: int, writes: int) -> int:
         """Occupy the link for a batch's accesses to system memory; the time in ns at which they are through."""
         kernel = self.kernel
-        read_ns = round(reads * self.remote_bytes * self.remote_ns_per_byte)
-        write_ns = round(writes * self.remote_bytes * self.remote_ns_per_byte)
-        kernel.stats.remote_bytes += (reads + writes) * self.remote_bytes
+        costs = kernel.costs
+        if costs is None:
+            return kernel.now_ns
+        row = costs.remote_bytes_per_row
+        read_ns, write_ns = costs.remote_ns(reads * row), costs.remote_ns(writes * row)
+        kernel.stats.remote_bytes += (reads + writes) * row
         kernel.stats.remote_ns += read_ns + write_ns
-        through = kernel.now_ns
+        through = kernel.now_ns + costs.remote_access_latency
         if read_ns:
-            through = self.link.occupy(H2D, read_ns)
+            through = max(through, self.link.occupy(H2D, read_ns))
         if write_ns:
             through = max(through, self.link.occupy(D2H, write_ns))
         return through

@@ -168,7 +168,8 @@ class GpuPageTable:
     def access(self, vpns: Vpns, need: Perms) -> tuple[int, int]:
         """Perform a batch of accesses that do not fault; how many reads and how many writes went to system memory.
 
-        Reads are compared with what the last ordered write left, writes leave a new version; an atomic does both.
+        Reads are compared with what the last ordered write left, writes leave a new version; an atomic does both and
+        counts as a write.
         """
         window = self._covering(vpns)
         if window is not None:
@@ -186,30 +187,43 @@ class GpuPageTable:
         index = vpns - window.base
         perm = window.perm[index]
         pfns = window.pfn[index]
-        contents = self.memory.contents
         if self._quirks and bool((perm & STALE).any()):
-            stale = np.flatnonzero(perm & STALE)
-            for i in stale.tolist():
-                quirk = self._quirks[int(vpns[i])]
-                contents.taint(self.mm, vpns[i : i + 1], quirk)
-                if need[i] & WRITE:
-                    contents.taint_pfns(pfns[i : i + 1], quirk)
+            self._access_stale(perm, vpns, pfns, need)
+        else:
+            self._check(vpns, pfns, need)
         remote = (perm & REMOTE) != 0
-        any_remote = bool(remote.any())
-        writes = (need & WRITE) != 0
-        if not writes.any():
-            contents.read_many(self.mm, vpns, pfns)
-            return (int(np.count_nonzero(remote)), 0) if any_remote else (0, 0)
-        reads = ~writes
-        atomics = (need & ATOMIC) != 0
-        if atomics.any():
-            reads |= atomics
-        if reads.any():
-            contents.read_many(self.mm, vpns[reads], pfns[reads])
-        contents.write_many(self.mm, vpns[writes], pfns[writes])
-        if not any_remote:
+        if not remote.any():
             return 0, 0
-        return int(np.count_nonzero(remote & reads)), int(np.count_nonzero(remote & writes))
+        writes = (need & WRITE) != 0
+        return int(np.count_nonzero(remote & ~writes)), int(np.count_nonzero(remote & writes))
+
+    def _check(self, vpns: Vpns, pfns: npt.NDArray[np.int64], need: Perms, quirk: str | None = None) -> None:
+        """Check the reads against the state before the batch, then apply the writes; an atomic does both."""
+        contents = self.memory.contents
+        writes = (need & WRITE) != 0
+        written = int(np.count_nonzero(writes))
+        if written == 0:
+            contents.read_many(self.mm, vpns, pfns, quirk=quirk)
+            return
+        reads = (need & (WRITE | ATOMIC)) != WRITE
+        if reads.any():
+            contents.read_many(self.mm, vpns[reads], pfns[reads], quirk=quirk)
+        if written == len(vpns):
+            contents.write_many(self.mm, vpns, pfns, quirk=quirk)
+        else:
+            contents.write_many(self.mm, vpns[writes], pfns[writes], quirk=quirk)
+
+    def _access_stale(self, perm: Perms, vpns: Vpns, pfns: npt.NDArray[np.int64], need: Perms) -> None:
+        """Do the fresh accesses of a batch, then the ones through stale entries, quirk by quirk."""
+        stale = (perm & STALE) != 0
+        fresh = ~stale
+        self._check(vpns[fresh], pfns[fresh], need[fresh])
+        rows: dict[str, list[int]] = {}
+        for i in np.flatnonzero(stale).tolist():
+            rows.setdefault(self._quirks[int(vpns[i])], []).append(i)
+        for quirk, found in rows.items():
+            at = np.array(found, np.int64)
+            self._check(vpns[at], pfns[at], need[at], quirk)
 
     def _missing_slowly(self, vpns: Vpns, need: Perms) -> Bools:
         found = np.zeros(len(vpns), np.uint8)

@@ -75,13 +75,11 @@ def _replay(machine: Machine, spec: RunSpec, trace: Trace, *, explicit: bool, na
     kernel = machine.kernel
     process = machine.process(trace.name)
     vm = machine.open(process)
-    costs = kernel.costs
     replay = Replay(
         machine,
         trace,
         process=process,
         vm=vm,
-        remote_ns_per_byte=0.0 if costs is None else costs.remote_ns_per_byte,
         explicit_populate=explicit,
     )
     try:
@@ -155,7 +153,7 @@ def _integrity(machine: Machine) -> Integrity:
     contents = machine.memory.contents
     return Integrity(
         reads_checked=contents.reads_checked,
-        mismatches=contents.mismatches,
+        mismatches=contents.mismatch_count,
         known=dict(sorted(contents.known.items())),
     )
 

@@ -162,8 +162,8 @@ class Bench:
         """Tear the machine down and check the contents that were read."""
         self.machine.teardown()
         contents = self.memory.contents
-        if contents.mismatches:
-            raise ModelError(f"{contents.mismatches} reads did not see the last write: {contents.first_mismatches()}")
+        if contents.mismatch_count:
+            raise ModelError(f"{contents.mismatch_count} reads did not see the last write; {contents.mismatches[0]}")
 
     def _cpu(self, addr: int, pages: int, *, write: bool) -> None:
         vpn = addr >> self.memory.geometry.page_shift

@@ -31,12 +31,10 @@ _CPU_BATCH: Final = 4096
 class ReplaySettings:
     """State what no trace can tell; all of it is assumed and recorded with the run.
 
-    `pages_per_sm`: faulting pages that one SM can hold before it stalls. `remote_bytes_per_row`: bytes that one row of
-    the trace moves over the link when its page lies in system memory; a row says that a page was touched, not how often.
+    `pages_per_sm`: faulting pages that one SM can hold before it stalls.
     """
 
     pages_per_sm: int = 32
-    remote_bytes_per_row: int = 4096
 
 
 class Replay:
@@ -53,7 +51,6 @@ class Replay:
         *,
         process: Process,
         vm: Vm,
-        remote_ns_per_byte: float,
         settings: ReplaySettings | None = None,
         explicit_populate: bool = False,
         on_progress: Callable[[int], None] | None = None,
@@ -74,8 +71,6 @@ class Replay:
             machine.links[0],
             vm.faults.submit,
             pages_per_sm=settings.pages_per_sm,
-            remote_bytes=settings.remote_bytes_per_row,
-            remote_ns_per_byte=remote_ns_per_byte,
         )
 
     @property
