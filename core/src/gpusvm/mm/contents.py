@@ -6,8 +6,8 @@ stores 0, and memory that nobody has written holds poison (`gpusvm.mm.page`). So
 way it was lost.
 
 What a quirk of Linux loses, as written, is attributed to it: a driver that leaves a stale GPU mapping behind names the
-quirk when it reads or writes through it; such a write taints the address and the page, and a mismatch on either counts in
-`known` instead of `mismatches`.
+quirk when it reads or writes through it; such a write taints the address and the page, and a mismatch on either counts
+in `known` instead of `mismatches`.
 """
 
 from typing import Final, Literal
@@ -58,16 +58,16 @@ class Mismatch:
     def __str__(self) -> str:
         """Say it in one line."""
         return (
-            f"{self.task} read page {self.vpn:#x} of {self.mm} at {self.time_ns} ns and found {describe_token(self.found)} "
-            f"in pfn {self.pfn:#x} instead of {describe_token(self.expected)}"
+            f"{self.task} read page {self.vpn:#x} of {self.mm} at {self.time_ns} ns and found "
+            f"{describe_token(self.found)} in pfn {self.pfn:#x} instead of {describe_token(self.expected)}"
         )
 
 
 class Contents:
     """Follow what every page holds and what every address must read; mode "none" does nothing at all.
 
-    `vpns` and `pfns` are parallel arrays, one access each; a page may come up more than once. `writer` is a small number
-    that names the writer in messages (0: the CPUs).
+    `vpns` and `pfns` are parallel arrays, one access each; a page may come up more than once. `writer` is a small
+    number that names the writer in messages (0: the CPUs).
     """
 
     __slots__ = (
@@ -138,12 +138,11 @@ class Contents:
             there = numbers == number
             self._window(mm, number << WINDOW_SHIFT)[vpns[there] - (number << WINDOW_SHIFT)] = tokens[there]
 
-    def forget(self, mm: MmApi, vpn: int, n: int) -> None:
-        """Forget what `n` pages held: they were unmapped, so a new mapping there reads zeros."""
+    def forget(self, mm: MmApi, vpn: int, end: int) -> None:
+        """Forget what the pages [vpn, end) held: they were unmapped, so a new mapping there reads zeros."""
         windows = self._expected.get(mm)
         if windows is None:
             return
-        end = vpn + n
         first, last = vpn >> WINDOW_SHIFT, (end - 1) >> WINDOW_SHIFT
         for number in [number for number in windows if first <= number <= last]:
             base = number << WINDOW_SHIFT

@@ -8,12 +8,10 @@ VMAs of its anon_vma, is all the kernel stores, so it is all that is stored here
 from bisect import insort
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
 from gpusvm.errors import ModelError
 from gpusvm.kernel import Kernel, RwSemaphore
 from gpusvm.mm.api import Geometry, Pfns
-from gpusvm.mm.page import PG_ANON_EXCLUSIVE, PG_SWAPBACKED, PG_UPTODATE, Index, PageMap, Zone
+from gpusvm.mm.page import PG_ANON_EXCLUSIVE, PG_LRU, PG_SWAPBACKED, PG_UPTODATE, Index, PageMap, Zone
 
 if TYPE_CHECKING:
     from gpusvm.mm.vma import Vma
@@ -127,7 +125,10 @@ class Rmap:
     # --- counting mappings
 
     def folio_add_new_anon_rmap(self, pfn: int, vma: "Vma", address: int) -> None:
-        """Count the first mapping of a new anonymous folio, exclusive; a PMD-order folio is mapped by a PMD."""
+        """Count the first mapping of a new anonymous folio, exclusive, and add it to the LRU.
+
+        A PMD-order folio is mapped by a PMD, a smaller one by PTEs.
+        """
         anon_vma = vma.anon_vma
         assert anon_vma is not None, "anon_vma_prepare comes first"
         zone = self.pages.zone(pfn)
@@ -135,6 +136,8 @@ class Rmap:
         order = zone.m_order[i]
         zone.m_anon_vma[i] = anon_vma.id
         zone.m_index[i] = self.linear_index(vma, address)
+        if zone.pgmap is None:
+            zone.m_flags[i] |= PG_LRU  # every caller goes on with folio_add_lru_vma
         if order == self._pmd_order:
             zone.m_entire[i] = 1
             zone.m_mapcount[i] = 1
@@ -146,7 +149,7 @@ class Rmap:
         zone.flags[i : i + nr] |= PG_ANON_EXCLUSIVE
 
     def folios_add_new_anon_rmap(self, pfns: Pfns, vma: "Vma", addresses: Pfns) -> None:
-        """Count the first mapping of many new small folios, exclusive."""
+        """Count the first mapping of many new small folios, exclusive, and add them to the LRU."""
         anon_vma = vma.anon_vma
         assert anon_vma is not None, "anon_vma_prepare comes first"
         where = vma.pgoff + ((addresses - vma.start) >> self._shift)
@@ -154,7 +157,7 @@ class Rmap:
             zone.anon_vma[index] = anon_vma.id
             zone.index[index] = where[batch]
             zone.mapcount[index] = 1
-            zone.flags[index] |= PG_SWAPBACKED | PG_UPTODATE | PG_ANON_EXCLUSIVE
+            zone.flags[index] |= PG_SWAPBACKED | PG_UPTODATE | PG_ANON_EXCLUSIVE | (PG_LRU if zone.pgmap is None else 0)
 
     def folio_add_anon_rmap_pte(self, page: int, *, exclusive: bool) -> None:
         """Count one PTE mapping of a page of an anonymous folio."""
@@ -227,9 +230,3 @@ class Rmap:
         zone = self.pages.zone(pfn)
         i = pfn - zone.base
         return not zone.m_order[i] and zone.m_refcount[i] >= GUP_PIN_COUNTING_BIAS
-
-
-def shared_value(values: "np.ndarray[tuple[int], np.dtype[np.int32]]") -> int:
-    """Return the value that all of a batch have, or -1."""
-    first = int(values[0])
-    return first if np.count_nonzero(values == first) == len(values) else -1

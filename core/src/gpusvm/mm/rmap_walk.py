@@ -1,0 +1,326 @@
+"""mm/rmap.c:try_to_migrate and mm/migrate.c:remove_migration_ptes, as of Linux 7.3.4: unmap a folio everywhere, map it again.
+
+Both walk the VMAs in which a folio may be mapped, in the order of the anon_vma's tree. A walk opens its CLEAR window in every
+VMA that it visits, also where the folio is no longer mapped, and stops when nothing maps the folio any more. Restoring opens
+no window: what it installs was not visible to anybody.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gpusvm.errors import ModelError
+from gpusvm.mm.api import MMU_NOTIFY_CLEAR, Pfns
+from gpusvm.mm.huge_memory import split_huge_pmd_locked
+from gpusvm.mm.mm_struct import MM_ANONPAGES
+from gpusvm.mm.mmu_notifier import notifier_end, notifier_start
+from gpusvm.mm.page import PG_ANON_EXCLUSIVE, PG_DIRTY, Index, Zone
+from gpusvm.mm.pgtable import PmdKind, PmdLeaf, PteTable
+from gpusvm.mm.ptemask import RAMP, bools, from_bools, from_indices, indices, lowest, span
+
+if TYPE_CHECKING:
+    from gpusvm.mm.memory_manager import MemoryManager
+    from gpusvm.mm.mm_struct import MmStruct
+    from gpusvm.mm.vma import Vma
+
+__all__ = ["ptes_to_migration", "remove_migration_ptes", "restore_pages", "set_pmd_migration_entry", "try_to_migrate"]
+
+
+def set_pmd_migration_entry(memory: "MemoryManager", mm: "MmStruct", block: int, leaf: PmdLeaf) -> bool:
+    """Put a migration entry in place of a THP or device-private leaf, inside a page-table-lock section.
+
+    The mapping's count and reference go; False, and nothing changed, if the folio may be pinned.
+    """
+    pages = memory.pages
+    pfn = leaf.pfn
+    zone = pages.zone(pfn)
+    i = pfn - zone.base
+    flags = zone.m_flags[i]
+    exclusive = flags & PG_ANON_EXCLUSIVE
+    if exclusive:
+        if not zone.private and memory.rmap.folio_maybe_dma_pinned(pfn):
+            return False
+        flags &= ~PG_ANON_EXCLUSIVE
+    elif leaf.write:
+        raise ModelError(f"PMD of block {block:#x} maps folio {pfn:#x} writable, which is not exclusive")
+    write = leaf.write
+    zone.m_flags[i] = flags | PG_DIRTY if leaf.dirty else flags
+    mm.page_table.set_leaf(block, PmdKind.MIGRATION, pfn, write, rexcl=bool(exclusive) and not write, dirty=leaf.dirty)
+    zone.m_mapcount[i] -= 1
+    zone.m_entire[i] -= 1
+    pages.folio_put(pfn)
+    return True
+
+
+def ptes_to_migration(memory: "MemoryManager", table: PteTable, mask: int) -> bool:
+    """Turn PTEs that map pages of one folio into migration entries, inside a page-table-lock section.
+
+    Their counts and references go; False, with the rest unchanged, at the first page that may be pinned. A device-exclusive
+    entry becomes READ_EXCL: it loses that it was writable (mm/rmap.c:try_to_migrate_one).
+    """
+    pages = memory.pages
+    first = table.m_pfn[lowest(mask)]
+    zone = pages.zone(first)
+    head = first - zone.base - zone.m_head_off[first - zone.base]
+    where = table.pfns(mask) - zone.base
+    flags = zone.flags[where]
+    exclusive = flags & PG_ANON_EXCLUSIVE != 0
+    rexcl = mask
+    if not exclusive.all():
+        width = len(table.pfn)
+        rexcl = from_indices(indices(mask)[exclusive], width)
+    write = table.write & mask
+    if write & ~rexcl:
+        raise ModelError(f"a page of folio {head + zone.base:#x} is mapped writable and is not exclusive")
+    if rexcl and not zone.private and memory.rmap.folio_maybe_dma_pinned(head + zone.base):
+        return False
+    zone.flags[where] = flags & ~np.uint16(PG_ANON_EXCLUSIVE)
+    if table.dirty & mask:
+        zone.m_flags[head] |= PG_DIRTY
+    table.set_migration(mask, write, rexcl & ~write)
+    n = mask.bit_count()
+    left = zone.m_mapcount[head] - n
+    if left < 0:
+        raise ModelError(f"folio {head + zone.base:#x} unmapped more often than mapped")
+    zone.m_mapcount[head] = left
+    pages.folio_put(head + zone.base, n)
+    return True
+
+
+def _naming(table: PteTable, at: int, n: int, pfn: int, kinds: int) -> int:
+    # The entries among [at, at + n) of these kinds that name pfn, pfn + 1, …: page_vma_mapped_walk in one table.
+    mask = kinds & span(at, n)
+    if not mask:
+        return 0
+    if n == 1:
+        return mask if table.m_pfn[at] == pfn else 0
+    match = table.pfn[at : at + n] == RAMP[:n] + pfn
+    return mask if match.all() else mask & (from_bools(match) << at)
+
+
+def try_to_migrate(memory: "MemoryManager", pfn: int, *, split: bool = False, rmap_locked: bool = False) -> None:
+    """Turn every mapping of the folio headed by `pfn` into migration entries; the caller looks at what is still mapped.
+
+    The folio is locked. One CLEAR window per VMA visited. `split` turns PMD mappings into PTE migration entries
+    (TTU_SPLIT_HUGE_PMD); `rmap_locked` says that the caller holds the anon_vma's lock (TTU_RMAP_LOCKED).
+    """
+    zone = memory.pages.zone(pfn)
+    i = pfn - zone.base
+    rmap = memory.rmap
+    if not zone.m_mapcount[i]:
+        return
+    anon_vma = rmap.anon_vmas.get(zone.m_anon_vma[i])
+    if anon_vma is None:
+        return
+    if not rmap_locked:
+        anon_vma.lock.down_read()
+    try:
+        for vma, start, end in rmap.places(pfn):
+            if not _try_to_migrate_one(memory, vma, start, end, pfn, zone, split=split) or not zone.m_mapcount[i]:
+                break
+    finally:
+        if not rmap_locked:
+            anon_vma.lock.up_read()
+
+
+def _try_to_migrate_one(
+    memory: "MemoryManager", vma: "Vma", start: int, end: int, pfn: int, zone: Zone, *, split: bool
+) -> bool:
+    # False ends the walk: a page may be pinned.
+    mm = vma.mm
+    kernel = memory.kernel
+    geometry = memory.geometry
+    range_ = notifier_start(memory, mm, start, end, MMU_NOTIFY_CLEAR)
+    entries = mm.page_table.entries
+    first = start + ((zone.m_index[pfn - zone.base] - memory.rmap.linear_index(vma, start)) << geometry.page_shift)
+    done = True
+    address = start
+    while address < end and done:
+        kernel.step()
+        block = address >> geometry.pmd_shift
+        stop = min(end, (block + 1) << geometry.pmd_shift)
+        entry = entries.get(block)
+        if isinstance(entry, PteTable):
+            at = (address - entry.base) >> geometry.page_shift
+            n = (stop - address) >> geometry.page_shift
+            page = pfn + ((address - first) >> geometry.page_shift)
+            mapped = (entry.present & ~entry.zero) | entry.private | entry.devexcl
+            mask = _naming(entry, at, n, page, mapped)
+            if mask:
+                done = ptes_to_migration(memory, entry, mask)
+        elif entry is not None and entry.pfn == pfn and entry.kind in {PmdKind.THP, PmdKind.PRIVATE}:
+            if split:
+                split_huge_pmd_locked(memory, mm, block, freeze=True)
+            else:
+                done = set_pmd_migration_entry(memory, mm, block, entry)
+        address = stop
+    notifier_end(memory, range_)
+    return done
+
+
+def remove_migration_ptes(
+    memory: "MemoryManager", src: int, dst: int, *, use_zero_page: bool = False, rmap_locked: bool = False
+) -> None:
+    """Map folio `dst` wherever a migration entry names folio `src`, which may be the same; both are heads.
+
+    Each mapping takes a reference and counts; it is writable if the entry was, exclusive unless the entry was READ.
+    `use_zero_page` maps the zero page in place of pages that hold zeros (RMP_USE_SHARED_ZEROPAGE).
+    """
+    pages = memory.pages
+    rmap = memory.rmap
+    zone = pages.zone(dst)
+    i = dst - zone.base
+    anon_vma = rmap.anon_vmas.get(zone.m_anon_vma[i])
+    if anon_vma is None:
+        return
+    if not rmap_locked:
+        anon_vma.lock.down_read()
+    geometry = memory.geometry
+    shift = geometry.page_shift
+    for vma, start, end in rmap.places(dst):
+        entries = vma.mm.page_table.entries
+        first = start + ((zone.m_index[i] - rmap.linear_index(vma, start)) << shift)
+        address = start
+        while address < end:
+            memory.kernel.step()
+            block = address >> geometry.pmd_shift
+            stop = min(end, (block + 1) << geometry.pmd_shift)
+            entry = entries.get(block)
+            if isinstance(entry, PteTable):
+                skip = (address - first) >> shift
+                at, n = (address - entry.base) >> shift, (stop - address) >> shift
+                mask = _naming(entry, at, n, src + skip, entry.migration)
+                if mask:
+                    _restore_ptes(memory, entry, mask, dst + skip - at, zone, use_zero_page=use_zero_page)
+            elif entry is not None and entry.kind is PmdKind.MIGRATION and entry.pfn == src:
+                restore_pmd(memory, vma.mm, block, entry, dst, zone)
+            address = stop
+    if not rmap_locked:
+        anon_vma.lock.up_read()
+
+
+def restore_pmd(memory: "MemoryManager", mm: "MmStruct", block: int, leaf: PmdLeaf, dst: int, zone: Zone) -> None:
+    """Map folio `dst` in place of a PMD migration entry (mm/huge_memory.c:remove_migration_pmd)."""
+    i = dst - zone.base
+    zone.m_refcount[i] += 1
+    zone.m_entire[i] += 1
+    zone.m_mapcount[i] += 1
+    if leaf.write or leaf.rexcl:
+        zone.m_flags[i] |= PG_ANON_EXCLUSIVE
+    kind = PmdKind.PRIVATE if zone.private else PmdKind.THP
+    mm.page_table.set_leaf(block, kind, dst, leaf.write, dirty=leaf.dirty and not zone.private)
+
+
+def _restore_ptes(
+    memory: "MemoryManager", table: PteTable, mask: int, first: int, zone: Zone, *, use_zero_page: bool
+) -> None:
+    # remove_migration_pte for the entries of one table that name one folio; page k of the table is to map pfn first + k.
+    if use_zero_page and not zone.private and memory.contents.mode == "tokens":
+        tokens = zone.token[indices(mask) + (first - zone.base)]
+        zero = from_indices(indices(mask)[tokens == 0], len(table.pfn))
+        if zero:
+            table.set_zero(zero, memory.zero_pfn)
+            table.mm.rss[MM_ANONPAGES] -= zero.bit_count()
+            mask &= ~zero
+            if not mask:
+                return
+    write = table.write & mask
+    exclusive = write | (table.rexcl & mask)
+    n = mask.bit_count()
+    low = lowest(mask)
+    page = first + low - zone.base
+    head = page - zone.m_head_off[page]
+    if zone.m_order[head] or n == 1:
+        zone.m_refcount[head] += n
+        zone.m_mapcount[head] += n
+    else:  # small folios side by side, just split
+        where = indices(mask) + (first - zone.base)
+        zone.refcount[where] += 1
+        zone.mapcount[where] += 1
+    if n == 1:
+        if exclusive:
+            zone.m_flags[page] |= PG_ANON_EXCLUSIVE
+    elif exclusive:
+        zone.flags[indices(exclusive) + (first - zone.base)] |= PG_ANON_EXCLUSIVE
+    if zone.private:
+        table.set_private(mask, first + low, write)
+    else:
+        table.set_present(mask, first + low, write, table.dirty & mask)
+
+
+def restore_pages(memory: "MemoryManager", src: Pfns, dst_zone: Zone, dst_index: Index, dst: Pfns) -> bool:
+    """Map small folios `dst[i]` where migration entries name `src[i]`, all at once; False if it has to go one by one.
+
+    Usual is: one anon_vma, one VMA over all of them, one PTE table, addresses ascending. Entries that are gone stay so.
+    The new mappings take references.
+    """
+    rmap = memory.rmap
+    ids = dst_zone.anon_vma[dst_index]
+    n = len(ids)
+    id_ = int(ids[0])
+    if np.count_nonzero(ids == id_) != n:
+        return False
+    anon_vma = rmap.anon_vmas.get(id_)
+    if anon_vma is None:
+        return False
+    index = dst_zone.index[dst_index]
+    low, high = int(index[0]), int(index[-1])
+    if n > 1 and not (high - low == n - 1 or np.count_nonzero(index[1:] > index[:-1]) == n - 1):
+        return False
+    if n > 1 and high - low == n - 1 and np.count_nonzero(index[1:] - index[:-1] == 1) != n - 1:
+        return False
+    shift = memory.geometry.page_shift
+    only: Vma | None = None
+    for vma in anon_vma.vmas:
+        if vma.pgoff <= high and vma.pgoff + ((vma.end - vma.start) >> shift) > low:
+            if only is not None:
+                return False
+            only = vma
+    if only is None or only.pgoff > low or only.pgoff + ((only.end - only.start) >> shift) <= high:
+        return False
+    base = (only.start >> shift) - only.pgoff  # index + base is a page number
+    pmd_order = memory.geometry.pmd_order
+    block = (low + base) >> pmd_order
+    if (high + base) >> pmd_order != block:
+        return False
+    anon_vma.lock.down_read()
+    memory.kernel.step()
+    table = only.mm.page_table.entries.get(block)
+    if not isinstance(table, PteTable):
+        anon_vma.lock.up_read()
+        return False
+    at = low + base - (block << pmd_order)
+    width = high - low + 1
+    if width == n:
+        mask = span(at, n)
+        named = table.pfn[at : at + n]
+    else:
+        where = index + (base - (block << pmd_order))
+        mask = from_indices(where, len(table.pfn))
+        named = table.pfn[where]
+    live = mask & table.migration
+    if live != mask or np.count_nonzero(named == src) != n:
+        # Some entries were zapped meanwhile; keep the pages whose entry is still theirs.
+        offsets = index + (base - (block << pmd_order))
+        keep = np.flatnonzero(bools(table.migration, len(table.pfn))[offsets] & (named == src))
+        if not len(keep):
+            anon_vma.lock.up_read()
+            return True
+        mask = from_indices(offsets[keep], len(table.pfn))
+        dst = dst[keep]
+        dst_index = keep + dst_index.start if isinstance(dst_index, slice) else dst_index[keep]
+    write = table.write & mask
+    exclusive = write | (table.rexcl & mask)
+    dst_zone.refcount[dst_index] += 1
+    dst_zone.mapcount[dst_index] += 1
+    if exclusive == mask:
+        dst_zone.flags[dst_index] |= PG_ANON_EXCLUSIVE
+    elif exclusive:
+        flagged = bools(exclusive, len(table.pfn))[indices(mask)]
+        dst_zone.flags[dst_index] |= np.where(flagged, PG_ANON_EXCLUSIVE, 0).astype(np.uint16)
+    if dst_zone.private:
+        table.set_private(mask, dst, write)
+    else:
+        table.set_present(mask, dst, write, table.dirty & mask)
+    anon_vma.lock.up_read()
+    return True
