@@ -75,12 +75,6 @@ class Costs:
     remote_bytes_per_row: int  # bytes, not ns: what a row of a trace is taken to move
     copies: Mapping[tuple[str, str], CopyCost]
     assumed: frozenset[str]
-    table: Mapping[str, int] = field(init=False, repr=False)  # event -> ns, for `Kernel.charge`
-
-    def __attrs_post_init__(self) -> None:
-        """Gather the int fields once; they are looked up at every charge."""
-        ints = {each.name: getattr(self, each.name) for each in attrs.fields(type(self)) if each.type is int}
-        object.__setattr__(self, "table", ints)
 
     @cached_property
     def table(self) -> dict[str, int]:
