@@ -1,8 +1,8 @@
-"""mm/rmap.c:try_to_migrate and mm/migrate.c:remove_migration_ptes, as of Linux 7.3.4: unmap a folio everywhere, map it again.
+"""mm/rmap.c:try_to_migrate and mm/migrate.c:remove_migration_ptes, as of Linux 7.3.4: unmap a folio, map it again.
 
-Both walk the VMAs in which a folio may be mapped, in the order of the anon_vma's tree. A walk opens its CLEAR window in every
-VMA that it visits, also where the folio is no longer mapped, and stops when nothing maps the folio any more. Restoring opens
-no window: what it installs was not visible to anybody.
+Both walk the VMAs in which a folio may be mapped, in the order of the anon_vma's tree. Unmapping opens a CLEAR window in
+every VMA that it visits, also where the folio is no longer mapped, and stops when nothing maps the folio any more.
+Restoring opens no window: what it installs was not visible to anybody.
 """
 
 from typing import TYPE_CHECKING
@@ -55,8 +55,8 @@ def set_pmd_migration_entry(memory: "MemoryManager", mm: "MmStruct", block: int,
 def ptes_to_migration(memory: "MemoryManager", table: PteTable, mask: int) -> bool:
     """Turn PTEs that map pages of one folio into migration entries, inside a page-table-lock section.
 
-    Their counts and references go; False, with the rest unchanged, at the first page that may be pinned. A device-exclusive
-    entry becomes READ_EXCL: it loses that it was writable (mm/rmap.c:try_to_migrate_one).
+    Their counts and references go; False, and nothing changed, if the folio may be pinned. A device-exclusive entry
+    becomes READ_EXCL: it loses that it was writable (mm/rmap.c:try_to_migrate_one).
     """
     pages = memory.pages
     first = table.m_pfn[lowest(mask)]
@@ -214,7 +214,7 @@ def restore_pmd(memory: "MemoryManager", mm: "MmStruct", block: int, leaf: PmdLe
 def _restore_ptes(
     memory: "MemoryManager", table: PteTable, mask: int, first: int, zone: Zone, *, use_zero_page: bool
 ) -> None:
-    # remove_migration_pte for the entries of one table that name one folio; page k of the table is to map pfn first + k.
+    # remove_migration_pte for the entries of one table that name one folio; page k of the table maps pfn first + k.
     if use_zero_page and not zone.private and memory.contents.mode == "tokens":
         tokens = zone.token[indices(mask) + (first - zone.base)]
         zero = from_indices(indices(mask)[tokens == 0], len(table.pfn))
@@ -230,13 +230,8 @@ def _restore_ptes(
     low = lowest(mask)
     page = first + low - zone.base
     head = page - zone.m_head_off[page]
-    if zone.m_order[head] or n == 1:
-        zone.m_refcount[head] += n
-        zone.m_mapcount[head] += n
-    else:  # small folios side by side, just split
-        where = indices(mask) + (first - zone.base)
-        zone.refcount[where] += 1
-        zone.mapcount[where] += 1
+    zone.m_refcount[head] += n
+    zone.m_mapcount[head] += n
     if n == 1:
         if exclusive:
             zone.m_flags[page] |= PG_ANON_EXCLUSIVE
@@ -248,65 +243,64 @@ def _restore_ptes(
         table.set_present(mask, first + low, write, table.dirty & mask)
 
 
-def restore_pages(memory: "MemoryManager", src: Pfns, dst_zone: Zone, dst_index: Index, dst: Pfns) -> bool:
+def restore_pages(
+    memory: "MemoryManager", src: Pfns, dst_zone: Zone, dst_index: Index, dst: Pfns, *, rmap_locked: bool = False
+) -> bool:
     """Map small folios `dst[i]` where migration entries name `src[i]`, all at once; False if it has to go one by one.
 
     Usual is: one anon_vma, one VMA over all of them, one PTE table, addresses ascending. Entries that are gone stay so.
     The new mappings take references.
     """
-    rmap = memory.rmap
     ids = dst_zone.anon_vma[dst_index]
     n = len(ids)
-    id_ = int(ids[0])
-    if np.count_nonzero(ids == id_) != n:
-        return False
-    anon_vma = rmap.anon_vmas.get(id_)
-    if anon_vma is None:
+    anon_vma = memory.rmap.anon_vmas.get(int(ids[0]))
+    if anon_vma is None or np.count_nonzero(ids == ids[0]) != n:
         return False
     index = dst_zone.index[dst_index]
+    if n > 1 and np.count_nonzero(index[1:] > index[:-1]) != n - 1:
+        return False
     low, high = int(index[0]), int(index[-1])
-    if n > 1 and not (high - low == n - 1 or np.count_nonzero(index[1:] > index[:-1]) == n - 1):
-        return False
-    if n > 1 and high - low == n - 1 and np.count_nonzero(index[1:] - index[:-1] == 1) != n - 1:
-        return False
     shift = memory.geometry.page_shift
-    only: Vma | None = None
-    for vma in anon_vma.vmas:
-        if vma.pgoff <= high and vma.pgoff + ((vma.end - vma.start) >> shift) > low:
-            if only is not None:
-                return False
-            only = vma
-    if only is None or only.pgoff > low or only.pgoff + ((only.end - only.start) >> shift) <= high:
+    vmas = [v for v in anon_vma.vmas if v.pgoff <= high and v.pgoff + ((v.end - v.start) >> shift) > low]
+    if len(vmas) != 1:
         return False
-    base = (only.start >> shift) - only.pgoff  # index + base is a page number
+    vma = vmas[0]
+    if vma.pgoff > low or vma.pgoff + ((vma.end - vma.start) >> shift) <= high:
+        return False
+    base = (vma.start >> shift) - vma.pgoff  # index + base is a page number
     pmd_order = memory.geometry.pmd_order
     block = (low + base) >> pmd_order
     if (high + base) >> pmd_order != block:
         return False
-    anon_vma.lock.down_read()
+    if not rmap_locked:
+        anon_vma.lock.down_read()
     memory.kernel.step()
-    table = only.mm.page_table.entries.get(block)
-    if not isinstance(table, PteTable):
+    table = vma.mm.page_table.entries.get(block)
+    done = isinstance(table, PteTable)
+    if isinstance(table, PteTable):
+        _restore_in_table(table, index + (base - (block << pmd_order)), src, dst_zone, dst_index, dst)
+    if not rmap_locked:
         anon_vma.lock.up_read()
-        return False
-    at = low + base - (block << pmd_order)
-    width = high - low + 1
-    if width == n:
+    return done
+
+
+def _restore_in_table(table: PteTable, where: Pfns, src: Pfns, dst_zone: Zone, dst_index: Index, dst: Pfns) -> None:
+    # `where` are the pages of the table that mapped src, ascending.
+    n = len(where)
+    width = len(table.pfn)
+    at = int(where[0])
+    if int(where[-1]) - at == n - 1:
         mask = span(at, n)
         named = table.pfn[at : at + n]
     else:
-        where = index + (base - (block << pmd_order))
-        mask = from_indices(where, len(table.pfn))
+        mask = from_indices(where, width)
         named = table.pfn[where]
-    live = mask & table.migration
-    if live != mask or np.count_nonzero(named == src) != n:
-        # Some entries were zapped meanwhile; keep the pages whose entry is still theirs.
-        offsets = index + (base - (block << pmd_order))
-        keep = np.flatnonzero(bools(table.migration, len(table.pfn))[offsets] & (named == src))
+    if mask & table.migration != mask or np.count_nonzero(named == src) != n:
+        # Some entries were zapped meanwhile: keep the pages whose entry is still theirs.
+        keep = np.flatnonzero(bools(table.migration, width)[where] & (named == src))
         if not len(keep):
-            anon_vma.lock.up_read()
-            return True
-        mask = from_indices(offsets[keep], len(table.pfn))
+            return
+        mask = from_indices(where[keep], width)
         dst = dst[keep]
         dst_index = keep + dst_index.start if isinstance(dst_index, slice) else dst_index[keep]
     write = table.write & mask
@@ -316,11 +310,9 @@ def restore_pages(memory: "MemoryManager", src: Pfns, dst_zone: Zone, dst_index:
     if exclusive == mask:
         dst_zone.flags[dst_index] |= PG_ANON_EXCLUSIVE
     elif exclusive:
-        flagged = bools(exclusive, len(table.pfn))[indices(mask)]
-        dst_zone.flags[dst_index] |= np.where(flagged, PG_ANON_EXCLUSIVE, 0).astype(np.uint16)
+        flagged = bools(exclusive, width)[indices(mask)]
+        dst_zone.flags[dst_index] |= np.where(flagged, np.uint16(PG_ANON_EXCLUSIVE), np.uint16(0))
     if dst_zone.private:
         table.set_private(mask, dst, write)
     else:
         table.set_present(mask, dst, write, table.dirty & mask)
-    anon_vma.lock.up_read()
-    return True
