@@ -80,7 +80,7 @@ class RunDirectory:
 
     def events(self, key: str) -> Path:
         """Name the file that the events of the run `key` go to."""
-        return self.path / _RUNS / f"{key}.events"
+        return self.path / _RUNS / f"{key}.events.jsonl"
 
     def write(self, name: str, text: str) -> Path:
         """Write one file of the directory, whole or not at all."""

@@ -1,0 +1,43 @@
+import json
+from pathlib import Path
+
+import pytest
+from gpusvm.report.chart import stage_chart
+
+RUNS = json.loads((Path(__file__).parents[1] / "compare" / "example.json").read_text())["runs"]
+
+
+@pytest.fixture
+def triad():
+    return [run for run in RUNS if run["workload"] == "triad"]
+
+
+def test_a_bar_is_as_long_as_its_time(triad):
+    chart = stage_chart("triad", triad)
+    totals = [sum(run["stage_ns"].values()) for run in triad]
+    assert [bar.name for bar in chart.bars] == ["xe", "nouveau", "dmirror", "xe:chunk_sizes=64K+4K"]
+    assert [bar.total for bar in chart.bars] == ["13.9 ms", "198 ms", "441 ms", "47.3 ms"]
+    for bar, total in zip(chart.bars, totals, strict=True):
+        assert bar.end / total == pytest.approx(chart.bars[2].end / totals[2], rel=0.001)
+    assert [tick.text for tick in chart.ticks] == ["0", "100 ms", "200 ms", "300 ms", "400 ms", "500 ms"]
+    assert max(bar.end for bar in chart.bars) <= chart.ticks[-1].x <= chart.width
+
+
+def test_stages_follow_one_another(triad):
+    bar = stage_chart("triad", triad).bars[2]
+    assert [segment.stage for segment in bar.segments] == list(triad[0]["stage_ns"])
+    for first, second in zip(bar.segments, bar.segments[1:], strict=False):
+        assert first.x + first.width == pytest.approx(second.x, abs=0.02)
+    assert bar.segments[3].hint == "migrate: 311 ms, 70%"
+
+
+def test_a_stage_too_thin_to_see_is_left_out(triad):
+    triad[2]["stage_ns"] = {**triad[2]["stage_ns"], "gc": 1}
+    assert "gc" not in [segment.stage for segment in stage_chart("triad", triad).bars[2].segments]
+
+
+def test_no_fault_no_chart(triad):
+    for run in triad:
+        run["stage_ns"] = dict.fromkeys(run["stage_ns"], 0)
+    assert stage_chart("triad", triad) is None
+    assert stage_chart("triad", []) is None
