@@ -57,6 +57,7 @@ class Bench:
         costs: Costs | None = None,
         choices: Choices | None = None,
         topology: Topology | None = None,
+        checked: bool = True,
     ) -> None:
         if drivers is None:
             from gpusvm.plugins import load_drivers
@@ -70,6 +71,7 @@ class Bench:
             geometry=geometry,
             costs=costs,
             choices=choices,
+            checked=checked,
         )
         self.process = self.machine.process("bench")
         self.vm: Vm = self.machine.open(self.process)
