@@ -1,0 +1,265 @@
+"""drivers/gpu/drm/ttm/ttm_bo.c and ttm_resource.c, as of Linux 7.3.4: buffer objects in device memory, and who makes
+room.
+"""
+
+from collections.abc import Callable
+from errno import EBUSY, ENOMEM, ENOSPC
+from typing import TYPE_CHECKING, Any
+
+from gpusvm.drm.buddy import Block, Buddy
+from gpusvm.errors import KernelError
+from gpusvm.kernel import Kernel, Kref, Work
+
+if TYPE_CHECKING:
+    from gpusvm.drm.devmem import Devmem
+
+
+class Bo:
+    """Be one allocation of device memory. Built by BoManager.create.
+
+    `blocks` are the places [(first page, pages), …], empty once it was evicted. `resv` is its lock (dma_resv).
+    `devmem` and `container` are the driver's: what the object is used for, and what embeds it.
+    """
+
+    __slots__ = (
+        "_kref",
+        "_next",
+        "_prev",
+        "blocks",
+        "container",
+        "devmem",
+        "evictable",
+        "lru_seq",
+        "manager",
+        "pinned",
+        "resv",
+        "size_pages",
+    )
+
+    def __init__(self, manager: "BoManager", size_pages: int, blocks: list[Block], *, evictable: bool) -> None:
+        kernel = manager.kernel
+        self.manager = manager
+        self.size_pages = size_pages
+        self.blocks = blocks
+        self.evictable = evictable
+        self.pinned = False
+        self.devmem: Devmem | None = None
+        self.container: Any = None
+        self.resv = kernel.mutex("dma_resv")
+        self.lru_seq = 0  # 0: not on the list
+        self._prev: Bo | None = None
+        self._next: Bo | None = None
+        self._kref = Kref(kernel, "bo", self._release, holder="creator")
+        kernel.gauges.inc("bo")
+
+    def get(self, holder: object) -> None:
+        """Take a reference (ttm_bo_get)."""
+        self._kref.get(holder)
+
+    def put(self, holder: object = "creator") -> None:
+        """Drop a reference (ttm_bo_put); the one from create has no name. The last frees the memory and may sleep."""
+        self._kref.put(holder)
+
+    def put_async(self, holder: object = "creator") -> None:
+        """Drop a reference from a worker: for atomic context (xe_bo_put_async)."""
+        self.manager._put_later(self, holder)
+
+    @property
+    def refcount(self) -> int:
+        """Return how many references there are."""
+        return self._kref.count
+
+    def _release(self) -> None:
+        self.manager._destroy(self)
+
+
+class BoManager:
+    """Hand out one device's memory, and evict the least recently used objects when there is not enough.
+
+    The list is in the order of creation unless `bump` moves an object to its end: without bumps eviction is FIFO.
+    `evict(bo)` moves the contents away, resv held; a KernelError of EBUSY or ENOSPC skips the object, any other ends
+    the walk. Charges bo_alloc; injection site ``bo.alloc`` (ENOMEM).
+    """
+
+    __slots__ = (
+        "_head",
+        "_put_list",
+        "_put_work",
+        "_seq",
+        "_tail",
+        "_workqueue",
+        "buddy",
+        "contiguous",
+        "evict",
+        "evictions",
+        "kernel",
+        "live",
+        "name",
+        "on_destroy",
+        "top_down",
+    )
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        buddy: Buddy,
+        *,
+        name: str = "vram",
+        evict: Callable[[Bo], None] | None = None,
+        on_destroy: Callable[[Bo], None] | None = None,
+        contiguous: bool = True,
+        top_down: bool = False,
+    ) -> None:
+        self.kernel = kernel
+        self.buddy = buddy
+        self.name = name
+        self.evict = evict
+        self.on_destroy = on_destroy
+        self.contiguous = contiguous
+        self.top_down = top_down
+        self.evictions = 0
+        self.live = 0
+        self._head: Bo | None = None
+        self._tail: Bo | None = None
+        self._seq = 0
+        self._put_list: list[tuple[Bo, object]] = []
+        self._workqueue = kernel.workqueue("bo_put_async")
+        self._put_work = Work(self._put_listed, "bo_put_async")
+
+    def create(
+        self, size_pages: int, *, evictable: bool = True, pinned: bool = False, contiguous: bool | None = None
+    ) -> Bo:
+        """Return a new object with its resv locked (ttm_bo_init_reserved); the caller unlocks it.
+
+        ENOMEM if there is no room even after evicting what can be evicted, or what `evict` raised. An object larger
+        than the memory evicts nothing.
+        """
+        kernel = self.kernel
+        kernel.charge("bo_alloc")
+        if kernel.inject("bo.alloc"):
+            raise KernelError(ENOMEM, f"{self.name}: injected at bo.alloc")
+        if size_pages > self.buddy.size_pages:
+            raise KernelError(ENOMEM, f"{self.name}: {size_pages} pages wanted of {self.buddy.size_pages}")
+        blocks = self._alloc(size_pages, self.contiguous if contiguous is None else contiguous)
+        bo = Bo(self, size_pages, blocks, evictable=evictable)
+        bo.pinned = pinned
+        self.live += 1
+        bo.resv.lock()
+        self._add_tail(bo)
+        return bo
+
+    def bump(self, bo: Bo) -> None:
+        """Move an object to the end of the list (ttm_bo_move_to_lru_tail)."""
+        if bo.lru_seq:
+            self._unlink(bo)
+            self._add_tail(bo)
+
+    def lru(self) -> list[Bo]:
+        """Return the objects, the one to be evicted first at the front."""
+        bos = []
+        bo = self._head
+        while bo is not None:
+            bos.append(bo)
+            bo = bo._next
+        return bos
+
+    @property
+    def used_bytes(self) -> int:
+        """Return how much memory is handed out."""
+        return self.buddy.used_pages << 12
+
+    def _alloc(self, size_pages: int, contiguous: bool) -> list[Block]:
+        try:
+            return self.buddy.alloc(size_pages, contiguous=contiguous, top_down=self.top_down)
+        except KernelError:
+            pass
+        # ttm_bo_alloc_resource: walk the list, and after each eviction try again
+        evict = self.evict
+        done_seq = 0
+        bo = self._head
+        while bo is not None and evict is not None:
+            done_seq = bo.lru_seq
+            if bo.evictable and not bo.pinned and bo.blocks and bo.resv.trylock():
+                evicted = self._evict_locked(bo, evict)
+                if evicted:
+                    try:
+                        return self.buddy.alloc(size_pages, contiguous=contiguous, top_down=self.top_down)
+                    except KernelError:
+                        pass
+            # bo may have left the list, or moved to its end, while we slept
+            nxt = bo._next if bo.lru_seq == done_seq else self._head
+            while nxt is not None and nxt.lru_seq <= done_seq:
+                nxt = nxt._next
+            bo = nxt
+        raise KernelError(
+            ENOMEM, f"{self.name}: no room for {size_pages} pages, {self.buddy.free_pages} free, nothing left to evict"
+        )
+
+    def _evict_locked(self, bo: Bo, evict: Callable[[Bo], None]) -> bool:
+        bo.get("evict")
+        try:
+            try:
+                evict(bo)
+            except KernelError as error:
+                if error.errno in (EBUSY, ENOSPC):
+                    return False
+                raise
+            # The object lives on in system memory as far as TTM is concerned; its device memory is free at once.
+            self._free_blocks(bo)
+            if bo.lru_seq:
+                self._unlink(bo)
+            self.evictions += 1
+            self.kernel.stats.evictions += 1
+            if self.kernel.tracer.on:
+                self.kernel.tracer.emit("bo_evict", self.name, bo.size_pages)
+            return True
+        finally:
+            bo.resv.unlock()
+            bo.put("evict")
+
+    def _free_blocks(self, bo: Bo) -> None:
+        if bo.blocks:
+            self.buddy.free(bo.blocks)
+            bo.blocks = []
+
+    def _destroy(self, bo: Bo) -> None:
+        if bo.lru_seq:
+            self._unlink(bo)
+        self._free_blocks(bo)
+        self.live -= 1
+        self.kernel.gauges.dec("bo")
+        if self.on_destroy is not None:
+            self.on_destroy(bo)
+
+    def _put_later(self, bo: Bo, holder: object) -> None:
+        self._put_list.append((bo, holder))
+        self._workqueue.queue(self._put_work)
+
+    def _put_listed(self) -> None:
+        while self._put_list:
+            puts, self._put_list = self._put_list, []
+            for bo, holder in puts:
+                bo.put(holder)
+
+    def _add_tail(self, bo: Bo) -> None:
+        self._seq += 1
+        bo.lru_seq = self._seq
+        bo._prev = self._tail
+        bo._next = None
+        if self._tail is None:
+            self._head = bo
+        else:
+            self._tail._next = bo
+        self._tail = bo
+
+    def _unlink(self, bo: Bo) -> None:
+        if bo._prev is None:
+            self._head = bo._next
+        else:
+            bo._prev._next = bo._next
+        if bo._next is None:
+            self._tail = bo._prev
+        else:
+            bo._next._prev = bo._prev
+        bo._prev = bo._next = None
+        bo.lru_seq = 0

@@ -1,0 +1,68 @@
+"""drivers/gpu/drm/drm_pagemap.c:__drm_pagemap_migrate_to_ram, as of Linux 7.3.4: a CPU touches what a device has."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gpusvm.drm.ram import RamPages, retire_migrated_pages, skip_retired_pages
+from gpusvm.mm.api import (
+    MIGRATE_VMA_SELECT_COMPOUND,
+    MIGRATE_VMA_SELECT_DEVICE_COHERENT,
+    MIGRATE_VMA_SELECT_DEVICE_PRIVATE,
+    MemoryManagerApi,
+    MigrateVma,
+    VmFault,
+)
+
+if TYPE_CHECKING:
+    from gpusvm.drm.zdd import Zdd
+
+
+def migrate_to_ram(memory: MemoryManagerApi, vmf: VmFault) -> None:
+    """Bring the allocation that holds the faulting page home, as far as the VMA and one window of its size reach.
+
+    Returns without doing anything while the allocation's timeslice lasts: the CPU faults again. So it does when
+    others have taken everything meanwhile. A KernelError (of setup, ENOMEM, of a mapping or of the copy) becomes
+    SIGBUS.
+    """
+    zdd: Zdd = memory.zone_device_data(vmf.page)
+    devmem = zdd.devmem
+    kernel = memory.kernel
+    if kernel.now_ns < devmem.timeslice_expiration_ns:
+        return
+    # ALIGN_DOWN(addr, size), ALIGN(addr + 1, size): the kernel's bit arithmetic, also for sizes that are no power of
+    # two
+    size_mask = devmem.size_bytes - 1
+    vma = vmf.vma
+    start = max(vmf.address & ~size_mask, vma.start)
+    end = min((vmf.address + 1 + size_mask) & ~size_mask, vma.end)
+    npages = (end - start) >> memory.geometry.page_shift
+    pgmap = zdd.dpagemap.pagemap
+    args = MigrateVma(
+        vma=vma,
+        start=start,
+        end=end,
+        src=np.zeros(npages, np.uint64),
+        dst=np.zeros(npages, np.uint64),
+        pgmap_owner=pgmap.owner,
+        flags=MIGRATE_VMA_SELECT_DEVICE_PRIVATE | MIGRATE_VMA_SELECT_DEVICE_COHERENT | MIGRATE_VMA_SELECT_COMPOUND,
+        fault_page=vmf.page,
+    )
+    memory.migrate_vma_setup(args)
+    if not args.cpages:
+        return
+    moved = 0
+    try:
+        skip_retired_pages(memory, args.src)
+        ram = RamPages(memory, args.src, args.dst, zdd)
+        if ram.npages:
+            ram.copy(devmem)
+            moved = ram.npages
+    finally:
+        memory.migrate_vma_pages(args)
+        if moved:
+            retire_migrated_pages(memory, args.src, args.dst)
+        memory.migrate_vma_finalize(args)
+    kernel.stats.migrated_to_ram_bytes += moved << memory.geometry.page_shift
+    if kernel.tracer.on:
+        kernel.tracer.emit("migrate_to_ram", start, end, zdd.dpagemap.drm.name, moved)

@@ -1,0 +1,70 @@
+"""drivers/gpu/drm/drm_drv.c, as of Linux 7.3.4: a DRM device, and its end while it is in use."""
+
+from errno import ENODEV
+from typing import TYPE_CHECKING
+
+from gpusvm.drm.dma import DmaDevice
+from gpusvm.errors import KernelError
+from gpusvm.kernel import Kernel, Kref
+
+if TYPE_CHECKING:
+    from gpusvm.drm.runtime_pm import RuntimePm
+
+
+class DrmDevice:
+    """Be one device (struct drm_device with its struct device): `dma` maps system memory for it, `pm` is its runtime
+    PM, if any.
+
+    References are counted, each under its holder in the ledger as "drm_dev". What must not run on hardware that is
+    gone stands between dev_enter and dev_exit.
+    """
+
+    __slots__ = ("_kref", "_srcu", "dma", "kernel", "name", "pm", "unplugged")
+
+    def __init__(
+        self, kernel: Kernel, name: str, *, pm: "RuntimePm | None" = None, dma: DmaDevice | None = None
+    ) -> None:
+        self.kernel = kernel
+        self.name = name
+        self.pm = pm
+        self.dma = dma if dma is not None else DmaDevice(kernel, name)
+        self.unplugged = False
+        self._srcu = kernel.srcu("drm_unplug_srcu")
+        self._kref = Kref(kernel, "drm_dev", self._release, holder="driver")
+
+    def __repr__(self) -> str:
+        return f"<DrmDevice {self.name!r}>"
+
+    def dev_enter(self) -> int:
+        """Enter a section that unplug waits for (drm_dev_enter); the cookie for dev_exit. ENODEV after unplug."""
+        idx = self._srcu.read_lock()
+        if self.unplugged:
+            self._srcu.read_unlock(idx)
+            raise KernelError(ENODEV, f"{self.name} is unplugged")
+        return idx
+
+    def dev_exit(self, cookie: int) -> None:
+        """Leave the section (drm_dev_exit)."""
+        self._srcu.read_unlock(cookie)
+
+    def unplug(self) -> None:
+        """Let no new section begin and wait for those that run (drm_dev_unplug)."""
+        self.unplugged = True
+        self._srcu.synchronize()
+
+    def get(self, holder: object) -> None:
+        """Take a reference (drm_dev_get)."""
+        self._kref.get(holder)
+
+    def put(self, holder: object = "driver") -> None:
+        """Drop a reference (drm_dev_put); the driver's own, taken at creation, without a name."""
+        self._kref.put(holder)
+
+    @property
+    def refcount(self) -> int:
+        """Return how many references there are."""
+        return self._kref.count
+
+    def _release(self) -> None:
+        if self.kernel.tracer.on:
+            self.kernel.tracer.emit("drm_dev_release", self.name)

@@ -1,0 +1,64 @@
+"""drivers/gpu/drm/drm_pagemap.c:drm_pagemap_evict_to_ram, as of Linux 7.3.4: device memory is wanted for something
+else.
+"""
+
+from errno import EBUSY, EFAULT
+from typing import Final
+
+import numpy as np
+
+from gpusvm.drm.devmem import Devmem
+from gpusvm.drm.ram import RamPages, retire_migrated_pages, skip_retired_pages
+from gpusvm.errors import KernelError
+
+ATTEMPTS: Final = 3
+
+
+def evict_to_ram(devmem: Devmem) -> None:
+    """Bring all pages of an allocation to RAM, wherever they are mapped. No mmap_lock is needed, no timeslice heeded.
+
+    Goes by the physical pages, of which each that cannot be locked is skipped; success is that no page of the
+    allocation is left (``detached``), for which there are three attempts. EFAULT the mm is gone; else, after the last
+    attempt, its error or EBUSY.
+    """
+    kernel = devmem.drm.kernel
+    for attempt in range(ATTEMPTS):
+        error: KernelError | None = None
+        if not devmem.mm.mmget_not_zero():
+            raise KernelError(EFAULT, "the mm is gone")
+        try:
+            _evict_once(devmem)
+        except KernelError as raised:
+            error = raised
+        finally:
+            devmem.mm.mmput()
+        if devmem.detached.done:
+            return
+        if attempt < ATTEMPTS - 1:
+            kernel.cond_resched()
+    raise error or KernelError(EBUSY, f"device pages are left after {ATTEMPTS} attempts")
+
+
+def _evict_once(devmem: Devmem) -> None:
+    dpagemap = devmem.dpagemap
+    memory = dpagemap.memory
+    kernel = memory.kernel
+    npages = devmem.size_bytes >> memory.geometry.page_shift
+    src = devmem.ops.populate_devmem_pfn(devmem, npages).astype(np.uint64)
+    dst = np.zeros(npages, np.uint64)
+    memory.migrate_device_pfns(src, npages)
+    moved = 0
+    try:
+        skip_retired_pages(memory, src)
+        ram = RamPages(memory, src, dst, None)
+        if ram.npages:
+            ram.copy(devmem)
+            moved = ram.npages
+    finally:
+        memory.migrate_device_pages(src, dst, npages)
+        if moved:
+            retire_migrated_pages(memory, src, dst)
+        memory.migrate_device_finalize(src, dst, npages)
+    kernel.stats.migrated_to_ram_bytes += moved << memory.geometry.page_shift
+    if kernel.tracer.on:
+        kernel.tracer.emit("evict_to_ram", dpagemap.drm.name, moved)

@@ -1,0 +1,172 @@
+"""drivers/gpu/drm/drm_pagemap.c, as of Linux 7.3.4: what a driver offers of its device memory, and what core does
+with it.
+"""
+
+from collections.abc import Callable
+from errno import EFAULT
+from typing import TYPE_CHECKING, Any, Protocol
+
+from gpusvm.drm.addr import Orders, PagemapAddrs, Protos
+from gpusvm.drm.cpu_fault import migrate_to_ram
+from gpusvm.drm.device import DrmDevice
+from gpusvm.drm.quirks import AS_WRITTEN, DrmQuirks
+from gpusvm.errors import KernelError
+from gpusvm.kernel import Kref, Work
+from gpusvm.mm.api import VM_FAULT_SIGBUS, DevPagemap, MemoryManagerApi, MmApi, Pfns, VmFault, Words
+
+if TYPE_CHECKING:
+    from gpusvm.drm.zdd import Zdd
+
+
+class PagemapOps(Protocol):
+    """What a driver does for one pagemap (struct drm_pagemap_ops). Errors are KernelErrors."""
+
+    @property
+    def destroy(self) -> "Callable[[DrmPagemap, bool], None] | None":
+        """Free the pagemap, whose last reference is gone; True: in atomic context or reclaim. None: nothing to do."""
+
+    def device_map(
+        self, dpagemap: "DrmPagemap", dev: DrmDevice, pfns: Pfns, order: Orders, direction: int
+    ) -> tuple[Words, Protos]:
+        """Map rows of ``1 << order`` device pages for `dev`: their addresses, and how each is reached.
+
+        Protocols are numbers of the driver from DRM_INTERCONNECT_DRIVER on. EFAULT if a row cannot be mapped, none is
+        then.
+        """
+
+    def device_unmap(self, dpagemap: "DrmPagemap", dev: DrmDevice, addrs: PagemapAddrs) -> None:
+        """Undo device_map for all rows of `addrs`. May run in a notifier: must not allocate."""
+
+    def populate_mm(self, dpagemap: "DrmPagemap", start: int, end: int, mm: MmApi, timeslice_ms: int) -> None:
+        """Bring [start, end) of `mm` into this device's memory. mmap_lock is held for reading."""
+
+
+class DrmPagemap:
+    """Be a device's memory as other devices and core see it (struct drm_pagemap).
+
+    It points to the dev_pagemap and embeds none: `pagemap.container` is what embeds both, for container_of. Holds a
+    reference on the device from creation until a worker drops it after the last put. Ledger kind "dpagemap".
+    """
+
+    __slots__ = ("_kref", "_unhold", "_workqueue", "container", "drm", "kernel", "memory", "ops", "pagemap", "quirks")
+
+    def __init__(
+        self,
+        memory: MemoryManagerApi,
+        drm: DrmDevice,
+        pagemap: DevPagemap,
+        ops: PagemapOps,
+        *,
+        container: Any = None,
+        quirks: DrmQuirks = AS_WRITTEN,
+    ) -> None:
+        kernel = memory.kernel
+        self.memory = memory
+        self.kernel = kernel
+        self.drm = drm
+        self.pagemap = pagemap
+        self.ops = ops
+        self.container = container
+        self.quirks = quirks
+        drm.get("drm_pagemap")
+        self._workqueue = kernel.workqueue("drm_pagemap_unhold")
+        self._unhold = Work(self._put_device, "drm_pagemap_dev_unhold_work")
+        self._kref = Kref(kernel, "dpagemap", self._release, holder="driver")
+        kernel.gauges.inc("pagemap")
+
+    def __repr__(self) -> str:
+        return f"<DrmPagemap of {self.drm.name!r}>"
+
+    def get(self, holder: object) -> None:
+        """Take a reference (drm_pagemap_get)."""
+        self._kref.get(holder)
+
+    def put(self, holder: object = "driver") -> None:
+        """Drop a reference (drm_pagemap_put); the one from creation has no name. May be in atomic context."""
+        self._kref.put(holder)
+
+    @property
+    def refcount(self) -> int:
+        """Return how many references there are."""
+        return self._kref.count
+
+    def populate_mm(self, start: int, end: int, mm: MmApi, timeslice_ms: int) -> None:
+        """Bring [start, end) of `mm` into this memory, as far as that goes (drm_pagemap_populate_mm).
+
+        EFAULT if the mm is gone, ENODEV after unplug; otherwise what the driver's populate_mm raises.
+        """
+        if not mm.mmget_not_zero():
+            raise KernelError(EFAULT, "the mm is gone")
+        try:
+            mm.mmap_lock.down_read()
+            try:
+                self.ops.populate_mm(self, start, end, mm, timeslice_ms)
+            finally:
+                mm.mmap_lock.up_read()
+        finally:
+            mm.mmput()
+
+    def _release(self) -> None:
+        kernel = self.kernel
+        kernel.gauges.dec("pagemap")
+        self._workqueue.queue(self._unhold)  # never from here: the caller may be one of the driver's own functions
+        destroy = self.ops.destroy
+        if destroy is not None:
+            destroy(self, kernel.current.preempt_count > 0)
+
+    def _put_device(self) -> None:
+        self.drm.put("drm_pagemap")
+
+
+class PagemapDevOps:
+    """Be the dev_pagemap_ops that core supplies (drm_pagemap_pagemap_ops_get): hand them to every DevPagemap."""
+
+    __slots__ = ("memory",)
+
+    def __init__(self, memory: MemoryManagerApi) -> None:
+        self.memory = memory
+
+    def migrate_to_ram(self, vmf: VmFault) -> int:
+        """Bring the allocation that holds the faulting page home (drm_pagemap_migrate_to_ram); 0 or VM_FAULT_SIGBUS."""
+        try:
+            migrate_to_ram(self.memory, vmf)
+        except KernelError:
+            return VM_FAULT_SIGBUS
+        return 0
+
+    def folio_free(self, pfn: int, order: int) -> None:
+        """Drop the folio's reference on its zdd (drm_pagemap_folio_free)."""
+        zdd: Zdd = self.memory.zone_device_data(pfn)
+        zdd.kref.put("folio")
+
+    def folios_free(self, pfns: Pfns) -> None:
+        """Do so for many folios of order 0, which may belong to several allocations."""
+        memory = self.memory
+        n = len(pfns)
+        i = 0
+        while i < n:
+            zdd: Zdd = memory.zone_device_data(int(pfns[i]))
+            if i == 0 or n - i > 8:
+                mine = zdd.covers(pfns[i:])
+                count = int(mine.argmin()) if not mine.all() else n - i
+            else:
+                count = 1
+            zdd.kref.put("folio", count)
+            i += count
+
+    def folio_split(self, head: int, tail: int | None) -> None:
+        """Give a new folio its reference, and the mark of those that have left (drm_pagemap_folio_split)."""
+        if tail is None:
+            return
+        memory = self.memory
+        zdd: Zdd = memory.zone_device_data(head)
+        zdd.kref.get("folio")
+        memory.set_zone_device_data(tail, zdd)
+        if memory.zone_device_flag(head):
+            memory.set_zone_device_flag(tail)
+
+
+def page_to_dpagemap(memory: MemoryManagerApi, pfn: int) -> DrmPagemap:
+    """Return the pagemap that a live device page was populated from (drm_pagemap_page_to_dpagemap)."""
+    zdd: Zdd = memory.zone_device_data(pfn)
+    return zdd.dpagemap

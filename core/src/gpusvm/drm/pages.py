@@ -1,0 +1,306 @@
+"""drivers/gpu/drm/drm_gpusvm.c:drm_gpusvm_get_pages, as of Linux 7.3.4: from virtual addresses to what a device can
+map.
+"""
+
+from errno import EBUSY, EFAULT, EOPNOTSUPP
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from gpusvm.drm.addr import (
+    DMA_BIDIRECTIONAL,
+    DMA_TO_DEVICE,
+    DRM_INTERCONNECT_SYSTEM,
+    Orders,
+    PagemapAddrs,
+    constant_u8,
+)
+from gpusvm.drm.device import DrmDevice
+from gpusvm.drm.dma import IovaState
+from gpusvm.errors import KernelError
+from gpusvm.mm.api import (
+    HMM_PFN_ORDER_SHIFT,
+    HMM_PFN_PFN_MASK,
+    HMM_PFN_REQ_FAULT,
+    HMM_PFN_REQ_WRITE,
+    Bools,
+    HmmRange,
+    IntervalNotifier,
+    MmApi,
+    Pfns,
+    Words,
+)
+
+if TYPE_CHECKING:
+    from gpusvm.drm.gpusvm import GpuSvm, GpuSvmCtx
+    from gpusvm.drm.pagemap import DrmPagemap
+    from gpusvm.drm.zdd import Zdd
+
+HMM_RANGE_DEFAULT_TIMEOUT_NS: Final = 1_000_000_000
+_ORDER_SHIFT = np.uint64(HMM_PFN_ORDER_SHIFT)
+_ORDER_FIELD = np.uint64(0x1F << HMM_PFN_ORDER_SHIFT)
+_PFN_MASK = np.uint64(HMM_PFN_PFN_MASK)
+
+
+class GpuSvmPages:
+    """Hold how one device maps the pages of a range (struct drm_gpusvm_pages).
+
+    `dma_addr` has one row a mapping segment; it is None, or stale, unless `has_dma_mapping`. `dpagemap` is whose
+    device pages are among them. `notifier_seq` is the sequence under which they were got. `unmapped`: a munmap has
+    hit them.
+    """
+
+    __slots__ = (
+        "_iova",
+        "_system_rows",
+        "dma_addr",
+        "dpagemap",
+        "drm",
+        "has_devmem_pages",
+        "has_dma_mapping",
+        "notifier_seq",
+        "unmapped",
+    )
+
+    def __init__(self, drm: DrmDevice) -> None:
+        self.drm = drm
+        self.dma_addr: PagemapAddrs | None = None
+        self.dpagemap: DrmPagemap | None = None
+        self.has_dma_mapping = False
+        self.has_devmem_pages = False
+        self.unmapped = False
+        self.notifier_seq = -1
+        self._system_rows = 0
+        self._iova: IovaState | None = None
+
+    @property
+    def valid(self) -> bool:
+        """Tell whether they can be bound (drm_gpusvm_pages_valid). The notifier lock is held."""
+        return self.has_dma_mapping
+
+    def unmap(self) -> None:
+        """Drop the mapping (__drm_gpusvm_unmap_pages). The notifier lock is held."""
+        if not self.has_dma_mapping:
+            return
+        addrs = self.dma_addr
+        assert addrs is not None
+        system_rows = self._system_rows
+        if self._iova is not None:
+            self.drm.dma.iova_destroy(self._iova)
+            self._iova = None
+        elif system_rows:
+            self.drm.dma.unmap_pages(system_rows)
+        self.has_dma_mapping = False
+        self.has_devmem_pages = False
+        dpagemap = self.dpagemap
+        if dpagemap is not None:
+            device = addrs if not system_rows else addrs.rows(addrs.proto != DRM_INTERCONNECT_SYSTEM)
+            dpagemap.ops.device_unmap(dpagemap, self.drm, device)
+            self.dpagemap = None
+            dpagemap.put("gpusvm_pages")
+
+
+def get_pages(
+    gpusvm: "GpuSvm",
+    pages: GpuSvmPages,
+    mm: MmApi,
+    notifier: IntervalNotifier,
+    start: int,
+    end: int,
+    ctx: "GpuSvmCtx",
+) -> None:
+    """Fault in [start, end) and map it for ``pages.drm`` (drm_gpusvm_get_pages).
+
+    A mapping that is still valid stays as it is, whatever `ctx` wants. Faults always, for writing unless
+    ``ctx.read_only``; then maps under the notifier lock if no invalidation came meanwhile. Pages may be all system,
+    or all of one allocation; mixtures of one pagemap only with ``ctx.allow_mixed``.
+
+    EFAULT mm gone, range unmapped, a system page with ``ctx.devmem_only``, a mapping error, or not accessible; EPERM
+    not writable; EOPNOTSUPP a mixture; EBUSY after 1000 ms of invalidations; ENOMEM.
+    """
+    kernel = gpusvm.kernel
+    memory = gpusvm.memory
+    lock = gpusvm.notifier_lock
+    deadline_ns = kernel.now_ns + HMM_RANGE_DEFAULT_TIMEOUT_NS
+    kernel.charge("get_pages_base")
+    while True:
+        if kernel.now_ns > deadline_ns:
+            raise KernelError(EBUSY, f"[{start:#x}, {end:#x}) is invalidated again and again")
+        if pages.dma_addr is not None:
+            seq = memory.mmu_interval_read_begin(notifier)
+            lock.down_read()
+            valid = pages.has_dma_mapping
+            if not valid:
+                pages.dma_addr = None
+            lock.up_read()
+            if valid:
+                pages.notifier_seq = seq
+                return
+        if not mm.mmget_not_zero():
+            raise KernelError(EFAULT, "the mm is gone")
+        hmm_range = HmmRange(
+            notifier=notifier,
+            start=start,
+            end=end,
+            hmm_pfns=np.zeros((end - start) >> memory.geometry.page_shift, np.uint64),
+            default_flags=HMM_PFN_REQ_FAULT if ctx.read_only else HMM_PFN_REQ_FAULT | HMM_PFN_REQ_WRITE,
+            dev_private_owner=ctx.device_private_page_owner,
+        )
+        try:
+            memory.hmm_range_fault_unlocked_timeout(hmm_range, max(deadline_ns - kernel.now_ns, 1))
+        finally:
+            mm.mmput()
+        lock.down_read()
+        try:
+            if pages.unmapped:
+                raise KernelError(EFAULT, f"[{start:#x}, {end:#x}) is unmapped")
+            if memory.mmu_interval_read_retry(notifier, hmm_range.notifier_seq):
+                continue
+            _map(gpusvm, pages, hmm_range.hmm_pfns, ctx)
+            pages.notifier_seq = hmm_range.notifier_seq
+            return
+        finally:
+            lock.up_read()
+
+
+def segments(words: Words) -> tuple[Pfns, Orders]:
+    """Cut hmm words into mapping segments: first pfn and order of each (drm_gpusvm_hmm_pfn_to_order).
+
+    A segment ends with the CPU's mapping and with the array, and is a power of two of pages.
+    """
+    n = len(words)
+    word = int(words[0])
+    order = (word >> HMM_PFN_ORDER_SHIFT) & 0x1F
+    if order:
+        pfn = word & HMM_PFN_PFN_MASK
+        size = (1 << order) - (pfn & ((1 << order) - 1))
+        if size >= n and not n & (n - 1):
+            return np.array((pfn,), np.int64), constant_u8(n.bit_length() - 1, 1)
+    elif not (words & _ORDER_FIELD).any():
+        return (words & _PFN_MASK).view(np.int64), constant_u8(0, n)
+    # some large mappings among small ones: as many steps as there are segments, small ones taken together
+    large = np.flatnonzero(words & _ORDER_FIELD)
+    firsts: list[Pfns] = []
+    orders: list[Orders] = []
+    i = 0
+    while i < n:
+        word = int(words[i])
+        order = (word >> HMM_PFN_ORDER_SHIFT) & 0x1F
+        if not order:
+            following = int(np.searchsorted(large, i))
+            j = int(large[following]) if following < len(large) else n
+            firsts.append((words[i:j] & _PFN_MASK).view(np.int64))
+            orders.append(constant_u8(0, j - i))
+            i = j
+            continue
+        pfn = word & HMM_PFN_PFN_MASK
+        size = min((1 << order) - (pfn & ((1 << order) - 1)), n - i)
+        order = size.bit_length() - 1
+        firsts.append(np.array((pfn,), np.int64))
+        orders.append(constant_u8(order, 1))
+        i += 1 << order
+    return np.concatenate(firsts), np.concatenate(orders)
+
+
+def _map(gpusvm: "GpuSvm", pages: GpuSvmPages, words: Words, ctx: "GpuSvmCtx") -> None:
+    """Map for DMA what HMM found, if it is a mixture that `ctx` allows. The notifier lock is held, the sequence
+    checked.
+    """
+    memory = gpusvm.memory
+    kernel = gpusvm.kernel
+    drm = pages.drm
+    npages = len(words)
+    direction = DMA_TO_DEVICE if ctx.read_only else DMA_BIDIRECTIONAL
+    pfns, order = segments(words)
+    n = len(pfns)
+    kernel.charge("get_pages_per_entry", n)
+    if n == 1:
+        all_device = memory.is_device_private(int(pfns[0]))
+        device = None
+        any_device = all_device
+    else:
+        device = memory.device_private_mask(pfns)
+        any_device = bool(device.any())
+        all_device = any_device and bool(device.all())
+    dpagemap: DrmPagemap | None = None
+    if any_device:
+        first = 0 if device is None or device[0] else int(device.argmax())
+        zdd: Zdd = memory.zone_device_data(int(pfns[first]))
+        dpagemap = zdd.dpagemap
+        if device is not None:
+            _check_mixture(zdd, pfns, device, ctx)
+    elif ctx.devmem_only:
+        raise KernelError(EFAULT, "system pages, and device memory is wanted")
+
+    if all_device:
+        assert dpagemap is not None
+        addr, proto = dpagemap.ops.device_map(dpagemap, drm, pfns, order, direction)
+        pages._system_rows = 0
+    elif not any_device:
+        pages._iova = iova = drm.dma.iova_try_alloc(npages << memory.geometry.page_shift)
+        addr = _map_system(pages, iova, pfns, order, direction)
+        proto = constant_u8(DRM_INTERCONNECT_SYSTEM, n)
+        pages._system_rows = n
+    else:
+        assert dpagemap is not None
+        assert device is not None
+        system = ~device
+        # the reservation is only tried when page 0 is a system page
+        iova = None if device[0] else drm.dma.iova_try_alloc(npages << memory.geometry.page_shift)
+        pages._iova = iova
+        addr = np.empty(n, np.uint64)
+        addr[system] = _map_system(pages, iova, pfns[system], order[system], direction)
+        pages._system_rows = int(system.sum())
+        try:
+            device_addr, device_proto = dpagemap.ops.device_map(dpagemap, drm, pfns[device], order[device], direction)
+        except BaseException:
+            _unmap_system(pages)
+            raise
+        addr[device] = device_addr
+        proto = np.zeros(n, np.uint8)
+        proto[device] = device_proto
+    pages.dma_addr = PagemapAddrs(pfns, addr, order, proto, direction, npages)
+    if dpagemap is not None:
+        dpagemap.get("gpusvm_pages")
+        pages.dpagemap = dpagemap
+        pages.has_devmem_pages = True
+    pages.has_dma_mapping = True
+
+
+def _check_mixture(zdd: "Zdd", pfns: Pfns, device: Bools, ctx: "GpuSvmCtx") -> None:
+    """Raise what the kernel's loop over the pages raises at the first page that does not go with those before it."""
+    pgmap = zdd.dpagemap.pagemap
+    if not ctx.allow_mixed:
+        if not device[0]:
+            if ctx.devmem_only:
+                raise KernelError(EFAULT, "a system page, and device memory is wanted")
+            raise KernelError(EOPNOTSUPP, "system pages, then device pages")
+        if not (device & zdd.covers(pfns)).all():
+            raise KernelError(EOPNOTSUPP, "pages of more than one allocation")
+        return
+    other = device & ~((pfns >= pgmap.start_pfn) & (pfns < pgmap.start_pfn + pgmap.nr_pages))
+    if ctx.devmem_only and not device.all():
+        if not other.any() or int(device.argmin()) < int(other.argmax()):
+            raise KernelError(EFAULT, "a system page, and device memory is wanted")
+    if other.any():
+        raise KernelError(EOPNOTSUPP, "pages of two pagemaps")
+
+
+def _map_system(pages: GpuSvmPages, iova: IovaState | None, pfns: Pfns, order: Orders, direction: int) -> Words:
+    dma = pages.drm.dma
+    if iova is None:
+        return dma.map_pages(pfns, order, direction)
+    try:
+        return dma.iova_link(iova, pfns, order, direction)
+    except BaseException:
+        pages._iova = None
+        dma.iova_destroy(iova)
+        raise
+
+
+def _unmap_system(pages: GpuSvmPages) -> None:
+    if pages._iova is not None:
+        pages.drm.dma.iova_destroy(pages._iova)
+        pages._iova = None
+    else:
+        pages.drm.dma.unmap_pages(pages._system_rows)

@@ -1,0 +1,20 @@
+"""Say which surprises of Linux 7.3.4's drm_gpusvm and drm_pagemap the model repeats."""
+
+from typing import Final, Literal
+
+from attrs import frozen
+
+Variant = Literal["as_written", "fixed"]
+
+
+@frozen(kw_only=True)
+class DrmQuirks:
+    """Choose, surprise by surprise, between what 7.3.4 does and what a reviewer would want."""
+
+    hole_count: Variant = "as_written"
+    """drm_pagemap.c:drm_pagemap_migrate_to_devmem counts a compound hole as one page when it checks what moved, so
+    populating a PMD in which nothing is mapped answers EBUSY although the migration is done.
+    """
+
+
+AS_WRITTEN: Final = DrmQuirks()
