@@ -9,14 +9,17 @@
     │   ├── DeadlockError   nothing can run and someone waits, or tasks wait for each other in a circle
     │   ├── LedgerError     a reference, mapping or the like was put twice, put by a stranger, or never put
     │   └── LockdepError    a rule about locks was broken: order, context, ownership
-    └── PluginError    a driver plugin cannot be loaded, or breaks the contract of ``gpusvm.driver``
+    ├── PluginError    a driver plugin cannot be loaded, or breaks the contract of ``gpusvm.driver``
+    └── CpuSignal      the modelled process gets a signal for an access of its own: SIGSEGV, SIGBUS
 """
 
 import difflib
 import errno as _errno
+import signal as _signal
 from collections.abc import Iterable
 
 __all__ = [
+    "CpuSignal",
     "DeadlockError",
     "GpusvmError",
     "InputError",
@@ -70,6 +73,23 @@ class LedgerError(ModelError):
 
 class LockdepError(ModelError):
     """Report a broken locking rule; the message names both places, the acquisition and what it conflicts with."""
+
+
+class CpuSignal(GpusvmError):
+    """Carry the signal that a modelled process gets for an access of its own.
+
+    ``signal`` is its number (11 SIGSEGV, 7 SIGBUS, 9 SIGKILL when memory has run out), ``address`` where the access went.
+    """
+
+    def __init__(self, signal: int, address: int) -> None:
+        """Take the number of a signal and a byte address."""
+        super().__init__(signal, address)
+        self.signal = signal
+        self.address = address
+
+    def __str__(self) -> str:
+        """Name the signal: ``SIGSEGV at 0x1000``."""
+        return f"{_signal.Signals(self.signal).name} at {self.address:#x}"
 
 
 class PluginError(GpusvmError):

@@ -10,13 +10,14 @@ and does not sleep, charge or call back until the section is over.
 
 from collections.abc import Iterator
 from enum import IntEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from attrs import frozen
 
 from gpusvm.kernel import Kernel
 from gpusvm.mm.api import Geometry, Pfns
+from gpusvm.mm.observer import tell
 from gpusvm.mm.ptemask import RAMP, indices, is_run, lowest
 
 if TYPE_CHECKING:
@@ -56,24 +57,6 @@ class Pte:
     dirty: bool = False
 
 
-class PageTableObserver(Protocol):
-    """What `kernel.observer` may offer to be told about page tables; both calls come inside one page-table-lock
-    section.
-    """
-
-    def ptes_changing(self, table: "PteTable", mask: int) -> None:
-        """Look at the entries of `mask` before they change."""
-
-    def ptes_changed(self, table: "PteTable", mask: int) -> None:
-        """Look at them afterwards."""
-
-    def pmd_changing(self, page_table: "PageTable", block: int) -> None:
-        """Look at the PMD entry of `block` before it changes."""
-
-    def pmd_changed(self, page_table: "PageTable", block: int) -> None:
-        """Look at it afterwards."""
-
-
 class PmdLeaf:
     """Be one PMD that maps or names a whole block; `rexcl` only with MIGRATION. Immutable: `PageTable` swaps leaves.
 
@@ -99,7 +82,7 @@ class PteTable:
     """Be the PTE table of one block: `pfn[i]` and bit i of each mask belong to page i.
 
     `present`, `private`, `migration` and `devexcl` exclude each other; a page in none of them is pte none. `zero` is
-    the part of `present` that maps the zero page (its pfn is -1). `write` is pte_write, the WRITE of a device-private
+    the part of `present` that maps the zero page. `write` is pte_write, the WRITE of a device-private
     or of a migration entry; a device-exclusive entry is not in it. `rexcl` is the READ_EXCLUSIVE of a migration
     entry.
 
@@ -173,12 +156,11 @@ class PteTable:
         """Show page i."""
         kind = self.kind(i)
         bit = 1 << i
-        zero = bool(self.zero & bit)
         return Pte(
             kind,
-            -1 if kind is PteKind.NONE or zero else self.m_pfn[i],
+            -1 if kind is PteKind.NONE else self.m_pfn[i],
             bool(self.write & bit),
-            zero,
+            bool(self.zero & bit),
             bool(self.rexcl & bit),
             bool(self.dirty & bit),
         )
@@ -190,7 +172,7 @@ class PteTable:
         return self.pfn[indices(mask)]
 
     def is_contiguous(self, mask: int) -> bool:
-        """Tell whether page i of `mask`, which is not empty, has the pfn of its first page plus its distance from it."""
+        """Tell whether the pfns of `mask`, which is not empty, follow each other as its pages do."""
         first = lowest(mask)
         pfns = self.pfns(mask)
         start = self.m_pfn[first]
@@ -204,7 +186,7 @@ class PteTable:
         """Map normal pages (set_pte_at with mk_pte)."""
         observer = self.kernel.observer
         if observer is not None:
-            observer.ptes_changing(self, mask)
+            tell(observer, "ptes_changing", self, mask)
         self._store(mask, pfns)
         keep = ~mask
         self.present |= mask
@@ -216,17 +198,17 @@ class PteTable:
         self.rexcl &= keep
         self.dirty = (self.dirty & keep) | (dirty & mask)
         if observer is not None:
-            observer.ptes_changed(self, mask)
+            tell(observer, "ptes_changed", self, mask)
 
-    def set_zero(self, mask: int) -> None:
+    def set_zero(self, mask: int, zero_pfn: int) -> None:
         """Map the zero page read-only (mm/memory.c:do_anonymous_page, the read fault)."""
         observer = self.kernel.observer
         if observer is not None:
-            observer.ptes_changing(self, mask)
+            tell(observer, "ptes_changing", self, mask)
         if mask & (mask - 1) == 0:
-            self.m_pfn[lowest(mask)] = -1
+            self.m_pfn[lowest(mask)] = zero_pfn
         else:
-            self.pfn[indices(mask)] = -1
+            self.pfn[indices(mask)] = zero_pfn
         keep = ~mask
         self.present |= mask
         self.private &= keep
@@ -237,13 +219,13 @@ class PteTable:
         self.rexcl &= keep
         self.dirty &= keep
         if observer is not None:
-            observer.ptes_changed(self, mask)
+            tell(observer, "ptes_changed", self, mask)
 
     def set_private(self, mask: int, pfns: int | Pfns, write: int) -> None:
         """Install device-private entries (make_{readable,writable}_device_private_entry)."""
         observer = self.kernel.observer
         if observer is not None:
-            observer.ptes_changing(self, mask)
+            tell(observer, "ptes_changing", self, mask)
         self._store(mask, pfns)
         keep = ~mask
         self.present &= keep
@@ -255,13 +237,13 @@ class PteTable:
         self.rexcl &= keep
         self.dirty &= keep
         if observer is not None:
-            observer.ptes_changed(self, mask)
+            tell(observer, "ptes_changed", self, mask)
 
     def set_migration(self, mask: int, write: int, rexcl: int, pfns: int | Pfns | None = None) -> None:
         """Turn entries into migration entries; without `pfns` they go on naming the pages they mapped."""
         observer = self.kernel.observer
         if observer is not None:
-            observer.ptes_changing(self, mask)
+            tell(observer, "ptes_changing", self, mask)
         if pfns is not None:
             self._store(mask, pfns)
         keep = ~mask
@@ -273,31 +255,31 @@ class PteTable:
         self.write = (self.write & keep) | (write & mask)
         self.rexcl = (self.rexcl & keep) | (rexcl & mask)
         if observer is not None:
-            observer.ptes_changed(self, mask)
+            tell(observer, "ptes_changed", self, mask)
 
     def set_exclusive(self, mask: int) -> None:
         """Turn present writable entries into device-exclusive ones that name the same pages (mm/rmap.c)."""
         observer = self.kernel.observer
         if observer is not None:
-            observer.ptes_changing(self, mask)
+            tell(observer, "ptes_changing", self, mask)
         keep = ~mask
         self.present &= keep
         self.devexcl |= mask
         self.write &= keep
         self.dirty &= keep
         if observer is not None:
-            observer.ptes_changed(self, mask)
+            tell(observer, "ptes_changed", self, mask)
 
     def set_write(self, mask: int, write: int, rexcl: int = 0) -> None:
         """Change only what the entries of `mask` allow (mprotect, copy-on-write reuse)."""
         observer = self.kernel.observer
         if observer is not None:
-            observer.ptes_changing(self, mask)
+            tell(observer, "ptes_changing", self, mask)
         keep = ~mask
         self.write = (self.write & keep) | (write & mask)
         self.rexcl = (self.rexcl & keep) | (rexcl & mask)
         if observer is not None:
-            observer.ptes_changed(self, mask)
+            tell(observer, "ptes_changed", self, mask)
 
     def set_dirty(self, mask: int) -> None:
         """Mark present entries dirty; no observer is told, as nothing but the folio's dirty flag hangs on it."""
@@ -307,7 +289,7 @@ class PteTable:
         """Empty entries (pte_clear)."""
         observer = self.kernel.observer
         if observer is not None:
-            observer.ptes_changing(self, mask)
+            tell(observer, "ptes_changing", self, mask)
         keep = ~mask
         self.present &= keep
         self.private &= keep
@@ -318,17 +300,18 @@ class PteTable:
         self.rexcl &= keep
         self.dirty &= keep
         if observer is not None:
-            observer.ptes_changed(self, mask)
+            tell(observer, "ptes_changed", self, mask)
 
-    def fill(self, kind: PteKind, pfn: int, *, write: bool, rexcl: bool = False, dirty: bool = False) -> None:
-        """Fill a table that is not installed yet with entries for consecutive pfns; PRESENT with pfn -1 is the zero
-        page.
+    def fill(
+        self, kind: PteKind, pfn: int, *, write: bool, rexcl: bool = False, dirty: bool = False, zero: bool = False
+    ) -> None:
+        """Fill a table that is not installed yet with entries for consecutive pfns, or with the zero page at `pfn`.
 
         It is the deposited table of a leaf that is being split (pgtable_trans_huge_withdraw).
         """
         every = (1 << len(self.pfn)) - 1
-        if pfn < 0:
-            self.pfn[:] = -1
+        if zero:
+            self.pfn[:] = pfn
             self.zero = every
         else:
             np.add(RAMP[: len(self.pfn)], pfn, out=self.pfn)
@@ -411,31 +394,31 @@ class PageTable:
         """Install a leaf in pmd none or in place of another leaf (set_pmd_at)."""
         observer = self.kernel.observer
         if observer is not None:
-            observer.pmd_changing(self, block)
+            tell(observer, "pmd_changing", self, block)
         leaf = PmdLeaf(kind, pfn, write, rexcl, dirty)
         self.puds[block >> (self.pud_shift - self.pmd_shift)] = None
         self.entries[block] = leaf
         if observer is not None:
-            observer.pmd_changed(self, block)
+            tell(observer, "pmd_changed", self, block)
         return leaf
 
     def install(self, table: PteTable) -> None:
         """Put a table that `PteTable.fill` made in place of its block's leaf, as one change (pmd_populate)."""
         observer = self.kernel.observer
         if observer is not None:
-            observer.pmd_changing(self, table.block)
+            tell(observer, "pmd_changing", self, table.block)
         self.entries[table.block] = table
         if observer is not None:
-            observer.pmd_changed(self, table.block)
+            tell(observer, "pmd_changed", self, table.block)
 
     def clear(self, block: int) -> None:
         """Make a leaf pmd none, or free a table whose entries are all none."""
         observer = self.kernel.observer
         if observer is not None:
-            observer.pmd_changing(self, block)
+            tell(observer, "pmd_changing", self, block)
         del self.entries[block]
         if observer is not None:
-            observer.pmd_changed(self, block)
+            tell(observer, "pmd_changed", self, block)
 
     def hole_end(self, address: int, end: int) -> int:
         """Return where the hole at an address of pmd none ends: the largest absent level's boundary, at most `end`.

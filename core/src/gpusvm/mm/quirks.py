@@ -19,6 +19,12 @@ class MmQuirks:
     mm_s2: Variant = "as_written"
     """mm/hmm.c takes an owned device-private entry that is read-only for an answer to HMM_PFN_REQ_WRITE."""
 
+    mm_s3: Variant = "as_written"
+    """mm/migrate_device.c:migrate_vma_collect_pmd goes on with the fault folio of before a split."""
+
+    mm_s4: Variant = "as_written"
+    """mm/migrate_device.c:migrate_vma_collect_hole makes one compound entry of a hole of several PMDs."""
+
     mm_s5: Variant = "as_written"
     """mm/mmu_notifier.c:__mmu_notifier_invalidate_range_start leaves the interval side open when a classic notifier
     fails.

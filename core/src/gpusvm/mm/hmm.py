@@ -1,0 +1,393 @@
+"""mm/hmm.c, as of Linux 7.3.4: read an address space for a device, faulting in what the device asks for.
+
+The walk fills one output word for each page until it meets one that needs a fault; the fault phase then handles every
+page from there to the end of the walk's piece, and the walk goes on from it. Words before the place reached are
+outputs, words from there on are still inputs (mm.md §4). Whole pieces of a table are evaluated as masks.
+"""
+
+from errno import EBUSY, EFAULT, EINVAL, ENOMEM, EPERM
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from gpusvm.errors import KernelError
+from gpusvm.mm.api import (
+    FAULT_FLAG_REMOTE,
+    FAULT_FLAG_WRITE,
+    HMM_PFN_ERROR,
+    HMM_PFN_ORDER_SHIFT,
+    HMM_PFN_REQ_FAULT,
+    HMM_PFN_REQ_WRITE,
+    HMM_PFN_STICKY,
+    HMM_PFN_VALID,
+    HMM_PFN_WRITE,
+    VM_FAULT_ERROR,
+    VM_FAULT_OOM,
+    VM_IO,
+    VM_PFNMAP,
+    VM_READ,
+    VM_WRITE,
+    HmmRange,
+    Words,
+)
+from gpusvm.mm.memory import fault_in_ptes, handle_mm_fault
+from gpusvm.mm.mm_struct import MMF_UNSTABLE
+from gpusvm.mm.mmu_notifier import mmu_interval_read_begin
+from gpusvm.mm.pgtable import PmdKind, PmdLeaf, PteTable
+from gpusvm.mm.ptemask import RAMP, bools, from_bools, from_indices, indices, lowest, span
+
+if TYPE_CHECKING:
+    from gpusvm.mm.memory_manager import MemoryManager
+    from gpusvm.mm.mm_struct import MmStruct
+    from gpusvm.mm.vma import Vma
+
+# What a page needs (HMM_NEED_FAULT, HMM_NEED_WRITE_FAULT).
+NEED_FAULT: Final = 1
+NEED_WRITE_FAULT: Final = 2
+
+_STICKY: Final = np.uint64(HMM_PFN_STICKY)
+_VALID: Final = np.uint64(HMM_PFN_VALID)
+_WRITE: Final = np.uint64(HMM_PFN_WRITE)
+_REQ_WRITE_SHIFT: Final = np.uint64(62)
+_REQ_FAULT_SHIFT: Final = np.uint64(63)
+
+
+class _Walk:
+    """Be one call of hmm_range_fault_locked."""
+
+    __slots__ = ("end", "last", "memory", "mm", "pending", "range_", "shift", "words")
+
+    def __init__(self, memory: "MemoryManager", range_: HmmRange) -> None:
+        self.memory = memory
+        self.range_ = range_
+        self.mm: MmStruct = range_.notifier.mm  # type: ignore[assignment]  # the protocol hides the class from drm/
+        self.shift = memory.geometry.page_shift
+        self.words = range_.hmm_pfns
+        self.last = range_.start
+        self.end = range_.end
+        # What the walk recorded for the fault phase: address, end of the piece, what is needed.
+        self.pending: tuple[int, int, int] | None = None
+
+    def slice(self, start: int, end: int) -> Words:
+        """Return the words of [start, end)."""
+        base = self.range_.start
+        return self.words[(start - base) >> self.shift : (end - base) >> self.shift]
+
+    def fill(self, start: int, end: int, value: int) -> None:
+        """Make every word of [start, end) `value`, sticky bits kept (hmm_pfns_fill)."""
+        words = self.slice(start, end)
+        words &= _STICKY
+        if value:
+            words |= np.uint64(value)
+
+    def need(self, start: int, end: int, cpu_flags: int) -> int:
+        """Return what the pages of [start, end) need, all together (hmm_range_need_fault)."""
+        range_ = self.range_
+        default, mask = range_.default_flags, range_.pfn_flags_mask
+        if not (default | mask) & HMM_PFN_REQ_FAULT:
+            return 0
+        if not mask:
+            return _need(default, cpu_flags)
+        words = self.slice(start, end)
+        needed = 0
+        # The words differ in two bits that matter: ask once for each of the four kinds that occur.
+        for kind in np.unique((words >> _REQ_WRITE_SHIFT) & np.uint64(3)).tolist():
+            needed |= _need(((kind << 62) & mask) | default, cpu_flags)
+        return needed
+
+    def record(self, address: int, end: int, needed: int) -> bool:
+        """Note a fault to be handled; False, as the walk ends here (hmm_record_fault)."""
+        self.last = address
+        self.pending = (address, end, needed)
+        return False
+
+    def walk(self) -> bool:
+        """Fill words from `last` to the end; False if a fault is pending or a migration was waited for
+        (walk_page_range).
+        """
+        mm = self.mm
+        tree = mm.vma_tree
+        at, end = self.last, self.end
+        while at < end:
+            vma = tree.find(at)
+            if vma is None or vma.start > at:
+                stop = end if vma is None else min(end, vma.start)
+                # hmm_vma_walk_hole without a VMA
+                if self.need(at, stop, 0):
+                    raise KernelError(EFAULT, f"nothing is mapped at {at:#x}")
+                self.fill(at, stop, HMM_PFN_ERROR)
+                at = stop
+                continue
+            stop = min(end, vma.end)
+            if vma.flags & (VM_IO | VM_PFNMAP) or not vma.flags & VM_READ:
+                # hmm_vma_walk_test
+                if self.need(at, stop, 0):
+                    raise KernelError(EFAULT, f"{vma!r} cannot be read by a device")
+                self.fill(at, stop, HMM_PFN_ERROR)
+                at = stop
+                continue
+            if not self.walk_vma(at, stop):
+                return False
+            at = stop
+        return True
+
+    def walk_vma(self, at: int, end: int) -> bool:
+        page_table = self.mm.page_table
+        pmd_shift = page_table.pmd_shift
+        entries = page_table.entries
+        step = self.memory.kernel.step
+        while at < end:
+            block = at >> pmd_shift
+            step()
+            entry = entries.get(block)
+            if entry is None:
+                stop = page_table.hole_end(at, end)
+                needed = self.need(at, stop, 0)
+                if needed:
+                    return self.record(at, stop, needed)
+                self.fill(at, stop, 0)
+            else:
+                stop = min(end, (block + 1) << pmd_shift)
+                good = self.leaf(entry, at, stop) if isinstance(entry, PmdLeaf) else self.table(entry, at, stop)
+                if not good:
+                    return False
+            at = stop
+        return True
+
+    def leaf(self, leaf: PmdLeaf, at: int, end: int) -> bool:
+        """Handle a PMD that is no table (hmm_vma_walk_pmd, hmm_vma_handle_pmd, hmm_vma_handle_absent_pmd)."""
+        memory = self.memory
+        kind = leaf.kind
+        geometry = memory.geometry
+        if kind is PmdKind.MIGRATION:
+            if self.need(at, end, 0):
+                self.last = at
+                memory.pages.folio_wait_locked(leaf.pfn)
+                return False
+            self.fill(at, end, 0)
+            return True
+        flags = HMM_PFN_VALID | (HMM_PFN_WRITE if leaf.write else 0) | geometry.pmd_order << HMM_PFN_ORDER_SHIFT
+        offset = (at & (geometry.pmd_size - 1)) >> self.shift
+        if kind is PmdKind.PRIVATE:
+            pgmap = memory.pages.zone(leaf.pfn).pgmap
+            if pgmap is None or pgmap.owner is not self.range_.dev_private_owner:
+                needed = self.need(at, end, 0)
+                if needed:
+                    return self.record(at, end, needed)
+                self.fill(at, end, 0 if memory.quirks.mm_q2 == "fixed" else HMM_PFN_ERROR)
+                return True
+            if memory.quirks.mm_s2 == "fixed":
+                needed = self.need(at, end, flags)
+                if needed:
+                    return self.record(at, end, needed)
+            if memory.quirks.mm_s1 == "as_written":
+                offset = 0
+        else:
+            needed = self.need(at, end, flags)
+            if needed:
+                return self.record(at, end, needed)
+        words = self.slice(at, end)
+        words &= _STICKY
+        n = len(words)
+        words |= (RAMP[offset : offset + n] + leaf.pfn).view(np.uint64) | np.uint64(flags)
+        return True
+
+    def table(self, table: PteTable, at: int, end: int) -> bool:
+        """Handle the PTEs of one table up to the first that needs a fault (hmm_vma_handle_pte)."""
+        shift = self.shift
+        i = (at - table.base) >> shift
+        n = (end - at) >> shift
+        chunk = span(i, n)
+        memory = self.memory
+        owned = table.private & chunk
+        if owned:
+            owned = owned_by(memory, table, owned, self.range_.dev_private_owner)
+        valid = (table.present & chunk) | owned
+        write = table.write & valid
+        done = n
+        asked = self.asked(at, end, i)
+        if asked is not None:
+            asks, asks_write = asked
+            good = owned
+            if memory.quirks.mm_s2 == "fixed":
+                good &= ~asks_write | write
+            needing = asks & ~(good | (table.present & (write | ~asks_write)))
+            if needing:
+                first = lowest(needing)
+                done = first - i
+        if done:
+            self.fill_ptes(table, at, i, done, valid, write)
+        if done == n:
+            return True
+        bit = 1 << (i + done)
+        where = at + (done << shift)
+        if table.migration & bit:
+            self.last = where
+            memory.pages.folio_wait_locked(memory.pages.folio_head(table.m_pfn[i + done]))
+            return False
+        assert asked is not None
+        needed = NEED_FAULT | (NEED_WRITE_FAULT if asked[1] & bit else 0)
+        return self.record(where, end, needed)
+
+    def asked(self, at: int, end: int, i: int) -> tuple[int, int] | None:
+        """Return which pages ask for a fault and which of those for a writable one; None if no page may ask."""
+        range_ = self.range_
+        default, mask = range_.default_flags, range_.pfn_flags_mask
+        if not (default | mask) & HMM_PFN_REQ_FAULT:
+            return None
+        chunk = span(i, (end - at) >> self.shift)
+        asks = chunk if default & HMM_PFN_REQ_FAULT else 0
+        asks_write = chunk if default & HMM_PFN_REQ_WRITE else 0
+        if mask:
+            words = self.slice(at, end)
+            if mask & HMM_PFN_REQ_FAULT:
+                asks |= from_bools((words >> _REQ_FAULT_SHIFT).astype(np.bool_)) << i
+            if mask & HMM_PFN_REQ_WRITE:
+                asks_write |= from_bools(((words >> _REQ_WRITE_SHIFT) & np.uint64(1)).astype(np.bool_)) << i
+        return asks, asks & asks_write
+
+    def fill_ptes(self, table: PteTable, at: int, i: int, n: int, valid: int, write: int) -> None:
+        """Fill `n` words from the entries that are `valid`; the others are not mapped."""
+        words = self.slice(at, at + (n << self.shift))
+        words &= _STICKY
+        every = (1 << n) - 1
+        valid = (valid >> i) & every
+        if not valid:
+            return
+        write = (write >> i) & every
+        pfns = table.pfn[i : i + n].view(np.uint64)
+        if valid == every and write in {0, every}:
+            words |= pfns | (_VALID | _WRITE if write else _VALID)
+            return
+        found = np.where(bools(valid, n), pfns | _VALID, np.uint64(0))
+        if write:
+            found |= bools(write, n).astype(np.uint64) << _REQ_WRITE_SHIFT
+        words |= found
+
+    def do_fault(self) -> None:
+        """Handle every page of the pending piece with the same flags (hmm_do_fault)."""
+        assert self.pending is not None
+        address, end, needed = self.pending
+        self.pending = None
+        memory = self.memory
+        vma = self.mm.vma_lookup(address)
+        if vma is None:
+            raise KernelError(EFAULT, f"nothing is mapped at {address:#x}")
+        write = bool(needed & NEED_WRITE_FAULT)
+        if write and not vma.flags & VM_WRITE:
+            raise KernelError(EPERM, f"{vma!r} cannot be written")
+        flags = FAULT_FLAG_REMOTE | (FAULT_FLAG_WRITE if write else 0)
+        fault_in_range(memory, vma, address, end, flags)
+
+
+def fault_in_range(memory: "MemoryManager", vma: "Vma", address: int, end: int, flags: int) -> None:
+    """Handle a fault for each page of [address, end) in order; EFAULT, or ENOMEM.
+
+    What is mapped already as the flags want is passed over in one step, and what is none is filled in one step where
+    `fault_in_ptes` can.
+    """
+    page_table = vma.mm.page_table
+    geometry = memory.geometry
+    page, pmd_shift, nr = geometry.page_size, geometry.pmd_shift, geometry.pmd_nr
+    write = bool(flags & FAULT_FLAG_WRITE)
+    while address < end:
+        block = address >> pmd_shift
+        entry = page_table.entries.get(block)
+        if isinstance(entry, PmdLeaf):
+            if entry.kind in {PmdKind.THP, PmdKind.HUGE_ZERO} and (entry.write or not write):
+                address = (block + 1) << pmd_shift
+                continue
+        elif isinstance(entry, PteTable):
+            i = (address - entry.base) >> geometry.page_shift
+            rest = span(i, min(nr - i, (end - address) >> geometry.page_shift))
+            good = entry.present & (entry.write if write else -1)
+            todo = rest & ~good
+            if not todo:
+                address = (block + 1) << pmd_shift
+                continue
+            first = lowest(todo)
+            none = todo & ~entry.used
+            if none >> first & 1:
+                # The run of none entries that begins here.
+                run = ((none >> first) ^ ((none >> first) + 1)) >> 1
+                n = run.bit_length()
+                if n > 1 and fault_in_ptes(memory, vma, entry, run << first, write=write):
+                    address = entry.base + ((first + n) << geometry.page_shift)
+                    continue
+            address = entry.base + (first << geometry.page_shift)
+        ret = handle_mm_fault(memory, vma, address, flags)
+        if ret & VM_FAULT_ERROR:
+            if ret & VM_FAULT_OOM:
+                raise KernelError(ENOMEM, f"no memory for the fault at {address:#x}")
+            raise KernelError(EFAULT, f"the fault at {address:#x} ended with vm_fault bits {ret:#x}")
+        address = (address & -page) + page
+
+
+def _need(request: int, cpu_flags: int) -> int:
+    # hmm_pte_need_fault
+    if not request & HMM_PFN_REQ_FAULT:
+        return 0
+    if request & HMM_PFN_REQ_WRITE and not cpu_flags & HMM_PFN_WRITE:
+        return NEED_FAULT | NEED_WRITE_FAULT
+    return 0 if cpu_flags & HMM_PFN_VALID else NEED_FAULT
+
+
+def owned_by(memory: "MemoryManager", table: PteTable, mask: int, owner: object | None) -> int:
+    """Return the part of `mask`, all device-private entries, whose pagemap has this owner."""
+    parts = memory.pages.split(table.pfns(mask))
+    if len(parts) == 1:
+        pgmap = parts[0][0].pgmap
+        return mask if pgmap is not None and pgmap.owner is owner else 0
+    found = 0
+    pages = indices(mask)
+    for zone, _, where in parts:
+        if zone.pgmap is not None and zone.pgmap.owner is owner:
+            found |= from_indices(pages[where], memory.geometry.pmd_nr)
+    return found
+
+
+def hmm_range_fault(memory: "MemoryManager", range_: HmmRange) -> None:
+    """Snapshot or fault a range; mmap_lock is held, in any mode, and stays held. EBUSY EFAULT EPERM ENOMEM EINVAL.
+
+    EBUSY means that the subscription was invalidated; `notifier_seq` comes from mmu_interval_read_begin.
+    """
+    if range_.start >= range_.end:
+        raise KernelError(EINVAL, f"a range of {range_.start:#x}-{range_.end:#x}")
+    walk = _Walk(memory, range_)
+    sub = range_.notifier
+    seq = range_.notifier_seq
+    kernel = memory.kernel
+    while True:
+        # mmu_interval_check_retry
+        if sub.invalidate_seq != seq:
+            raise KernelError(EBUSY, f"{range_.start:#x}-{range_.end:#x} was invalidated")
+        if walk.walk():
+            return
+        if walk.pending is not None:
+            kernel.step()
+            walk.do_fault()
+
+
+def hmm_range_fault_unlocked_timeout(memory: "MemoryManager", range_: HmmRange, timeout_ns: int) -> None:
+    """Do the same taking mmap_lock, and again when invalidated, until `timeout_ns` (0: for ever) have passed.
+
+    EBUSY EFAULT EPERM ENOMEM EINVAL. `range_.notifier_seq` is then what to give to mmu_interval_read_retry.
+    """
+    mm: MmStruct = range_.notifier.mm  # type: ignore[assignment]  # the protocol hides the class from drm/
+    kernel = memory.kernel
+    deadline = kernel.now_ns + timeout_ns
+    while True:
+        range_.notifier_seq = mmu_interval_read_begin(memory, range_.notifier)  # type: ignore[arg-type]  # likewise
+        with mm.mmap_lock.read():
+            if mm.flags & MMF_UNSTABLE:
+                raise KernelError(EFAULT, f"{mm.name} is being reaped")
+            if timeout_ns and kernel.now_ns > deadline:
+                raise KernelError(EBUSY, f"{range_.start:#x}-{range_.end:#x} was invalidated for {timeout_ns} ns")
+            try:
+                hmm_range_fault(memory, range_)
+            except KernelError as error:
+                if error.errno != EBUSY:
+                    raise
+            else:
+                return
+        kernel.cond_resched()

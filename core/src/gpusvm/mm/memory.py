@@ -1,0 +1,414 @@
+"""mm/memory.c and mm/huge_memory.c, as of Linux 7.3.4: what a fault does, whoever takes it.
+
+`handle_mm_fault` maps, upgrades, copies or brings home one page (or one block) and returns VM_FAULT_ bits; 0 only
+means "look again". The caller holds mmap_lock and has checked what the area allows. In timed mode `fault_in_ptes`
+does the same for many none entries of one table at once, with the same result.
+"""
+
+from typing import TYPE_CHECKING, Final
+
+from gpusvm.mm.api import (
+    FAULT_FLAG_USER,
+    FAULT_FLAG_WRITE,
+    MMU_NOTIFY_CLEAR,
+    VM_FAULT_FALLBACK,
+    VM_FAULT_OOM,
+    VM_FAULT_SIGBUS,
+    VM_FAULT_SIGSEGV,
+    VM_MAYWRITE,
+    VM_WRITE,
+    VmFault,
+)
+from gpusvm.mm.huge_memory import split_huge_pmd
+from gpusvm.mm.mm_struct import MM_ANONPAGES, MMF_UNSTABLE
+from gpusvm.mm.mmu_notifier import notifier_end, notifier_start
+from gpusvm.mm.page import PG_ANON_EXCLUSIVE, PG_DIRTY, PG_LRU
+from gpusvm.mm.pgtable import PmdKind, PmdLeaf, PteTable
+from gpusvm.mm.ptemask import indices
+from gpusvm.mm.vma import anon_vma_prepare, thp_allowed
+
+if TYPE_CHECKING:
+    from gpusvm.mm.memory_manager import MemoryManager
+    from gpusvm.mm.vma import Vma
+
+# Answers of the huge paths that send the fault on to the PTE level are VM_FAULT_FALLBACK, as in the kernel.
+DONE: Final = 0
+
+
+def handle_mm_fault(memory: "MemoryManager", vma: "Vma", address: int, flags: int) -> int:
+    """Handle one fault (handle_mm_fault, __handle_mm_fault)."""
+    vm_flags = vma.flags
+    if flags & FAULT_FLAG_WRITE:
+        if not vm_flags & VM_MAYWRITE or (not vm_flags & VM_WRITE and not vma.is_cow):
+            return VM_FAULT_SIGSEGV
+    page_table = vma.mm.page_table
+    block = address >> page_table.pmd_shift
+    page_table.puds[address >> page_table.pud_shift] = None
+    memory.kernel.step()
+    entry = page_table.entries.get(block)
+    if entry is None:
+        if thp_allowed(memory, vma, block):
+            ret = _do_huge_pmd_anonymous_page(memory, vma, block, flags)
+            if not ret & VM_FAULT_FALLBACK:
+                return ret
+    elif isinstance(entry, PmdLeaf):
+        kind = entry.kind
+        if kind is PmdKind.PRIVATE:
+            return _do_huge_pmd_device_private(memory, vma, address, flags, entry)
+        if kind is PmdKind.MIGRATION:
+            memory.pages.folio_wait_locked(entry.pfn)
+            return DONE
+        if entry.write or not flags & FAULT_FLAG_WRITE:
+            return DONE
+        ret = _do_huge_pmd_wp_page(memory, vma, block, entry)
+        if not ret & VM_FAULT_FALLBACK:
+            return ret
+    return _handle_pte_fault(memory, vma, address, flags)
+
+
+# --- PMD level, mm/huge_memory.c
+
+
+def _do_huge_pmd_anonymous_page(memory: "MemoryManager", vma: "Vma", block: int, flags: int) -> int:
+    mm = vma.mm
+    page_table = mm.page_table
+    anon_vma_prepare(memory, vma)
+    if not flags & FAULT_FLAG_WRITE:
+        pfn = memory.huge_zero_folio()
+        if pfn is None:
+            return VM_FAULT_FALLBACK
+        memory.kernel.step()
+        if block not in page_table.entries:
+            if mm.flags & MMF_UNSTABLE:
+                return VM_FAULT_SIGBUS
+            page_table.set_leaf(block, PmdKind.HUGE_ZERO, pfn, write=False)
+            memory.kernel.charge("cpu_minor_fault_2m")
+        return DONE
+    geometry = memory.geometry
+    pfn = memory.pages.alloc_folio(geometry.pmd_order)
+    if pfn is None:
+        return VM_FAULT_FALLBACK
+    memory.contents.clear_folio(pfn, geometry.pmd_nr)
+    memory.kernel.step()
+    if block in page_table.entries or mm.flags & MMF_UNSTABLE:
+        memory.pages.folio_put(pfn)
+        return DONE if block in page_table.entries else VM_FAULT_SIGBUS
+    _map_anon_folio_pmd(memory, vma, block, pfn)
+    memory.kernel.charge("cpu_minor_fault_2m")
+    return DONE
+
+
+def _map_anon_folio_pmd(memory: "MemoryManager", vma: "Vma", block: int, pfn: int) -> None:
+    # map_anon_folio_pmd
+    mm = vma.mm
+    memory.rmap.folio_add_new_anon_rmap(pfn, vma, block << mm.page_table.pmd_shift)
+    memory.pages.ram.m_flags[pfn] |= PG_LRU
+    mm.page_table.set_leaf(block, PmdKind.THP, pfn, write=bool(vma.flags & VM_WRITE), dirty=True)
+    mm.rss[MM_ANONPAGES] += memory.geometry.pmd_nr
+
+
+def _do_huge_pmd_wp_page(memory: "MemoryManager", vma: "Vma", block: int, leaf: PmdLeaf) -> int:
+    page_table = vma.mm.page_table
+    pages = memory.pages
+    if leaf.kind is PmdKind.HUGE_ZERO:
+        ret = _do_huge_zero_wp_pmd(memory, vma, block, leaf)
+        if not ret & VM_FAULT_FALLBACK:
+            return ret
+    else:
+        zone = pages.ram if leaf.pfn < pages.ram_pages else pages.zone(leaf.pfn)
+        i = leaf.pfn - zone.base
+        if not zone.m_flags[i] & PG_ANON_EXCLUSIVE:
+            if not pages.folio_trylock(leaf.pfn):
+                pages.folio_get(leaf.pfn)
+                pages.folio_lock(leaf.pfn)
+                pages.folio_put(leaf.pfn)
+                memory.kernel.step()
+                if page_table.entries.get(block) is not leaf:
+                    pages.folio_unlock(leaf.pfn)
+                    return DONE
+            if zone.m_refcount[i] == 1:
+                # Nobody else can have it any more: the mapping takes the folio over.
+                zone.m_flags[i] |= PG_ANON_EXCLUSIVE
+            pages.folio_unlock(leaf.pfn)
+        if zone.m_flags[i] & PG_ANON_EXCLUSIVE:
+            if vma.flags & VM_WRITE:
+                page_table.set_leaf(block, leaf.kind, leaf.pfn, write=True, dirty=True)
+            return DONE
+    split_huge_pmd(memory, vma, block << page_table.pmd_shift)
+    return VM_FAULT_FALLBACK
+
+
+def _do_huge_zero_wp_pmd(memory: "MemoryManager", vma: "Vma", block: int, leaf: PmdLeaf) -> int:
+    mm = vma.mm
+    geometry = memory.geometry
+    pfn = memory.pages.alloc_folio(geometry.pmd_order)
+    if pfn is None:
+        return VM_FAULT_FALLBACK
+    memory.contents.clear_folio(pfn, geometry.pmd_nr)
+    start = block << geometry.pmd_shift
+    range_ = notifier_start(memory, mm, start, start + geometry.pmd_size, MMU_NOTIFY_CLEAR)
+    memory.kernel.step()
+    ret = DONE
+    if mm.page_table.entries.get(block) is not leaf:
+        memory.pages.folio_put(pfn)
+    elif mm.flags & MMF_UNSTABLE:
+        memory.pages.folio_put(pfn)
+        ret = VM_FAULT_SIGBUS
+    else:
+        mm.page_table.clear(block)
+        _map_anon_folio_pmd(memory, vma, block, pfn)
+    notifier_end(memory, range_)
+    memory.kernel.charge("cpu_minor_fault_2m")
+    return ret
+
+
+def _do_huge_pmd_device_private(memory: "MemoryManager", vma: "Vma", address: int, flags: int, leaf: PmdLeaf) -> int:
+    pages = memory.pages
+    if not pages.folio_trylock(leaf.pfn):
+        # No wait here: the task faults again (mm.md §21 Q9).
+        return DONE
+    pages.folio_get(leaf.pfn)
+    return _migrate_to_ram(memory, VmFault(vma.mm, vma, address, leaf.pfn, pte_level=False, flags=flags))
+
+
+def _migrate_to_ram(memory: "MemoryManager", vmf: VmFault) -> int:
+    # The tail of do_swap_page and of do_huge_pmd_device_private. Unlock and put go to the folio that holds the page
+    # by then.
+    kernel = memory.kernel
+    pages = memory.pages
+    if vmf.flags & FAULT_FLAG_USER:
+        kernel.stats.cpu_faults += 1
+    if kernel.tracer.on:
+        kernel.tracer.emit("migrate_to_ram", vmf.mm.name, vmf.address, vmf.page)
+    kernel.charge("cpu_fault")
+    kernel.step()
+    pgmap = pages.zone(vmf.page).pgmap
+    assert pgmap is not None, f"device-private entry for pfn {vmf.page:#x} of system memory"
+    ret = pgmap.ops.migrate_to_ram(vmf)
+    head = pages.folio_head(vmf.page)
+    pages.folio_unlock(head)
+    pages.folio_put(head)
+    return ret
+
+
+# --- PTE level, mm/memory.c
+
+
+def _handle_pte_fault(memory: "MemoryManager", vma: "Vma", address: int, flags: int) -> int:
+    page_table = vma.mm.page_table
+    block = address >> page_table.pmd_shift
+    table = page_table.entries.get(block)
+    if isinstance(table, PmdLeaf):
+        return DONE
+    i = (address >> page_table.page_shift) & (page_table.pmd_nr - 1)
+    bit = 1 << i
+    if table is None or not table.used & bit:
+        return _do_anonymous_page(memory, vma, address, flags)
+    if table.present & bit:
+        if flags & FAULT_FLAG_WRITE and not table.write & bit:
+            return _do_wp_page(memory, vma, address, table, i)
+        return DONE
+    return _do_swap_page(memory, vma, address, flags, table, i)
+
+
+def _do_anonymous_page(memory: "MemoryManager", vma: "Vma", address: int, flags: int) -> int:
+    mm = vma.mm
+    page_table = mm.page_table
+    block = address >> page_table.pmd_shift
+    if block not in page_table.entries and memory.kernel.inject("alloc.pte_table"):
+        return VM_FAULT_OOM
+    bit = 1 << ((address >> page_table.page_shift) & (page_table.pmd_nr - 1))
+    pfn = -1
+    if flags & FAULT_FLAG_WRITE:
+        anon_vma_prepare(memory, vma)
+        new = memory.pages.alloc_folio(0)
+        if new is None:
+            return VM_FAULT_OOM
+        pfn = new
+        memory.contents.clear_folio(pfn, 1)
+        memory.kernel.step()
+    if isinstance(page_table.entries.get(block), PmdLeaf):
+        # A huge fault or hole fill was faster.
+        if pfn >= 0:
+            memory.pages.folio_put(pfn)
+        return DONE
+    table = page_table.table(block)
+    if table.used & bit or mm.flags & MMF_UNSTABLE:
+        if pfn >= 0:
+            memory.pages.folio_put(pfn)
+        return DONE if table.used & bit else VM_FAULT_SIGBUS
+    if pfn < 0:
+        table.set_zero(bit, memory.zero_pfn)
+    else:
+        mm.rss[MM_ANONPAGES] += 1
+        memory.rmap.folio_add_new_anon_rmap(pfn, vma, address)
+        memory.pages.ram.m_flags[pfn] |= PG_LRU
+        table.set_present(bit, pfn, bit if vma.flags & VM_WRITE else 0, bit)
+    memory.kernel.charge("cpu_minor_fault_4k")
+    return DONE
+
+
+def fault_in_ptes(memory: "MemoryManager", vma: "Vma", table: PteTable, mask: int, *, write: bool) -> bool:
+    """Fault in the none entries of `mask`, which is not empty, at once, as so many faults in a row would.
+
+    False, with nothing done, where a page by page fault might do something else: in explored mode, where others may
+    come between, and when memory is short.
+    """
+    mm = vma.mm
+    kernel = memory.kernel
+    if kernel.explored or mm.flags & MMF_UNSTABLE:
+        return False
+    n = mask.bit_count()
+    if not write:
+        table.set_zero(mask, memory.zero_pfn)
+    else:
+        anon_vma_prepare(memory, vma)
+        pfns = memory.pages.alloc_pages_bulk(n)
+        if pfns is None:
+            return False
+        memory.contents.clear(pfns)
+        mm.rss[MM_ANONPAGES] += n
+        shift = memory.geometry.page_shift
+        memory.rmap.folios_add_new_anon_rmap(pfns, vma, table.base + (indices(mask) << shift))
+        for zone, index, _ in memory.pages.split(pfns):
+            zone.flags[index] |= PG_LRU
+        table.set_present(mask, pfns, mask if vma.flags & VM_WRITE else 0, mask)
+    kernel.charge("cpu_minor_fault_4k", n)
+    return True
+
+
+def _do_swap_page(memory: "MemoryManager", vma: "Vma", address: int, flags: int, table: PteTable, i: int) -> int:
+    bit = 1 << i
+    pages = memory.pages
+    pfn = table.m_pfn[i]
+    if table.migration & bit:
+        pages.folio_wait_locked(pages.folio_head(pfn))
+        return DONE
+    if table.devexcl & bit:
+        return remove_device_exclusive_entry(memory, vma, address, table, i, flags)
+    head = pages.folio_head(pfn)
+    if not pages.folio_trylock(head):
+        # softleaf_entry_wait_on_locked: no reference is held meanwhile, so the page may be gone afterwards.
+        pages.folio_wait_locked(head)
+        return DONE
+    pages.folio_get(head)
+    return _migrate_to_ram(memory, VmFault(vma.mm, vma, address, pfn, pte_level=True, flags=flags))
+
+
+def remove_device_exclusive_entry(
+    memory: "MemoryManager", vma: "Vma", address: int, table: PteTable, i: int, flags: int
+) -> int:
+    """Give a device-exclusive page back to the CPU (remove_device_exclusive_entry, restore_exclusive_pte)."""
+    kernel = memory.kernel
+    pages = memory.pages
+    bit = 1 << i
+    pfn = table.m_pfn[i]
+    head = pages.folio_head(pfn)
+    if not pages.folio_try_get(head):
+        return DONE
+    pages.folio_lock(head)
+    page_size = memory.geometry.page_size
+    range_ = notifier_start(memory, vma.mm, address & -page_size, (address & -page_size) + page_size, MMU_NOTIFY_CLEAR)
+    kernel.step()
+    if vma.mm.page_table.lookup(address) is table and table.devexcl & bit and table.m_pfn[i] == pfn:
+        zone = pages.zone(pfn)
+        write = bit if vma.flags & VM_WRITE and zone.m_flags[pfn - zone.base] & PG_ANON_EXCLUSIVE else 0
+        dirty = bit if zone.m_flags[head - zone.base] & PG_DIRTY else 0
+        table.set_present(bit, pfn, write, dirty)
+        if flags & FAULT_FLAG_USER:
+            kernel.stats.cpu_faults += 1
+    pages.folio_unlock(head)
+    pages.folio_put(head)
+    notifier_end(memory, range_)
+    kernel.charge("cpu_fault")
+    return DONE
+
+
+def _do_wp_page(memory: "MemoryManager", vma: "Vma", address: int, table: PteTable, i: int) -> int:
+    bit = 1 << i
+    if table.zero & bit:
+        return _wp_page_copy(memory, vma, address, table, i)
+    pages = memory.pages
+    pfn = table.m_pfn[i]
+    zone = pages.ram if pfn < pages.ram_pages else pages.zone(pfn)
+    at = pfn - zone.base
+    if zone.m_flags[at] & PG_ANON_EXCLUSIVE or _can_reuse(memory, vma, pfn):
+        zone.m_flags[at] |= PG_ANON_EXCLUSIVE
+        # wp_page_reuse: maybe_mkwrite
+        table.set_write(bit, bit if vma.flags & VM_WRITE else 0)
+        table.set_dirty(bit)
+        return DONE
+    return _wp_page_copy(memory, vma, address, table, i)
+
+
+def _can_reuse(memory: "MemoryManager", vma: "Vma", pfn: int) -> bool:
+    # wp_can_reuse_anon_folio: nobody else has a reference, so whoever shared the page once is gone.
+    pages = memory.pages
+    head = pages.folio_head(pfn)
+    zone = pages.zone(head)
+    h = head - zone.base
+    if zone.m_order[h]:
+        # __wp_can_reuse_large_anon_folio: every reference is a mapping, and every mapping is ours.
+        if zone.m_mapcount[h] != zone.m_refcount[h]:
+            return False
+        return all(place[0].mm is vma.mm for place in memory.rmap.places(head))
+    if zone.m_refcount[h] != 1 or not pages.folio_trylock(head):
+        return False
+    if vma.anon_vma is not None:
+        # folio_move_anon_rmap
+        zone.m_anon_vma[h] = vma.anon_vma.id
+    pages.folio_unlock(head)
+    return True
+
+
+def _wp_page_copy(memory: "MemoryManager", vma: "Vma", address: int, table: PteTable, i: int) -> int:
+    mm = vma.mm
+    pages = memory.pages
+    bit = 1 << i
+    old = table.m_pfn[i]
+    zero = bool(table.zero & bit)
+    old_head = -1
+    if not zero:
+        old_head = pages.folio_head(old)
+        pages.folio_get(old_head)
+    anon_vma_prepare(memory, vma)
+    new = pages.alloc_folio(0)
+    if new is None:
+        if not zero:
+            pages.folio_put(old_head)
+        return VM_FAULT_OOM
+    if zero:
+        memory.contents.clear_folio(new, 1)
+    else:
+        memory.contents.copy_folio(new, old, 1)
+    page_size = memory.geometry.page_size
+    start = address & -page_size
+    range_ = notifier_start(memory, mm, start, start + page_size, MMU_NOTIFY_CLEAR)
+    memory.kernel.step()
+    same = mm.page_table.lookup(address) is table and table.present & ~table.write & bit
+    if same and table.m_pfn[i] == old and bool(table.zero & bit) == zero:
+        if zero:
+            mm.rss[MM_ANONPAGES] += 1
+        table.clear(bit)
+        memory.rmap.folio_add_new_anon_rmap(new, vma, start)
+        pages.ram.m_flags[new] |= PG_LRU
+        table.set_present(bit, new, bit if vma.flags & VM_WRITE else 0, bit)
+        if not zero:
+            memory.rmap.folio_remove_rmap_pte(old)
+            pages.folio_put(old_head)
+    else:
+        pages.folio_put(new)
+    notifier_end(memory, range_)
+    if not zero:
+        pages.folio_put(old_head)
+    memory.kernel.charge("cpu_minor_fault_4k")
+    return DONE
+
+
+def pte_at(memory: "MemoryManager", vma: "Vma", address: int) -> tuple[PteTable, int] | None:
+    """Return the table and the position of an address that has a PTE table."""
+    page_table = vma.mm.page_table
+    table = page_table.entries.get(address >> page_table.pmd_shift)
+    if not isinstance(table, PteTable):
+        return None
+    return table, (address >> page_table.page_shift) & (page_table.pmd_nr - 1)

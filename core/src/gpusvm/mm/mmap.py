@@ -1,0 +1,161 @@
+"""mm/mmap.c and mm/vma.c, as of Linux 7.3.4: mmap, munmap, and the end of an address space."""
+
+from errno import EINVAL, ENOMEM
+from typing import TYPE_CHECKING, Final
+
+from gpusvm.errors import KernelError, ModelError
+from gpusvm.mm.api import (
+    PROT_EXEC,
+    PROT_READ,
+    PROT_WRITE,
+    VM_EXEC,
+    VM_HUGETLB,
+    VM_MAYEXEC,
+    VM_MAYREAD,
+    VM_MAYWRITE,
+    VM_READ,
+    VM_SHARED,
+    VM_WRITE,
+)
+from gpusvm.mm.mmu_notifier import ULONG_MAX, mmu_notifier_release
+from gpusvm.mm.vma import Vma, merge_new, split_vma
+from gpusvm.mm.zap import free_pgtables, unmap_vmas
+
+if TYPE_CHECKING:
+    from gpusvm.mm.memory_manager import MemoryManager
+    from gpusvm.mm.mm_struct import MmStruct
+
+TASK_SIZE: Final = 1 << 47
+MMAP_BASE: Final = 0x7F00_0000_0000
+
+
+def prot_to_vm_flags(prot: int) -> int:
+    """Translate PROT_ bits (calc_vm_prot_bits)."""
+    return (
+        (VM_READ if prot & PROT_READ else 0)
+        | (VM_WRITE if prot & PROT_WRITE else 0)
+        | (VM_EXEC if prot & PROT_EXEC else 0)
+    )
+
+
+def mmap(memory: "MemoryManager", mm: "MmStruct", addr: int | None, length: int, prot: int, *, flags: int = 0) -> int:
+    """Map private anonymous memory and return its address. EINVAL ENOMEM."""
+    page = memory.geometry.page_size
+    if flags & (VM_SHARED | VM_HUGETLB):
+        raise ModelError("only private anonymous memory can be mapped: VM_SHARED and VM_HUGETLB are not modelled")
+    if length <= 0:
+        raise KernelError(EINVAL, f"mmap of {length} bytes")
+    length = -(-length // page) * page
+    with mm.mmap_lock.write():
+        if addr is None:
+            addr = _unmapped_area(memory, mm, length)
+        if addr % page:
+            raise KernelError(EINVAL, f"mmap at {addr:#x}, which is not a multiple of {page}")
+        end = addr + length
+        if addr < 0 or end > TASK_SIZE:
+            raise KernelError(ENOMEM, f"mmap of {addr:#x}-{end:#x}, outside the address space")
+        vm_flags = prot_to_vm_flags(prot) | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC | flags
+        gone = _gather(memory, mm, addr, end)
+        if gone:
+            # The old areas are still in the tree when the callbacks run (__mmap_setup:vms_clean_up_area).
+            floor, ceiling = _limits(mm, addr, end)
+            unmap_vmas(memory, mm, gone, addr, end)
+            free_pgtables(memory, mm, gone, floor, ceiling)
+            _detach(memory, mm, gone)
+        pgoff = addr >> memory.geometry.page_shift
+        if merge_new(memory, mm, addr, end, vm_flags, pgoff) is None:
+            if memory.kernel.inject("alloc.vma"):
+                raise KernelError(ENOMEM, f"no memory for the area {addr:#x}-{end:#x}")
+            mm.vma_tree.insert(Vma(mm, addr, end, vm_flags, pgoff))
+    return addr
+
+
+def _unmapped_area(memory: "MemoryManager", mm: "MmStruct", length: int) -> int:
+    # thp_get_unmapped_area: what can hold a whole block begins at one. Bottom up, so that addresses are easy to read.
+    align = memory.geometry.pmd_size if length >= memory.geometry.pmd_size else memory.geometry.page_size
+    addr = MMAP_BASE
+    for vma in mm.vmas:
+        if vma.end <= addr:
+            continue
+        if addr + length <= vma.start:
+            break
+        addr = -(-vma.end // align) * align
+    if addr + length > TASK_SIZE:
+        raise KernelError(ENOMEM, f"no room for {length} bytes")
+    return addr
+
+
+def munmap(memory: "MemoryManager", mm: "MmStruct", start: int, length: int) -> None:
+    """Unmap [start, start + length): detach the areas, then let readers in, then tell and zap. EINVAL ENOMEM."""
+    page = memory.geometry.page_size
+    if start % page or length <= 0 or start + length > TASK_SIZE:
+        raise KernelError(EINVAL, f"munmap of {length} bytes at {start:#x}")
+    end = start + -(-length // page) * page
+    lock = mm.mmap_lock
+    lock.down_write()
+    try:
+        gone = _gather(memory, mm, start, end)
+        if gone:
+            floor, ceiling = _limits(mm, start, end)
+            _remove(mm, gone)
+    except BaseException:
+        lock.up_write()
+        raise
+    if not gone:
+        lock.up_write()
+        return
+    lock.downgrade_write()
+    try:
+        unmap_vmas(memory, mm, gone, start, end)
+        free_pgtables(memory, mm, gone, floor, ceiling)
+        _unlink(memory, gone)
+    finally:
+        lock.up_read()
+
+
+def _gather(memory: "MemoryManager", mm: "MmStruct", start: int, end: int) -> list[Vma]:
+    # vms_gather_munmap_vmas: cut the areas at both ends of the range, and return those inside.
+    tree = mm.vma_tree
+    hit = tree.overlapping(start, end)
+    if not hit:
+        return []
+    if hit[0].start < start:
+        split_vma(memory, hit[0], start, new_below=True)
+    if hit[-1].end > end:
+        split_vma(memory, hit[-1], end, new_below=False)
+    return tree.overlapping(start, end)
+
+
+def _limits(mm: "MmStruct", start: int, end: int) -> tuple[int, int]:
+    prev, following = mm.vma_tree.neighbours(start, end)
+    return prev.end if prev is not None else 0, following.start if following is not None else 0
+
+
+def _remove(mm: "MmStruct", vmas: list[Vma]) -> None:
+    for vma in vmas:
+        mm.vma_tree.remove(vma)
+
+
+def _unlink(memory: "MemoryManager", vmas: list[Vma]) -> None:
+    for vma in vmas:
+        memory.rmap.unlink_anon_vmas(vma)
+
+
+def _detach(memory: "MemoryManager", mm: "MmStruct", vmas: list[Vma]) -> None:
+    _remove(mm, vmas)
+    _unlink(memory, vmas)
+
+
+def exit_mmap(memory: "MemoryManager", mm: "MmStruct") -> None:
+    """Take an address space down, when its last user has gone: RELEASE, then UNMAP over everything."""
+    mmu_notifier_release(memory, mm)
+    vmas = list(mm.vmas)
+    if not vmas:
+        return
+    with mm.mmap_lock.read():
+        unmap_vmas(memory, mm, vmas, 0, ULONG_MAX)
+    with mm.mmap_lock.write():
+        free_pgtables(memory, mm, vmas, 0, 0)
+        _detach(memory, mm, vmas)
+    if any(mm.rss):
+        raise ModelError(f"{mm.name} has exited with rss {mm.rss}, which should be [0, 0, 0]")

@@ -1,0 +1,295 @@
+"""mm/vma.c and include/linux/mm_types.h:struct vm_area_struct, as of Linux 7.3.4: areas of an address space, split
+and merged.
+"""
+
+from bisect import bisect_left, bisect_right
+from errno import ENOMEM
+from typing import TYPE_CHECKING
+
+from gpusvm.errors import KernelError
+from gpusvm.mm.api import (
+    VM_EXEC,
+    VM_HUGEPAGE,
+    VM_MAYWRITE,
+    VM_NOHUGEPAGE,
+    VM_READ,
+    VM_SHARED,
+    VM_SPECIAL,
+    VM_WRITE,
+)
+from gpusvm.mm.huge_memory import split_huge_pmd_address
+
+if TYPE_CHECKING:
+    from gpusvm.mm.memory_manager import MemoryManager
+    from gpusvm.mm.mm_struct import MmStruct
+    from gpusvm.mm.rmap import AnonVma
+
+VM_ACCESS_FLAGS = VM_READ | VM_WRITE | VM_EXEC
+
+
+class Vma:
+    """Be one area: [start, end), flags, and the page index `pgoff` of its start in its anon_vma.
+
+    `pgoff` begins as `start >> PAGE_SHIFT` and stays when the area moves, so that rmap finds its pages.
+    """
+
+    __slots__ = ("anon_vma", "end", "flags", "mm", "pgoff", "start")
+
+    def __init__(self, mm: "MmStruct", start: int, end: int, flags: int, pgoff: int) -> None:
+        self.mm = mm
+        self.start = start
+        self.end = end
+        self.flags = flags
+        self.pgoff = pgoff
+        self.anon_vma: AnonVma | None = None
+
+    @property
+    def is_anonymous(self) -> bool:
+        """Tell whether the area has no vm_ops; only such areas exist."""
+        return True
+
+    @property
+    def is_cow(self) -> bool:
+        """Tell whether writes go to private copies (vma_is_cow_mapping)."""
+        return self.flags & (VM_SHARED | VM_MAYWRITE) == VM_MAYWRITE
+
+    def covers(self, start: int, end: int) -> bool:
+        """Tell whether [start, end) lies inside (range_in_vma)."""
+        return self.start <= start and end <= self.end
+
+    def __repr__(self) -> str:
+        """Show the area as /proc/pid/maps does."""
+        flags = self.flags
+        marks = (
+            ("r" if flags & VM_READ else "-") + ("w" if flags & VM_WRITE else "-") + ("x" if flags & VM_EXEC else "-")
+        )
+        return f"Vma({self.start:#x}-{self.end:#x} {marks})"
+
+
+class VmaTree:
+    """Keep the areas of one mm, sorted (the maple tree)."""
+
+    __slots__ = ("starts", "vmas")
+
+    def __init__(self) -> None:
+        self.vmas: list[Vma] = []
+        self.starts: list[int] = []
+
+    def find(self, address: int) -> Vma | None:
+        """Return the first area with `end > address` (find_vma)."""
+        at = bisect_right(self.starts, address)
+        if at and self.vmas[at - 1].end > address:
+            return self.vmas[at - 1]
+        return self.vmas[at] if at < len(self.vmas) else None
+
+    def lookup(self, address: int) -> Vma | None:
+        """Return the area that contains `address` (vma_lookup)."""
+        at = bisect_right(self.starts, address)
+        if at and self.vmas[at - 1].end > address:
+            return self.vmas[at - 1]
+        return None
+
+    def overlapping(self, start: int, end: int) -> list[Vma]:
+        """Return the areas that overlap [start, end), ascending."""
+        at = bisect_right(self.starts, start)
+        if at and self.vmas[at - 1].end > start:
+            at -= 1
+        return self.vmas[at : bisect_left(self.starts, end)]
+
+    def neighbours(self, start: int, end: int) -> tuple[Vma | None, Vma | None]:
+        """Return the area that ends at or before `start` and the one that begins at or behind `end`."""
+        before = bisect_left(self.starts, start)
+        behind = bisect_left(self.starts, end)
+        prev = self.vmas[before - 1] if before else None
+        if prev is not None and prev.end > start:
+            prev = None
+        return prev, self.vmas[behind] if behind < len(self.vmas) else None
+
+    def insert(self, vma: Vma) -> None:
+        """Add an area."""
+        at = bisect_left(self.starts, vma.start)
+        self.starts.insert(at, vma.start)
+        self.vmas.insert(at, vma)
+
+    def remove(self, vma: Vma) -> None:
+        """Take an area out."""
+        at = bisect_left(self.starts, vma.start)
+        assert self.vmas[at] is vma, vma
+        del self.starts[at]
+        del self.vmas[at]
+
+    def set_range(self, vma: Vma, start: int, end: int, page_shift: int) -> None:
+        """Move the boundaries of an area that is in the tree; its pages keep their indices (vma_set_range)."""
+        at = bisect_left(self.starts, vma.start)
+        assert self.vmas[at] is vma, vma
+        vma.pgoff += (start - vma.start) >> page_shift
+        vma.start = self.starts[at] = start
+        vma.end = end
+
+
+def is_accessible(vma: Vma) -> bool:
+    """Tell whether any access is allowed (vma_is_accessible)."""
+    return bool(vma.flags & VM_ACCESS_FLAGS)
+
+
+def thp_allowed(memory: "MemoryManager", vma: Vma, block: int) -> bool:
+    """Tell whether a fault may map a whole block (thp_vma_allowable_order, thp_vma_suitable_order)."""
+    thp = memory.thp
+    if thp == "never" or vma.flags & VM_NOHUGEPAGE or (thp == "madvise" and not vma.flags & VM_HUGEPAGE):
+        return False
+    shift = memory.geometry.pmd_shift
+    return vma.start <= block << shift and (block + 1) << shift <= vma.end
+
+
+def anon_vma_prepare(memory: "MemoryManager", vma: Vma) -> None:
+    """Give an area its anon_vma, a neighbour's if the two could become one (mm/vma.c:find_mergeable_anon_vma)."""
+    if vma.anon_vma is not None:
+        return
+    prev, following = vma.mm.vma_tree.neighbours(vma.start, vma.end)
+    for near, left, right in ((following, vma, following), (prev, prev, vma)):
+        if near is None or near.anon_vma is None or left is None or right is None:
+            continue
+        # anon_vma_compatible: mprotect of the access bits must not keep two areas apart for good.
+        same = (left.flags ^ right.flags) & ~VM_ACCESS_FLAGS == 0
+        if same and _continues(memory, left, right):
+            memory.rmap.anon_vma_link(near.anon_vma, vma)
+            return
+    memory.rmap.anon_vma_prepare(vma)
+
+
+def _continues(memory: "MemoryManager", left: Vma, right: Vma) -> bool:
+    return left.end == right.start and right.pgoff == left.pgoff + (
+        (left.end - left.start) >> memory.geometry.page_shift
+    )
+
+
+def _anon_vmas_agree(one: Vma | None, other: Vma | None) -> bool:
+    # is_mergeable_anon_vma
+    if one is None or other is None or one.anon_vma is None or other.anon_vma is None:
+        return True
+    return one.anon_vma is other.anon_vma
+
+
+def split_vma(memory: "MemoryManager", vma: Vma, address: int, *, new_below: bool) -> Vma:
+    """Cut an area in two at an address inside it and return the new one. mmap_lock held for write. ENOMEM.
+
+    A PMD leaf across the new boundary is split; as written, so is one that may not be there (mm.md §3.9, "spurious").
+    """
+    if memory.kernel.inject("alloc.vma"):
+        raise KernelError(ENOMEM, f"no memory to split {vma!r}")
+    mm = vma.mm
+    shift = memory.geometry.page_shift
+    adjust_trans_huge(memory, vma, address)
+    if new_below:
+        new = Vma(mm, vma.start, address, vma.flags, vma.pgoff)
+        mm.vma_tree.set_range(vma, address, vma.end, shift)
+    else:
+        new = Vma(mm, address, vma.end, vma.flags, vma.pgoff + ((address - vma.start) >> shift))
+        mm.vma_tree.set_range(vma, vma.start, address, shift)
+    memory.rmap.anon_vma_clone(new, vma)
+    mm.vma_tree.insert(new)
+    return new
+
+
+def adjust_trans_huge(memory: "MemoryManager", vma: Vma, address: int) -> None:
+    """Prepare an area, with its old bounds, for a boundary at `address` (mm/huge_memory.c:split_huge_pmd_if_needed)."""
+    size = memory.geometry.pmd_size
+    block_start = address & -size
+    if block_start != address and vma.covers(block_start, block_start + size):
+        split_huge_pmd_address(memory, vma, address)
+
+
+def merge_new(memory: "MemoryManager", mm: "MmStruct", start: int, end: int, flags: int, pgoff: int) -> Vma | None:
+    """Grow a neighbour, or join two, to take in [start, end), where nothing is mapped (vma_merge_new_range)."""
+    if flags & VM_SPECIAL:
+        return None
+    shift = memory.geometry.page_shift
+    left, right = mm.vma_tree.neighbours(start, end)
+    new = Vma(mm, start, end, flags, pgoff)
+    if left is not None and (left.flags != flags or not _continues(memory, left, new)):
+        left = None
+    if right is not None and (right.flags != flags or not _continues(memory, new, right)):
+        right = None
+    if left is not None and right is not None and _anon_vmas_agree(left, right):
+        return _join(memory, left, right)
+    if left is not None:
+        mm.vma_tree.set_range(left, left.start, end, shift)
+        return left
+    if right is not None:
+        mm.vma_tree.set_range(right, start, right.end, shift)
+        return right
+    return None
+
+
+def _join(memory: "MemoryManager", left: Vma, right: Vma) -> Vma:
+    # commit_merge where an area disappears: the target takes over its anon_vma if it has none (dup_anon_vma).
+    mm = left.mm
+    if left.anon_vma is None and right.anon_vma is not None:
+        memory.rmap.anon_vma_clone(left, right)
+    end = right.end
+    mm.vma_tree.remove(right)
+    memory.rmap.unlink_anon_vmas(right)
+    mm.vma_tree.set_range(left, left.start, end, memory.geometry.page_shift)
+    return left
+
+
+def modify_flags(memory: "MemoryManager", vma: Vma, start: int, end: int, flags: int) -> Vma:
+    """Make [start, end) of an area one with new flags, merging it into a neighbour that has them. ENOMEM.
+
+    mm/vma.c:vma_modify_flags. A merged area has the new flags; otherwise the caller gets them set here too.
+    """
+    merged = _merge_existing(memory, vma, start, end, flags)
+    if merged is not None:
+        return merged
+    if vma.start < start:
+        split_vma(memory, vma, start, new_below=True)
+    if vma.end > end:
+        split_vma(memory, vma, end, new_below=False)
+    vma.flags = flags
+    return vma
+
+
+def _merge_existing(memory: "MemoryManager", vma: Vma, start: int, end: int, flags: int) -> Vma | None:
+    # vma_merge_existing_range
+    mm = vma.mm
+    if flags & VM_SPECIAL:
+        return None
+    tree = mm.vma_tree
+    shift = memory.geometry.page_shift
+    prev, following = tree.neighbours(vma.start, vma.end)
+    left: Vma | None = None
+    right: Vma | None = None
+    if start == vma.start and prev is not None and prev.flags == flags and _continues(memory, prev, vma):
+        if _anon_vmas_agree(prev, vma):
+            left = prev
+    if end == vma.end and following is not None and following.flags == flags and _continues(memory, vma, following):
+        if _anon_vmas_agree(vma, following) and (left is None or _anon_vmas_agree(left, following)):
+            right = following
+    if left is None and right is None:
+        return None
+    if memory.kernel.inject("alloc.vma"):
+        raise KernelError(ENOMEM, f"no memory to merge {vma!r}")
+    if left is not None and right is not None:
+        _join(memory, left, vma)
+        return _join(memory, left, right)
+    if left is not None:
+        if end == vma.end:
+            return _join(memory, left, vma)
+        # The neighbour below takes the front part: its end and our start move to `end`.
+        adjust_trans_huge(memory, vma, end)
+        if left.anon_vma is None and vma.anon_vma is not None:
+            memory.rmap.anon_vma_clone(left, vma)
+        tree.set_range(vma, end, vma.end, shift)
+        tree.set_range(left, left.start, end, shift)
+        return left
+    assert right is not None
+    if right.anon_vma is None and vma.anon_vma is not None:
+        memory.rmap.anon_vma_clone(right, vma)
+    if start == vma.start:
+        tree.remove(vma)
+        memory.rmap.unlink_anon_vmas(vma)
+    else:
+        adjust_trans_huge(memory, vma, start)
+        tree.set_range(vma, vma.start, start, shift)
+    tree.set_range(right, start, right.end, shift)
+    return right

@@ -1,0 +1,130 @@
+"""mm/memory.c and mm/huge_memory.c, as of Linux 7.3.4: take down what is mapped in a range, and the tables behind it."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gpusvm.mm.api import MMU_NOTIFY_UNMAP
+from gpusvm.mm.huge_memory import split_huge_pmd
+from gpusvm.mm.mm_struct import MM_ANONPAGES
+from gpusvm.mm.mmu_notifier import notifier_end, notifier_start
+from gpusvm.mm.pgtable import PmdKind, PmdLeaf, PteTable
+from gpusvm.mm.ptemask import span
+
+if TYPE_CHECKING:
+    from gpusvm.mm.memory_manager import MemoryManager
+    from gpusvm.mm.mm_struct import MmStruct
+    from gpusvm.mm.vma import Vma
+
+
+def unmap_vmas(memory: "MemoryManager", mm: "MmStruct", vmas: Sequence["Vma"], start: int, end: int) -> None:
+    """Zap the areas inside one UNMAP window over all of [start, end), holes included."""
+    range_ = notifier_start(memory, mm, start, end, MMU_NOTIFY_UNMAP)
+    for vma in vmas:
+        zap_range(memory, vma, max(start, vma.start), min(end, vma.end))
+    notifier_end(memory, range_)
+
+
+def zap_range(memory: "MemoryManager", vma: "Vma", start: int, end: int) -> None:
+    """Zap [start, end) of one area, inside the caller's window; a leaf that is cut is split first (unmap_page_range)."""
+    mm = vma.mm
+    page_table = mm.page_table
+    geometry = memory.geometry
+    shift = geometry.pmd_shift
+    kernel = memory.kernel
+    for block in page_table.present_blocks(start, end):
+        first, stop = max(start, block << shift), min(end, (block + 1) << shift)
+        entry = page_table.entries.get(block)
+        if isinstance(entry, PmdLeaf):
+            if stop - first == geometry.pmd_size:
+                kernel.step()
+                entry = page_table.entries.get(block)
+                if isinstance(entry, PmdLeaf):
+                    _zap_huge_pmd(memory, mm, block, entry)
+                    continue
+            else:
+                split_huge_pmd(memory, vma, first)
+                entry = page_table.entries.get(block)
+        if isinstance(entry, PteTable):
+            kernel.step()
+            _zap_ptes(
+                memory,
+                entry,
+                span((first - entry.base) >> geometry.page_shift, (stop - first) >> geometry.page_shift),
+            )
+    memory.contents.forget(mm, start >> geometry.page_shift, (end - start) >> geometry.page_shift)
+
+
+def _zap_huge_pmd(memory: "MemoryManager", mm: "MmStruct", block: int, leaf: PmdLeaf) -> None:
+    # zap_huge_pmd: the deposited table goes with the leaf.
+    mm.page_table.clear(block)
+    if leaf.kind is PmdKind.HUGE_ZERO:
+        return
+    mm.rss[MM_ANONPAGES] -= memory.geometry.pmd_nr
+    if leaf.kind is PmdKind.MIGRATION:
+        return
+    memory.rmap.folio_remove_rmap_pmd(leaf.pfn)
+    # A device folio is freed here, under the lock, so its folio_free must not sleep.
+    memory.kernel.preempt_disable()
+    memory.pages.folio_put(leaf.pfn)
+    memory.kernel.preempt_enable()
+
+
+def _zap_ptes(memory: "MemoryManager", table: PteTable, mask: int) -> None:
+    # zap_present_folio_ptes and zap_nonpresent_ptes for all entries at once. The kernel drops a present page's
+    # reference when it flushes the TLB, perhaps after the window is closed; here it goes with the mapping.
+    mask &= table.used
+    if not mask:
+        return
+    mapped = mask & ~(table.zero | table.migration)
+    table.mm.rss[MM_ANONPAGES] -= (mask & ~table.zero).bit_count()
+    pfns = np.array(table.pfns(mapped)) if mapped else None
+    table.clear(mask)
+    if pfns is not None:
+        memory.kernel.preempt_disable()
+        memory.rmap.unmap_pages(pfns)
+        memory.kernel.preempt_enable()
+
+
+def free_pgtables(memory: "MemoryManager", mm: "MmStruct", vmas: Sequence["Vma"], floor: int, ceiling: int) -> None:
+    """Free the tables that only detached areas used: between the end of the area before and the start of the one
+    behind.
+
+    `ceiling` 0 is the end of the address space. Areas less than a block apart are taken together, as the kernel does.
+    """
+    size = memory.geometry.pmd_size
+    at = 0
+    while at < len(vmas):
+        start, end = vmas[at].start, vmas[at].end
+        at += 1
+        while at < len(vmas) and vmas[at].start <= end + size:
+            end = vmas[at].end
+            at += 1
+        _free_pgd_range(mm, start, end, floor, vmas[at].start if at < len(vmas) else ceiling)
+
+
+def _free_pgd_range(mm: "MmStruct", start: int, end: int, floor: int, ceiling: int) -> None:
+    page_table = mm.page_table
+    size = 1 << page_table.pmd_shift
+    start &= -size
+    if start < floor:
+        start += size
+    if ceiling:
+        ceiling &= -size
+        if not ceiling:
+            return
+        if end > ceiling:
+            end -= size
+    if start >= end:
+        return
+    for block in page_table.present_blocks(start, end):
+        page_table.clear(block)
+    pud_shift = page_table.pud_shift
+    for pud in range(start >> pud_shift, ((end - 1) >> pud_shift) + 1):
+        # free_pmd_range: the PMD table itself, if nothing else lies in its PUD
+        if pud not in page_table.puds:
+            continue
+        low, high = pud << pud_shift, (pud + 1) << pud_shift
+        if low >= floor and (not ceiling or min(end, high) <= ceiling & -(1 << pud_shift)):
+            del page_table.puds[pud]
