@@ -1,6 +1,7 @@
 """What a driver plugin implements: what it declares, the protocols of its objects, and the shared fault pipeline."""
 
 from gpusvm.driver.capabilities import Capabilities, Capability, no, yes
+from gpusvm.driver.chunk import Chunk, ChunkPool, FreeList
 from gpusvm.driver.contract import ABI, DeviceSpec, DriverInfo, Host
 from gpusvm.driver.fault import (
     ACCESS_ATOMIC,
@@ -31,6 +32,8 @@ __all__ = [
     "CallerFaults",
     "Capabilities",
     "Capability",
+    "Chunk",
+    "ChunkPool",
     "DeviceSpec",
     "Driver",
     "DriverInfo",
@@ -42,6 +45,7 @@ __all__ = [
     "FaultQueues",
     "FaultSource",
     "FaultUnit",
+    "FreeList",
     "GpuFault",
     "Host",
     "NotifierWindow",

@@ -52,9 +52,9 @@ class Host:
     kernel: Kernel
     memory: MemoryManagerApi
     device: DeviceSpec
-    link: "Link | None" = None
-    tunables: Any = None
-    quirks: Any = None
+    link: "Link"
+    tunables: Any
+    quirks: Any
     peers: "list[Driver]" = Factory(list)
 
 

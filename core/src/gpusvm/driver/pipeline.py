@@ -108,9 +108,10 @@ class FaultPipeline:
     def receive(self, batch: Sequence[GpuFault]) -> None:
         """Wait until the GPU's messages have arrived; faults raised together travel together."""
         kernel = self.kernel
-        due = max(fault.time_ns for fault in batch) + kernel.costs.table["gpu_fault_delivery"] - kernel.now_ns
-        if due > 0:
-            kernel.charge_ns("gpu_fault_delivery", due)
+        if kernel.costs is not None:
+            arrival = max(fault.time_ns for fault in batch) + kernel.costs.table["gpu_fault_delivery"]
+            if arrival > kernel.now_ns:
+                kernel.charge_ns("gpu_fault_delivery", arrival - kernel.now_ns)
 
     def run(self, batch: Sequence[GpuFault]) -> None:
         """Serve a batch in order, acknowledge every fault of it, then tell the GPU that the batch is done."""

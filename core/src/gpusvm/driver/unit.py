@@ -7,7 +7,17 @@ GPU's page table only through `commit`, which checks under the driver's lock tha
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from gpusvm.mm.api import IntervalNotifier, IntervalNotifierOps, MemoryManagerApi, MmApi
+import numpy as np
+
+from gpusvm.mm.api import (
+    HMM_PFN_ORDER_SHIFT,
+    HmmRange,
+    IntervalNotifier,
+    IntervalNotifierOps,
+    MemoryManagerApi,
+    MmApi,
+    Words,
+)
 
 if TYPE_CHECKING:
     from gpusvm.drm import GpuSvm, GpuSvmRange
@@ -124,6 +134,39 @@ class NotifierWindow:
         """Start a collision-retry section; may sleep. Returns the new `seq`."""
         self.seq = self.memory.mmu_interval_read_begin(self.notifier)
         return self.seq
+
+    def read_pages(self, flags: int, owner: object | None) -> Words:
+        """Begin a section and read the CPU's page table (hmm_range_fault); one word a page.
+
+        `flags` are the HMM_PFN_REQ_ bits wanted of every page, `owner` the dev_pagemap owner whose device pages may be
+        named. Takes the mmap_lock. EBUSY means that the caller should try again until its time is over; the other
+        errors are those of hmm_range_fault.
+        """
+        memory = self.memory
+        kernel = memory.kernel
+        self.seq = seq = memory.mmu_interval_read_begin(self.notifier)
+        pages = (self.end - self.start) >> memory.geometry.page_shift
+        words = np.zeros(pages, np.uint64)
+        lock = self.notifier.mm.mmap_lock
+        lock.down_read()
+        try:
+            memory.hmm_range_fault(
+                HmmRange(
+                    notifier=self.notifier,
+                    start=self.start,
+                    end=self.end,
+                    hmm_pfns=words,
+                    default_flags=flags,
+                    dev_private_owner=owner,
+                    notifier_seq=seq,
+                )
+            )
+        finally:
+            lock.up_read()
+        kernel.charge("get_pages_base")
+        order = int(words[0]) >> HMM_PFN_ORDER_SHIFT & 0x1F
+        kernel.charge("get_pages_per_entry", (pages - 1 >> order) + 1)
+        return words
 
     def commit(self, write: Callable[[], None]) -> bool:
         """Write under the driver's mutex if mmu_interval_read_retry says that nothing happened since `begin`."""

@@ -235,6 +235,10 @@ class BoManager:
         self._put_list.append((bo, holder))
         self._workqueue.queue(self._put_work)
 
+    def drain(self) -> None:
+        """Wait until the references that were to be dropped from a worker are."""
+        self._workqueue.drain()
+
     def _put_listed(self) -> None:
         while self._put_list:
             puts, self._put_list = self._put_list, []

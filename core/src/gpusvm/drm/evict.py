@@ -14,15 +14,15 @@ from gpusvm.errors import KernelError
 ATTEMPTS: Final = 3
 
 
-def evict_to_ram(devmem: Devmem) -> None:
+def evict_to_ram(devmem: Devmem, *, attempts: int = ATTEMPTS) -> None:
     """Bring all pages of an allocation to RAM, wherever they are mapped. No mmap_lock is needed, no timeslice heeded.
 
     Goes by the physical pages, of which each that cannot be locked is skipped; success is that no page of the
-    allocation is left (``detached``), for which there are three attempts. EFAULT the mm is gone; else, after the last
-    attempt, its error or EBUSY.
+    allocation is left (``detached``), for which there are `attempts`, three in the kernel. EFAULT the mm is gone;
+    else, after the last attempt, its error or EBUSY.
     """
     kernel = devmem.drm.kernel
-    for attempt in range(ATTEMPTS):
+    for attempt in range(attempts):
         error: KernelError | None = None
         if not devmem.mm.mmget_not_zero():
             raise KernelError(EFAULT, "the mm is gone")
@@ -34,9 +34,9 @@ def evict_to_ram(devmem: Devmem) -> None:
             devmem.mm.mmput()
         if devmem.detached.done:
             return
-        if attempt < ATTEMPTS - 1:
+        if attempt < attempts - 1:
             kernel.cond_resched()
-    raise error or KernelError(EBUSY, f"device pages are left after {ATTEMPTS} attempts")
+    raise error or KernelError(EBUSY, f"device pages are left after {attempts} attempts")
 
 
 def _evict_once(devmem: Devmem) -> None:

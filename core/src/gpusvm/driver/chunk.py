@@ -1,0 +1,287 @@
+"""Embed the dev_pagemap in a chunk of device memory, and keep what is free on LIFO lists (nouveau_dmem.c, test_hmm.c).
+
+A device's pool grows by whole chunks and never shrinks before the driver does it. A chunk is carved for whoever asked
+first, into single pages or into PMD folios; nothing is coalesced or split afterwards, so a request that its own list
+cannot serve gets a new chunk although the other list may be full.
+
+Free pages are linked through page->zone_device_data in the kernel. Here the list holds the pfns in that order, as one
+array, and zone_device_data of a free page is the list that it is on.
+"""
+
+from array import array
+from collections.abc import Callable
+from errno import EFAULT
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from attrs import define
+
+from gpusvm.drm import DrmDevice, DrmPagemap
+from gpusvm.errors import KernelError
+from gpusvm.mm.api import MEMORY_DEVICE_PRIVATE, DevPagemap, DevPagemapOps, MemoryManagerApi, MmApi, Pfns, Words
+
+if TYPE_CHECKING:
+    from gpusvm.drm.addr import Orders, PagemapAddrs, Protos
+    from gpusvm.kernel import Kernel
+
+__all__ = ["Chunk", "ChunkPool", "FreeList", "Populate"]
+
+Populate = Callable[[int, int, MmApi], None]
+"""Migrate [start, end) of an mm to the device, its mmap_lock held."""
+
+
+class FreeList:
+    """Hold the free folios of one order, last in, first out."""
+
+    __slots__ = ("_pfns", "order")
+
+    def __init__(self, order: int) -> None:
+        self.order = order
+        self._pfns = array("q")
+
+    def __len__(self) -> int:
+        return len(self._pfns)
+
+    def __repr__(self) -> str:
+        return f"FreeList(order={self.order}, {len(self._pfns)} free)"
+
+    @property
+    def head(self) -> int | None:
+        """Return the pfn that `pop` would return."""
+        return self._pfns[-1] if self._pfns else None
+
+    def push(self, pfn: int) -> None:
+        """Put one folio at the head."""
+        self._pfns.append(pfn)
+
+    def push_many(self, pfns: Pfns) -> None:
+        """Put folios at the head one after the other: the last of `pfns` is the new head."""
+        self._pfns.frombytes(np.ascontiguousarray(pfns, np.int64).tobytes())
+
+    def pop(self) -> int:
+        """Take the head. The list must not be empty."""
+        return self._pfns.pop()
+
+    def pop_many(self, n: int) -> Pfns:
+        """Take up to `n` folios, the head first."""
+        if not n or not self._pfns:
+            return np.zeros(0, np.int64)
+        taken = np.array(self._pfns[: -n - 1 : -1], np.int64)
+        del self._pfns[-n:]
+        return taken
+
+
+@define(eq=False)
+class Chunk:
+    """Hold one piece of device memory: the dev_pagemap lies inside, `container_of` leads from it to the chunk.
+
+    `bo` is the buffer object that the chunk is pinned to, if the driver has one; `callocated` counts the allocations
+    outstanding, a PMD folio as one. `private` is the driver's.
+    """
+
+    pool: "ChunkPool"
+    pagemap: DevPagemap
+    bo: Any = None
+    callocated: int = 0
+    private: Any = None
+
+    @property
+    def first(self) -> int:
+        """Return the first pfn."""
+        return self.pagemap.start_pfn
+
+    @property
+    def end(self) -> int:
+        """Return the pfn behind the last."""
+        return self.pagemap.start_pfn + self.pagemap.nr_pages
+
+
+class ChunkPool:
+    """Own the chunks of one device; it is the `PagemapEmbedding` of a driver whose dev_pagemap lies inside a chunk.
+
+    `lost_pages` pages at the end of a chunk that is carved small stay unused. `on_new` is called with each new chunk
+    before its pages exist and may attach a buffer object, or refuse with a KernelError.
+    """
+
+    def __init__(
+        self,
+        kernel: "Kernel",
+        memory: MemoryManagerApi,
+        *,
+        chunk_pages: int,
+        owner: object,
+        ops: DevPagemapOps,
+        lost_pages: int = 0,
+        on_new: Callable[[Chunk], None] | None = None,
+    ) -> None:
+        self.kernel = kernel
+        self.memory = memory
+        self.chunk_pages = chunk_pages
+        self.owner = owner
+        self.ops = ops
+        self.lost_pages = lost_pages
+        self.on_new = on_new
+        self.large_order = memory.geometry.pmd_order
+        self.chunks: list[Chunk] = []
+        self.free_pages = FreeList(0)
+        self.free_folios = FreeList(self.large_order)
+        self.lock = kernel.spinlock("dmem->lock")
+        self.mutex = kernel.mutex("dmem->mutex")
+        self.drm_pagemap: DrmPagemap | None = None
+
+    # ---- the embedding -------------------------------------------------------------------------------------------
+
+    def container_of(self, pgmap: DevPagemap) -> Chunk:
+        """Return the chunk that embeds `pgmap`."""
+        chunk: Chunk = pgmap.container
+        return chunk
+
+    def dev_pagemaps(self) -> list[DevPagemap]:
+        """Return one for each chunk, in order of creation."""
+        return [chunk.pagemap for chunk in self.chunks]
+
+    def pagemap_of(self, pgmap: DevPagemap) -> "DrmPagemap | None":
+        """Return the one drm_pagemap that stands for all chunks."""
+        return self.drm_pagemap
+
+    def offer(self, drm: DrmDevice, populate: Populate) -> DrmPagemap:
+        """Return the one drm_pagemap that stands for all chunks, making it if need be: a way in for populate_mm.
+
+        It is an adapter, as drivers of this kind have no drm_pagemap in Linux. Its dev_pagemap is a template without
+        pages, which has the owner of all chunks; the gauge "pagemap" counts the chunks alone.
+        """
+        if self.drm_pagemap is None:
+            template = DevPagemap(
+                type=MEMORY_DEVICE_PRIVATE, start_pfn=0, nr_pages=0, owner=self.owner, ops=self.ops, container=self
+            )
+            self.kernel.gauges.dec("pagemap")
+            self.drm_pagemap = DrmPagemap(self.memory, drm, template, _AdapterOps(populate), container=self)
+        return self.drm_pagemap
+
+    def withdraw(self) -> None:
+        """Drop the drm_pagemap."""
+        if self.drm_pagemap is not None:
+            self.kernel.gauges.inc("pagemap")
+            self.drm_pagemap.put()
+            self.drm_pagemap = None
+
+    def chunk_of(self, pfn: int) -> Chunk:
+        """Return the chunk of a device page: container_of(page_pgmap(page))."""
+        pgmap = self.memory.page_pgmap(pfn)
+        assert pgmap is not None
+        chunk: Chunk = pgmap.container
+        return chunk
+
+    def by_chunk(self, pfns: Pfns) -> list[tuple[Chunk, Pfns]]:
+        """Cut device pages by chunk, in the order in which they stand."""
+        cut: list[tuple[Chunk, Pfns]] = []
+        while len(pfns):
+            chunk = self.chunk_of(int(pfns[0]))
+            other = (pfns < chunk.first) | (pfns >= chunk.end)
+            n = int(other.argmax()) if other.any() else len(pfns)
+            cut.append((chunk, pfns[:n]))
+            pfns = pfns[n:]
+        return cut
+
+    # ---- allocation ----------------------------------------------------------------------------------------------
+
+    def alloc(self, order: int) -> int | None:
+        """Take one folio, growing the pool if its list is empty; None if it cannot grow. Sleeps. Not live yet."""
+        pfns = self.alloc_many(order, 1)
+        return int(pfns[0]) if len(pfns) else None
+
+    def alloc_many(self, order: int, n: int) -> Pfns:
+        """Take up to `n` folios as `n` requests would get them; fewer when the pool cannot grow. Sleeps."""
+        free = self.free_folios if order else self.free_pages
+        with self.lock:
+            pfns = self._take(free, n)
+        while len(pfns) < n:
+            if not self.grow(order):
+                break
+            with self.lock:
+                pfns = np.concatenate((pfns, self._take(free, n - len(pfns))))
+        return pfns
+
+    def free(self, pfn: int, order: int) -> None:
+        """Take a folio back; never sleeps."""
+        free = self.free_folios if order else self.free_pages
+        with self.lock:
+            free.push(pfn)
+            self.chunk_of(pfn).callocated -= 1
+            self.memory.set_zone_device_data(pfn, free)
+
+    def free_many(self, pfns: Pfns) -> None:
+        """Take many single pages back in order; never sleeps."""
+        with self.lock:
+            self.free_pages.push_many(pfns)
+            for chunk, some in self.by_chunk(pfns):
+                chunk.callocated -= len(some)
+            self.memory.set_zone_device_data(pfns, self.free_pages)
+
+    def grow(self, order: int) -> bool:
+        """Add a chunk and carve it into folios of `order`; False if there is no memory for it."""
+        memory = self.memory
+        pagemap = DevPagemap(
+            type=MEMORY_DEVICE_PRIVATE,
+            start_pfn=memory.request_free_mem_region(self.chunk_pages),
+            nr_pages=self.chunk_pages,
+            owner=self.owner,
+            ops=self.ops,
+        )
+        chunk = pagemap.container = Chunk(self, pagemap)
+        try:
+            if self.on_new is not None:
+                self.on_new(chunk)
+            memory.memremap_pages(pagemap)
+        except KernelError:
+            return False
+        with self.mutex:
+            self.chunks.append(chunk)
+            self.kernel.gauges.inc("pagemap")
+        if order:
+            free, pfns = self.free_folios, np.arange(chunk.first, chunk.end, 1 << order)
+        else:
+            free, pfns = self.free_pages, np.arange(chunk.first, chunk.end - self.lost_pages)
+        with self.lock:
+            free.push_many(pfns)
+            memory.set_zone_device_data(pfns, free)
+        return True
+
+    def remove(self, chunk: Chunk) -> None:
+        """Take an evacuated chunk out of the pool: its pages leave the lists and cease to exist. Sleeps."""
+        with self.mutex:
+            self.chunks.remove(chunk)
+        with self.lock:
+            for free in (self.free_pages, self.free_folios):
+                rest = free.pop_many(len(free))[::-1]
+                free.push_many(rest[(rest < chunk.first) | (rest >= chunk.end)])
+        self.memory.memunmap_pages(chunk.pagemap)
+        self.kernel.gauges.dec("pagemap")
+
+    def _take(self, free: FreeList, n: int) -> Pfns:
+        """Pop under the lock and count the pages as allocated."""
+        pfns = free.pop_many(n)
+        for chunk, some in self.by_chunk(pfns):
+            chunk.callocated += len(some)
+        return pfns
+
+
+class _AdapterOps:
+    """Be the ops of a drm_pagemap whose driver has no peers: only populate_mm does anything."""
+
+    destroy = None
+
+    def __init__(self, populate: Populate) -> None:
+        self._populate = populate
+
+    def device_map(
+        self, dpagemap: DrmPagemap, dev: DrmDevice, pfns: Pfns, order: "Orders", direction: int
+    ) -> "tuple[Words, Protos]":
+        raise KernelError(EFAULT, f"{dpagemap!r} cannot be mapped by {dev.name}: its driver has no peer access")
+
+    def device_unmap(self, dpagemap: DrmPagemap, dev: DrmDevice, addrs: "PagemapAddrs") -> None:
+        """Nothing was mapped."""
+
+    def populate_mm(self, dpagemap: DrmPagemap, start: int, end: int, mm: MmApi, timeslice_ms: int) -> None:
+        """Migrate as the driver's own request does; a timeslice has no meaning here."""
+        self._populate(start, end, mm)

@@ -1,0 +1,169 @@
+"""drivers/gpu/drm/xe/xe_bo.c and xe_ttm_vram_mgr.c, as of Linux 7.3.4: buffer objects for SVM, and how a page leads
+to one.
+
+One object per populated range, physically contiguous, cleared by the GPU when it is made. Their places in the
+eviction list are never bumped, so the oldest goes first.
+"""
+
+import errno
+from bisect import bisect_right, insort
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from gpusvm.drm import Bo, BoManager, Buddy, Devmem, evict_to_ram
+from gpusvm.errors import KernelError
+from gpusvm.mm.api import MemoryManagerApi, Pfns
+
+from gpusvm_xe.copy import EngineFence
+
+if TYPE_CHECKING:
+    from gpusvm.driver import Host
+    from gpusvm.gpu import CopyEngine
+
+    from gpusvm_xe.pm import XeRuntimePm
+
+__all__ = ["OffsetBoMapping", "XeBoMapping", "XeVram", "ZddBoMapping"]
+
+
+class XeBoMapping(Protocol):
+    """From a page of VRAM to its object (`gpusvm.driver.BoMapping`)."""
+
+    def attach(self, bo: Bo, pfns: Pfns) -> None: ...
+
+    def bo_of(self, pfn: int) -> Bo: ...
+
+    def split(self, head: int, tail: int) -> None: ...
+
+    def free(self, pfn: int, order: int) -> None: ...
+
+
+class ZddBoMapping:
+    """Go through zone_device_data: page -> zdd -> devmem -> bo (xe_svm.c:to_xe_bo). Core sets it for every page."""
+
+    def __init__(self, memory: MemoryManagerApi) -> None:
+        self.memory = memory
+
+    def attach(self, bo: Bo, pfns: Pfns) -> None:
+        """Nothing to keep: core stores the zdd in each page."""
+
+    def bo_of(self, pfn: int) -> Bo:
+        zdd = self.memory.zone_device_data(pfn)
+        bo: Bo = zdd.devmem.container
+        return bo
+
+    def split(self, head: int, tail: int) -> None:
+        """Nothing to do: core gives the tail the zdd of the head."""
+
+    def free(self, pfn: int, order: int) -> None:
+        """Nothing to forget."""
+
+
+class OffsetBoMapping:
+    """Look the page's offset in VRAM up among the objects: needs no field in the page, but an ordered index."""
+
+    def __init__(self, memory: MemoryManagerApi) -> None:
+        self.memory = memory
+        self._starts: list[int] = []
+        self._bos: dict[int, Bo] = {}
+
+    def attach(self, bo: Bo, pfns: Pfns) -> None:
+        start = int(pfns[0])
+        insort(self._starts, start)
+        self._bos[start] = bo
+
+    def bo_of(self, pfn: int) -> Bo:
+        return self._bos[self._starts[bisect_right(self._starts, pfn) - 1]]
+
+    def split(self, head: int, tail: int) -> None:
+        """Nothing to do: pages do not move in a split."""
+
+    def free(self, pfn: int, order: int) -> None:
+        """Forget the object that begins at `pfn`; xe calls it once for all of its pages."""
+        del self._starts[bisect_right(self._starts, pfn) - 1]
+        del self._bos[pfn]
+
+
+class XeVram:
+    """Own one tile's VRAM (struct xe_vram_region with its manager).
+
+    `first_pfn` is where the pagemap put its pages. `mapping` is the strategy from a page to its object. Injection site:
+    ``bo.alloc``, in core.
+    """
+
+    def __init__(self, host: "Host", engine: "CopyEngine") -> None:
+        memory = host.memory
+        self.kernel = host.kernel
+        self.memory = memory
+        self.page_shift = memory.geometry.page_shift
+        self.usable_bytes = host.device.vram_bytes
+        self.engine = engine
+        self.first_pfn = -1
+        self.bos = BoManager(
+            host.kernel,
+            Buddy(self.usable_bytes >> self.page_shift),
+            name=f"{host.device.name} vram0",
+            evict=self._evict,
+        )
+        self.mapping: XeBoMapping = (
+            ZddBoMapping(memory) if host.tunables.page_to_bo == "zdd" else OffsetBoMapping(memory)
+        )
+        self.pm: XeRuntimePm
+        # Allocations share it; one that found no room takes it alone and tries once more (xe_validation.c).
+        self.validation = host.kernel.rwsem("xe_validation")
+        self._evict_attempts = host.tunables.evict_attempts
+
+    def create(self, size_pages: int) -> tuple[Bo, EngineFence]:
+        """Allocate and lock an object, evicting older ones, and queue its clear; ENOMEM. `validation` is held."""
+        bo = self.bos.create(size_pages)
+        # A device object without system pages behind it "needs clear" (xe_bo_move): holes then read as zero.
+        costs = self.kernel.costs
+        clear_ns = 0 if costs is None else costs.bo_clear_ns(size_pages << self.page_shift)
+        fence = EngineFence(self.kernel, "bo_clear", self.engine.run(clear_ns))
+        self.mapping.attach(bo, self.pfns(bo))
+        return bo, fence
+
+    def pfns(self, bo: Bo) -> Pfns:
+        """Return the pages of an object in the order of its blocks (xe_svm_populate_devmem_pfn)."""
+        first = self.first_pfn
+        blocks = bo.blocks
+        if len(blocks) == 1:
+            start, n = blocks[0]
+            return np.arange(first + start, first + start + n, dtype=np.int64)
+        return np.concatenate([np.arange(first + start, first + start + n, dtype=np.int64) for start, n in blocks])
+
+    def release(self, devmem: Devmem) -> None:
+        """Give back what the pages of an allocation held; they are all gone. May be in atomic context."""
+        bo: Bo = devmem.container
+        devmem.pre_migrate_fence = None
+        self.mapping.free(self.first_pfn + bo.blocks[0][0], (bo.size_pages - 1).bit_length())
+        bo.put_async()
+        self.pm.pages_gone(bo)
+
+    def evacuate(self) -> None:
+        """Bring the contents of every object to RAM, oldest first: the device goes away (xe_bo_pci_dev_remove_all)."""
+        for bo in self.bos.lru():
+            bo.get("evacuate")
+            bo.resv.lock()
+            try:
+                if bo.devmem is not None and not bo.devmem.detached.done:
+                    evict_to_ram(bo.devmem, attempts=self._evict_attempts)
+            finally:
+                bo.resv.unlock()
+                bo.put("evacuate")
+
+    def _evict(self, bo: Bo) -> None:
+        """Move an object's contents to RAM, its lock held (xe_bo_move to SYSTEM: xe_svm_bo_evict).
+
+        EBUSY, which xe turns into ENOSPC, makes the walk skip the object; any other error ends the walk.
+        """
+        if bo.devmem is None:
+            raise KernelError(errno.ENOSPC, "not in use yet")
+        self.pm.rpm.get_noresume("bo_move")
+        try:
+            evict_to_ram(bo.devmem, attempts=self._evict_attempts)
+        except KernelError as error:
+            if error.errno == errno.EBUSY:
+                raise KernelError(errno.ENOSPC, error.detail) from error
+            raise
+        finally:
+            self.pm.rpm.put("bo_move")

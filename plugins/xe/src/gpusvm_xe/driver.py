@@ -1,0 +1,150 @@
+"""drivers/gpu/drm/xe/xe_device.c, as of Linux 7.3.4: one xe device with one tile, from probe to remove."""
+
+import errno
+from collections.abc import Mapping
+from typing import Any, Final
+
+from gpusvm.driver import FaultAccounts, FaultQueues, Host
+from gpusvm.drm import DrmDevice, DrmPagemap, OwnerList, Peer
+from gpusvm.errors import KernelError
+from gpusvm.gpu import CopyEngine
+from gpusvm.kernel import Kernel
+from gpusvm.mm.api import DevPagemap, MmApi
+
+from gpusvm_xe.bo import XeVram
+from gpusvm_xe.faults import XeFaults
+from gpusvm_xe.pagemap import XeEmbedding, XePagemap
+from gpusvm_xe.plugin import INFO
+from gpusvm_xe.pm import XeRuntimePm
+from gpusvm_xe.vm import XeVm
+
+__all__ = ["XeDriver"]
+
+# An asid has 20 bits (struct xe_pagefault); numbers are given out in turn.
+_ASIDS: Final = 1 << 20
+
+
+class XeShared:
+    """Hold what the driver has once, for all its devices in the machine: the list of owners and the migrate lock."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.owners = OwnerList()
+        self.migrate_lock = kernel.rwsem("driver_migrate_lock")
+
+
+class XeDriver:
+    """Drive one device. Faults come through `queues` and are served by `XeFaults`; `pf_wq` runs the collectors as
+    well.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self.info = INFO
+        self.kernel = kernel = host.kernel
+        self.memory = host.memory
+        self.spec = host.device
+        self.tunables = tunables = host.tunables
+        self.quirks = host.quirks
+        others = [peer for peer in host.peers if isinstance(peer, XeDriver)]
+        self.shared = others[0].shared if others else XeShared(kernel)
+        self.engine = CopyEngine(kernel, host.link, shape="gather", name=f"{self.spec.name} migrate")
+        self.vram = XeVram(host, self.engine)
+        self.bo_mapping = self.vram.mapping
+        self.embedding = XeEmbedding(self)
+        self.pm = self.vram.pm = XeRuntimePm(host, self.vram)
+        self.device = DrmDevice(kernel, self.spec.name, pm=self.pm.rpm)
+        self.xpagemap: XePagemap | None = None
+        self.destroy_wq = kernel.workqueue("xe-destroy-wq")
+        self.accounts = FaultAccounts()
+        self.vms: dict[int, XeVm] = {}
+        self._next_asid = 0
+        self.pf_wq = kernel.workqueue("xe_page_fault_work_queue", max_active=tunables.queues)
+        self.queues = FaultQueues(
+            kernel,
+            XeFaults(self),
+            workqueue=self.pf_wq,
+            queues=tunables.queues,
+            capacity=tunables.queue_entries,
+            slice_ms=tunables.slice_ms,
+            guard=self.pm.fault,
+        )
+        self.pm.rpm.enable()
+
+    def has_interconnect(self, peer1: Peer, peer2: Peer) -> bool:
+        """Tell whether two pagemaps or VMs are of one device, or of two with a path between them
+        (xe_has_interconnect).
+        """
+        device1, device2 = peer1.private.driver, peer2.private.driver
+        return device1 is device2 or bool(device1.spec.p2p and device2.spec.p2p)
+
+    def pagemaps(self) -> list[DrmPagemap]:
+        return [self.find_or_create_pagemap().dpagemap] if self.spec.discrete else []
+
+    def dev_pagemaps(self) -> list[DevPagemap]:
+        return self.embedding.dev_pagemaps()
+
+    def find_or_create_pagemap(self) -> XePagemap:
+        """Return the tile's pagemap, made when it is first needed and cached (xe_pagemap_find_or_create)."""
+        if self.xpagemap is None:
+            self.xpagemap = XePagemap(self)
+        return self.xpagemap
+
+    def vm_create(self, mm: MmApi, *, start: int, end: int) -> XeVm:
+        """Create a VM in fault mode that mirrors [start, end) (xe_vm_create, xe_svm_init)."""
+        cookie = self.device.dev_enter()
+        try:
+            with self.pm.ioctl():
+                asid = self._next_asid
+                while asid in self.vms:
+                    asid = (asid + 1) % _ASIDS
+                self._next_asid = (asid + 1) % _ASIDS
+                if self.spec.discrete:
+                    self.find_or_create_pagemap().dpagemap.get("vm")
+                vm = XeVm(self, mm, asid=asid, start=start, end=end)
+                self.vms[asid] = vm
+                self.pm.vm_open()
+                return vm
+        finally:
+            self.device.dev_exit(cookie)
+
+    def vm_closed(self, vm: XeVm) -> None:
+        """Forget a VM that has ended, and give back what it held (vm_destroy_work_func)."""
+        del self.vms[vm.asid]
+        self.shared.owners.release_owner(vm.peer)
+        if self.spec.discrete:
+            assert self.xpagemap is not None
+            self.xpagemap.dpagemap.put("vm")
+        self.pm.vm_close()
+
+    def unplug(self) -> None:
+        """Let the device go while it is in use: nothing new is populated, what is in VRAM comes home
+        (xe_device_remove).
+        """
+        if not self.device.unplugged:
+            self.device.unplug()
+        self.vram.evacuate()
+
+    def shutdown(self) -> None:
+        if self.vms:
+            raise KernelError(errno.EBUSY, f"{self.spec.name}: {len(self.vms)} address spaces are open")
+        self.unplug()
+        self.queues.stop()
+        self.pf_wq.drain()
+        self.vram.bos.drain()
+        if self.xpagemap is not None:
+            self.xpagemap.dpagemap.put()
+        self.destroy_wq.drain()
+        self.pm.rpm.disable()
+        self.device.put()
+
+    def describe(self) -> Mapping[str, Any]:
+        pm = self.pm.rpm
+        return {
+            "device": self.spec.name,
+            "vms": len(self.vms),
+            "dev_pagemaps": len(self.dev_pagemaps()),
+            "bos": self.vram.bos.live,
+            "vram_used_bytes": self.vram.bos.used_bytes,
+            "vram_bytes": self.spec.vram_bytes,
+            "pm_state": pm.state,
+            "pm_usage_count": pm.usage_count,
+        }

@@ -1,0 +1,192 @@
+"""drivers/gpu/drm/xe/xe_svm.c:struct xe_pagemap, as of Linux 7.3.4: one tile's VRAM as pages that a process can have.
+
+xe_pagemap holds the dev_pagemap and the drm_pagemap side by side; the drm_pagemap points at its sibling. Were it
+embedded in the drm_pagemap, a pagemap for PCI p2p, which embeds a dev_pagemap itself, would inherit it twice.
+"""
+
+import errno
+from typing import TYPE_CHECKING, Any, Final
+
+from gpusvm.drm import (
+    DRM_INTERCONNECT_DRIVER,
+    Bo,
+    Devmem,
+    DrmDevice,
+    DrmPagemap,
+    DrmQuirks,
+    MigrateDetails,
+    Orders,
+    PagemapAddrs,
+    PagemapDevOps,
+    Peer,
+    Protos,
+    constant_u8,
+    migrate_to_devmem,
+)
+from gpusvm.errors import KernelError
+from gpusvm.kernel import Work
+from gpusvm.mm.api import MEMORY_DEVICE_PRIVATE, DevPagemap, MmApi, Pfns, Words
+
+from gpusvm_xe.copy import EngineFence, XeDevmemOps
+
+if TYPE_CHECKING:
+    from gpusvm_xe.driver import XeDriver
+
+__all__ = ["XE_INTERCONNECT_P2P", "XE_INTERCONNECT_VRAM", "XeEmbedding", "XePagemap"]
+
+XE_INTERCONNECT_VRAM: Final = DRM_INTERCONNECT_DRIVER
+XE_INTERCONNECT_P2P: Final = DRM_INTERCONNECT_DRIVER + 1
+
+# Where VRAM begins in the device's own address space, and on the PCI bus (vr->dpa_base, vr->io_start).
+_DPA_BASE: Final = 0
+_IO_START: Final = 1 << 40
+
+
+class XePagemap:
+    """Hold one tile's dev_pagemap and drm_pagemap as siblings; it is the drm_pagemap's ops.
+
+    The dev_pagemap covers all usable VRAM with one page per 4 KiB, from `hpa_base` on. Built when the first VM needs
+    it; each VM, each zdd and the driver's cache hold a reference.
+    """
+
+    def __init__(self, driver: "XeDriver") -> None:
+        memory = driver.memory
+        self.driver = driver
+        self.memory = memory
+        self.vr = vr = driver.vram
+        self.page_shift = memory.geometry.page_shift
+        self.peer = Peer(self)
+        owner = driver.shared.owners.acquire_owner(self.peer, driver.has_interconnect)
+        nr_pages = vr.usable_bytes >> self.page_shift
+        vr.first_pfn = first_pfn = memory.request_free_mem_region(nr_pages)
+        self.hpa_base = first_pfn << self.page_shift
+        self.pagemap = DevPagemap(
+            type=MEMORY_DEVICE_PRIVATE,
+            start_pfn=first_pfn,
+            nr_pages=nr_pages,
+            owner=owner,
+            ops=PagemapDevOps(memory),
+            container=self,
+        )
+        memory.memremap_pages(self.pagemap)
+        self.dpagemap = DrmPagemap(
+            memory,
+            driver.device,
+            self.pagemap,
+            self,
+            container=self,
+            quirks=DrmQuirks(hole_count=driver.quirks.hole_count),
+        )
+        self.devmem_ops = XeDevmemOps(memory, vr, driver.engine, driver.tunables.copy_chunk)
+        self._destroy_work = Work(self._destroy, "xe_pagemap_destroy_work")
+
+    # ---- where a page is -----------------------------------------------------------------------------------------
+
+    def page_to_dpa(self, pfns: Pfns) -> Words:
+        """Return the device's own addresses of its pages (xe_page_to_dpa)."""
+        return ((pfns << self.page_shift) - (self.hpa_base - _DPA_BASE)).astype("uint64")
+
+    def page_to_pcie(self, pfns: Pfns) -> Pfns:
+        """Return the frames at which the PCI bus sees the pages (xe_page_to_pcie)."""
+        return pfns - ((self.hpa_base - _IO_START) >> self.page_shift)
+
+    def device_map(
+        self, dpagemap: DrmPagemap, dev: DrmDevice, pfns: Pfns, order: Orders, direction: int
+    ) -> tuple[Words, Protos]:
+        """Give the device its own addresses, and a peer the DMA addresses of this device's PCI window."""
+        if dev is dpagemap.drm:
+            return self.page_to_dpa(pfns), constant_u8(XE_INTERCONNECT_VRAM, len(pfns))
+        addrs = dev.dma.map_pages(self.page_to_pcie(pfns), order, direction)
+        return addrs, constant_u8(XE_INTERCONNECT_P2P, len(pfns))
+
+    def device_unmap(self, dpagemap: DrmPagemap, dev: DrmDevice, addrs: PagemapAddrs) -> None:
+        """Undo a peer's mapping; the device's own addresses were never mapped."""
+        if dev is not dpagemap.drm:
+            dev.dma.unmap_pages(len(addrs))
+
+    # ---- populate ------------------------------------------------------------------------------------------------
+
+    def populate_mm(self, dpagemap: DrmPagemap, start: int, end: int, mm: MmApi, timeslice_ms: int) -> None:
+        """Bring one range to VRAM, all of it or nothing (xe_drm_pagemap_populate_mm). mmap_lock is held for reading.
+
+        ENODEV after unplug, ENOMEM without room, else what migrate_to_devmem raises.
+        """
+        driver = self.driver
+        cookie = driver.device.dev_enter()
+        try:
+            with driver.pm.populate():
+                self._populate(start, end, mm, timeslice_ms)
+        finally:
+            driver.device.dev_exit(cookie)
+
+    def _populate(self, start: int, end: int, mm: MmApi, timeslice_ms: int) -> None:
+        """Run the transaction: shared first, and alone if there was no room (xe_validation_guard)."""
+        vr = self.vr
+        size_pages = (end - start) >> self.page_shift
+        vr.validation.down_read()
+        try:
+            bo, clear = vr.create(size_pages)
+        except KernelError as error:
+            vr.validation.up_read()
+            if error.errno != errno.ENOMEM:
+                raise
+        else:
+            try:
+                self._migrate(bo, clear, start, end, mm, timeslice_ms)
+            finally:
+                vr.validation.up_read()
+            return
+        with vr.validation.write():
+            bo, clear = vr.create(size_pages)
+            self._migrate(bo, clear, start, end, mm, timeslice_ms)
+
+    def _migrate(self, bo: Bo, clear: EngineFence, start: int, end: int, mm: MmApi, timeslice_ms: int) -> None:
+        """Migrate into a locked object; from here on its creation reference belongs to the pages, come what may."""
+        driver = self.driver
+        # The clear need not be over: the first copy depends on it.
+        pending = clear if clear.due_ns > driver.kernel.now_ns else None
+        devmem = Devmem(
+            driver.device, mm, self.devmem_ops, self.dpagemap, end - start, pre_migrate_fence=pending, container=bo
+        )
+        bo.devmem = devmem
+        bo.get("populate_mm")
+        # Held until the last page is gone: devmem_release gives it back, also when none arrives.
+        driver.pm.pages_present(bo)
+        try:
+            migrate_to_devmem(devmem, mm, start, end, MigrateDetails(timeslice_ms=timeslice_ms))
+        finally:
+            bo.resv.unlock()
+            bo.put("populate_mm")
+
+    # ---- the end -------------------------------------------------------------------------------------------------
+
+    def destroy(self, dpagemap: DrmPagemap, in_atomic: bool) -> None:
+        """Take the pages away, in a worker if the last reference went in atomic context (xe_pagemap_destroy)."""
+        if in_atomic:
+            self.driver.destroy_wq.queue(self._destroy_work)
+        else:
+            self._destroy()
+
+    def _destroy(self) -> None:
+        self.memory.memunmap_pages(self.pagemap)
+        self.driver.shared.owners.release_owner(self.peer)
+        self.driver.xpagemap = None
+
+
+class XeEmbedding:
+    """Find one of the siblings from the other (`gpusvm.driver.PagemapEmbedding`)."""
+
+    def __init__(self, driver: "XeDriver") -> None:
+        self._driver = driver
+
+    def container_of(self, pgmap: DevPagemap) -> Any:
+        """Return the xe_pagemap around the dev_pagemap (xe_page_to_pagemap)."""
+        return pgmap.container
+
+    def dev_pagemaps(self) -> list[DevPagemap]:
+        xpagemap = self._driver.xpagemap
+        return [] if xpagemap is None else [xpagemap.pagemap]
+
+    def pagemap_of(self, pgmap: DevPagemap) -> DrmPagemap | None:
+        xpagemap: XePagemap = pgmap.container
+        return xpagemap.dpagemap

@@ -1,0 +1,53 @@
+"""What xe declares: Intel's driver for Xe GPUs, the only user of drm_gpusvm and drm_pagemap in Linux 7.3.4."""
+
+from typing import TYPE_CHECKING
+
+from gpusvm.driver import Capabilities, DriverInfo, Host, no, yes
+from gpusvm.plugins import hookimpl
+
+from gpusvm_xe.tunables import XeQuirks, XeTunables, refuse
+
+if TYPE_CHECKING:
+    from gpusvm.driver import Driver
+
+__all__ = ["INFO", "gpusvm_drivers"]
+
+
+def _make(host: Host) -> "Driver":
+    from gpusvm_xe.driver import XeDriver
+
+    return XeDriver(host)
+
+
+INFO = DriverInfo(
+    name="xe",
+    summary="Intel Xe: a GPU fault migrates its range to VRAM, one buffer object per range",
+    abi=(1, 0),
+    kernel="7.3.4",
+    capabilities=Capabilities(
+        device_memory=yes("all VRAM of the tile as MEMORY_DEVICE_PRIVATE pages"),
+        migrate_on_fault=yes("the range of the fault, 2 MiB, 64 KiB or 4 KiB, all or nothing"),
+        explicit_populate=yes("the prefetch operation of VM_BIND, range by range"),
+        atomics=yes("in VRAM; the range is brought there and held against the CPU for 5 ms, doubling"),
+        eviction=yes("oldest buffer object first, by physical pages, without the mmap lock"),
+        runtime_pm=yes("a reference per buffer object until its last page is gone, and one per VM"),
+        multi_device_p2p=yes("among xe devices with a path between them: mapped in place, copied directly"),
+        large_folios=yes("PMD folios both ways, with single pages when RAM has no large one"),
+        prefetch=yes("by VM_BIND only; nothing is fetched around a fault"),
+        mixed_units=no("a range is all in RAM or all in one allocation; a mixture is evicted first"),
+        unplug=yes("VRAM is evacuated; populate then answers ENODEV and faults map system memory"),
+    ),
+    tunables=XeTunables,
+    quirks=XeQuirks,
+    embedding="dev_pagemap and drm_pagemap side by side in xe_pagemap, one per tile, covering all VRAM",
+    bo_mapping="page -> zone_device_data -> zdd -> devmem -> bo: one contiguous bo per migrated range",
+    pm="one reference per bo until its last page is gone, one per VM, one per call that needs the device awake",
+    make=_make,
+    refuse=refuse,
+)
+
+
+@hookimpl
+def gpusvm_drivers() -> DriverInfo:
+    """Offer the driver."""
+    return INFO

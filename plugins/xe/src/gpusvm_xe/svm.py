@@ -1,0 +1,189 @@
+"""drivers/gpu/drm/xe/xe_svm.c, as of Linux 7.3.4: xe's ranges, what an invalidation does to them, and who removes
+them.
+"""
+
+import errno
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from gpusvm.drm import SCAN_EQUAL, DrmPagemap, GpuSvm, GpuSvmNotifier, GpuSvmRange
+from gpusvm.errors import KernelError
+from gpusvm.kernel import Work
+from gpusvm.mm.api import MMU_NOTIFY_UNMAP, MmuNotifierRange
+
+if TYPE_CHECKING:
+    from gpusvm_xe.vm import XeVm
+
+__all__ = ["GarbageCollector", "XeSvm", "XeSvmRange", "alloc_vram", "normalize_invalidation_range"]
+
+_2M: Final = 2 << 20
+_16M: Final = 16 << 20
+
+
+class XeSvmRange(GpuSvmRange):
+    """Be a range with what xe keeps of it (struct xe_svm_range), for one tile: `present` and `invalidated` are bits
+    there.
+
+    `queued` is its place on the list of the garbage collector.
+    """
+
+    __slots__ = ("invalidated", "present", "queued")
+
+    def __init__(self) -> None:
+        self.present = False
+        self.invalidated = False
+        self.queued = False
+
+
+class XeSvm:
+    """Be xe's drm_gpusvm_ops for one VM."""
+
+    range_free = None
+    notifier_alloc = None
+    notifier_free = None
+
+    def __init__(self, vm: "XeVm") -> None:
+        self.vm = vm
+        self.kernel = vm.kernel
+
+    def range_alloc(self, gpusvm: GpuSvm) -> GpuSvmRange:
+        return XeSvmRange()
+
+    def invalidate(self, gpusvm: GpuSvm, notifier: GpuSvmNotifier, mmu_range: MmuNotifierRange) -> None:
+        """Zap, flush and unmap every range that is touched, whatever the event (xe_svm_invalidate).
+
+        The events are not told apart: a migration of xe's own invalidates the range that it migrates.
+        """
+        vm = self.vm
+        start = max(mmu_range.start, notifier.start)
+        end = min(mmu_range.end, notifier.end)
+        if notifier.range_find(start, end) is None:
+            return
+        touched = list(notifier.ranges(start, end))
+        tracer = self.kernel.tracer
+        if tracer.on:
+            tracer.emit("svm_invalidate", start, end, mmu_range.event, len(touched))
+        if not vm.closed:
+            # The page tables are written by the CPU under the notifier lock, so no bind is in flight to be waited for.
+            flush_start, flush_end = start, end
+            zapped = False
+            for range_ in touched:
+                if range_.unmapped or not range_.present:
+                    continue
+                # As written, the window grows to the whole of each range, from what the one before left of it (S44).
+                flush_start = min(flush_start, range_.start)
+                flush_end = max(flush_end, range_.end)
+                zapped = vm.zap(range_) or zapped
+            if zapped:
+                vm.tlb.invalidate(*normalize_invalidation_range(flush_start, flush_end))
+        unmapped = mmu_range.event == MMU_NOTIFY_UNMAP
+        for range_ in touched:
+            gpusvm.range_unmap_pages(range_, vm.ctx_notifier)
+            if unmapped:
+                vm.garbage.add(range_, mmu_range)
+
+
+def normalize_invalidation_range(start: int, end: int) -> tuple[int, int]:
+    """Widen to what the hardware can invalidate: an aligned power of two, from 2 MiB on at least 16 MiB
+    (xe_tlb_inval.c).
+    """
+    length = 1 << max(end - start - 1, 0).bit_length()
+    while True:
+        if length >= _2M:
+            length = max(_16M, length)
+        first = start & -length
+        if first + length >= end:
+            return first, first + length
+        length <<= 1
+
+
+class GarbageCollector:
+    """Remove the ranges whose memory was unmapped (vm->svm.garbage_collector): a notifier can only note them down."""
+
+    def __init__(self, vm: "XeVm") -> None:
+        self.vm = vm
+        self.kernel = vm.kernel
+        self._lock = vm.kernel.spinlock("garbage_collector.lock")
+        self._ranges: deque[XeSvmRange] = deque()
+        self._work = Work(self._worker, "xe_svm_garbage_collector")
+
+    def __len__(self) -> int:
+        return len(self._ranges)
+
+    def add(self, range_: GpuSvmRange, mmu_range: MmuNotifierRange) -> None:
+        """Note a range down and wake the worker (xe_svm_garbage_collector_add_range). The notifier lock is held."""
+        assert isinstance(range_, XeSvmRange)
+        self.vm.gpusvm.range_set_unmapped(range_, mmu_range)
+        with self._lock:
+            if not range_.queued:
+                range_.queued = True
+                self._ranges.append(range_)
+        self.vm.driver.pf_wq.queue(self._work)
+
+    def collect(self) -> None:
+        """Remove what was noted down (xe_svm_garbage_collector). The VM's lock is held for writing."""
+        if not self._ranges:
+            return
+        vm = self.vm
+        while True:
+            with self._lock:
+                if not self._ranges:
+                    return
+                range_ = self._ranges.popleft()
+                range_.queued = False
+            # Not evicted, even if only a part of it was unmapped: what is left in VRAM keeps its whole object alive.
+            if self.kernel.tracer.on:
+                self.kernel.tracer.emit("svm_garbage", range_.start, range_.end, range_.partial_unmap)
+            vm.unbind(range_)
+            vm.gpusvm.range_unmap_pages(range_, vm.ctx_fault)
+            vm.gpusvm.range_remove(range_)
+
+    def stop(self) -> None:
+        """Wait for the worker; it finds a closed VM and leaves the rest to the VM's end."""
+        self._work.cancel_sync()
+
+    def _worker(self) -> None:
+        vm = self.vm
+        vm.lock.down_write()
+        try:
+            if not vm.closed:
+                self.collect()
+        finally:
+            vm.lock.up_write()
+
+
+def alloc_vram(vm: "XeVm", range_: GpuSvmRange, pagemap: DrmPagemap, timeslice_ms: int) -> None:
+    """Bring a range into `pagemap`, with one more attempt if something was in the way (xe_svm_alloc_vram).
+
+    EBUSY is the only error that is retried: part of the range is in VRAM already, or a page could not be collected.
+    Before each further attempt the range is evicted, under the driver's migrate lock held alone: nobody else migrates
+    then.
+    """
+    gpusvm = vm.gpusvm
+    state = gpusvm.scan_mm(range_, vm.ctx_fault.device_private_page_owner, pagemap.pagemap)
+    if state == SCAN_EQUAL:
+        return
+    lock = vm.driver.shared.migrate_lock
+    attempts = vm.driver.tunables.populate_attempts
+    lock.down_read()
+    exclusive = False
+    try:
+        while True:
+            try:
+                pagemap.populate_mm(range_.start, range_.end, gpusvm.mm, timeslice_ms)
+            except KernelError as error:
+                attempts -= 1
+                if error.errno != errno.EBUSY or attempts <= 0:
+                    raise
+            else:
+                return
+            if not exclusive:
+                lock.up_read()
+                lock.down_write()
+                exclusive = True
+            gpusvm.range_evict(range_)
+    finally:
+        if exclusive:
+            lock.up_write()
+        else:
+            lock.up_read()

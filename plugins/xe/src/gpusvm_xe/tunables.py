@@ -1,0 +1,152 @@
+"""What of xe can be set: its tunables, and the places where 7.3 as written surprises."""
+
+from attrs import frozen
+from gpusvm.driver import format_size, quirk, tunable
+
+__all__ = ["XeQuirks", "XeTunables", "refuse"]
+
+_K = 1 << 10
+_M = 1 << 20
+
+
+@frozen(kw_only=True)
+class XeTunables:
+    """Set how xe serves faults and keeps memory; the defaults are those of Linux 7.3.4."""
+
+    chunk_sizes: tuple[int, ...] = tunable(
+        (2 * _M, 64 * _K, 4 * _K),
+        "Sizes that a range may have, tried from the largest; one page where none of them fits",
+        unit="bytes",
+        minimum=4 * _K,
+        maximum=2 * _M,
+        power_of_two=True,
+        descending=True,
+        cite="xe_svm.c:fault_chunk_sizes",
+    )
+    notifier_size: int = tunable(
+        512 * _M,
+        "Width of the window that one interval notifier covers",
+        unit="bytes",
+        minimum=4 * _K,
+        power_of_two=True,
+        cite="xe_module.c:svm_notifier_size",
+    )
+    check_pages_threshold: int = tunable(
+        64 * _K,
+        "A chunk up to this size is only used if the CPU has all its pages present",
+        unit="bytes",
+        minimum=0,
+        cite="xe_svm.c:__xe_svm_handle_pagefault",
+    )
+    queues: int = tunable(
+        4,
+        "Fault queues, and workers serving them; an address space uses the queue asid % queues",
+        unit="count",
+        minimum=1,
+        maximum=64,
+        cite="xe_device_types.h:XE_PAGEFAULT_QUEUE_COUNT",
+    )
+    queue_entries: int = tunable(
+        2048,
+        "Faults that one queue holds",
+        unit="count",
+        minimum=1,
+        cite="xe_pagefault.c, for 160 EUs",
+    )
+    slice_ms: int = tunable(
+        20,
+        "How long a fault worker goes on before it lets others run; 0 for no limit",
+        unit="ms",
+        minimum=0,
+        cite="xe_pagefault.c",
+    )
+    timeslice_ms: int = tunable(
+        5,
+        "How long memory that came for an atomic stays against CPU faults; doubles with every attempt",
+        unit="ms",
+        minimum=0,
+        cite="xe_device.c:atomic_svm_timeslice_ms",
+    )
+    tries: int = tunable(
+        1,
+        "Attempts to migrate for one fault, before the memory is mapped where it is",
+        unit="count",
+        minimum=0,
+        cite="xe_svm.c:__xe_svm_handle_pagefault",
+    )
+    atomic_tries: int = tunable(
+        3,
+        "Attempts to migrate for one atomic fault, before it is refused",
+        unit="count",
+        minimum=1,
+        cite="xe_svm.c:__xe_svm_handle_pagefault",
+    )
+    populate_attempts: int = tunable(
+        2,
+        "Populates in one attempt; before each but the first the range is evicted to RAM",
+        unit="count",
+        minimum=1,
+        cite="xe_svm.c:xe_svm_alloc_vram",
+    )
+    evict_attempts: int = tunable(
+        3,
+        "Rounds of moving an allocation's pages home before eviction answers EBUSY",
+        unit="count",
+        minimum=1,
+        cite="drm_pagemap.c:drm_pagemap_evict_to_ram",
+    )
+    copy_chunk: int = tunable(
+        8 * _M,
+        "Largest piece of one copy command",
+        unit="bytes",
+        minimum=4 * _K,
+        power_of_two=True,
+        cite="xe_svm.c:xe_svm_copy",
+    )
+    page_to_bo: str = tunable(
+        "zdd",
+        "How a device page leads to its buffer object: through zone_device_data, or by its offset in VRAM",
+        unit="choice",
+        choices=("zdd", "offset"),
+        cite="xe_svm.c:to_xe_bo",
+    )
+    autosuspend_ms: int = tunable(
+        1000,
+        "How long the device stays awake after its last reference",
+        unit="ms",
+        minimum=0,
+        cite="xe_pm.c",
+    )
+    d3cold_mib: int = tunable(
+        300,
+        "VRAM in use below which the device may lose power when it suspends",
+        unit="MiB",
+        minimum=0,
+        cite="xe_pm.h:DEFAULT_VRAM_THRESHOLD",
+    )
+
+
+@frozen(kw_only=True)
+class XeQuirks:
+    """Choose between xe as written and as a reviewer would want it."""
+
+    acked_failure: str = quirk(
+        "A get_pages error other than EOPNOTSUPP, EFAULT and EPERM is acknowledged as success; the GPU faults again",
+        cite="xe_svm.c:__xe_svm_handle_pagefault",
+    )
+    hole_count: str = quirk(
+        "Populating a PMD-sized hole moves it and still answers EBUSY, so xe evicts it and migrates it once more",
+        cite="drm_pagemap.c:drm_pagemap_migrate_to_devmem; recorded on 7.3.4",
+    )
+
+
+def refuse(tunables: XeTunables, quirks: XeQuirks) -> list[str]:
+    """Name the combinations that cannot work, each with its reason."""
+    reasons = []
+    largest = tunables.chunk_sizes[0]
+    if tunables.notifier_size < largest:
+        reasons.append(
+            f"notifier_size={format_size(tunables.notifier_size)} is below the largest of chunk_sizes, "
+            f"{format_size(largest)}: a range lies within one notifier window, so it would never be used"
+        )
+    return reasons

@@ -1,0 +1,207 @@
+"""drivers/gpu/drm/xe/xe_vm.c and xe_pt.c, as of Linux 7.3.4: a GPU address space in fault mode that mirrors a
+process.
+"""
+
+import errno
+from typing import TYPE_CHECKING
+
+from gpusvm.driver import QueueFaults
+from gpusvm.drm import GpuSvm, GpuSvmCtx, Peer
+from gpusvm.errors import KernelError
+from gpusvm.gpu import ATOMIC, READ, REMOTE, WRITE, GpuPageTable, Tlb
+from gpusvm.mm.api import MmApi
+
+from gpusvm_xe.pagemap import XE_INTERCONNECT_VRAM
+from gpusvm_xe.svm import GarbageCollector, XeSvm, XeSvmRange, alloc_vram
+
+if TYPE_CHECKING:
+    from gpusvm_xe.driver import XeDriver
+
+__all__ = ["XeVm"]
+
+
+class XeVm:
+    """Hold one address space: its lock, its ranges, its page table.
+
+    `lock` (vm->lock) is held for writing while a fault is served, `resv` while PTEs are written. Lock order: lock > the
+    driver's migrate lock > mmap_lock > validation > resv > notifier lock.
+    """
+
+    def __init__(self, driver: "XeDriver", mm: MmApi, *, asid: int, start: int, end: int) -> None:
+        memory, tunables = driver.memory, driver.tunables
+        self.driver = driver
+        self.kernel = kernel = driver.kernel
+        self.mm = mm
+        self.asid = asid
+        self.start = start
+        self.end = end
+        self.closed = False
+        self.page_shift = memory.geometry.page_shift
+        self.pmd_order = memory.geometry.pmd_order
+        self.lock = kernel.rwsem("xe_vm_lock")
+        self.resv = kernel.mutex("xe_vm_resv")
+        self.page_table = GpuPageTable(kernel, memory, mm)
+        self.tlb = Tlb(kernel, f"{driver.device.name} gt0")
+        self.faults = QueueFaults(driver.queues, inst=asid, queue=asid % tunables.queues)
+        self.garbage = GarbageCollector(self)
+        discrete = driver.spec.discrete
+        # An atomic reaches system memory only where the device is part of the system (xe_atomic_for_system).
+        self._system_perm = READ | WRITE | (REMOTE if discrete else ATOMIC)
+        self.peer = Peer(self)
+        owner = driver.shared.owners.acquire_owner(self.peer, driver.has_interconnect)
+        threshold = tunables.check_pages_threshold if discrete else 0
+        self.ctx_fault = GpuSvmCtx(
+            device_private_page_owner=owner, devmem_possible=discrete, check_pages_threshold=threshold
+        )
+        self.ctx_atomic = GpuSvmCtx(
+            device_private_page_owner=owner,
+            devmem_possible=discrete,
+            check_pages_threshold=threshold,
+            devmem_only=discrete,
+        )
+        self.ctx_prefetch = GpuSvmCtx(device_private_page_owner=owner, devmem_possible=discrete)
+        self.ctx_notifier = GpuSvmCtx(in_notifier=True)
+        page_size = memory.geometry.page_size
+        self.gpusvm = GpuSvm(
+            kernel,
+            memory,
+            f"{driver.device.name} svm",
+            mm,
+            drm=driver.device,
+            mm_start=start,
+            mm_range=end - start,
+            notifier_size=tunables.notifier_size,
+            ops=XeSvm(self),
+            chunk_sizes=(*(size for size in tunables.chunk_sizes if size > page_size), page_size),
+        )
+        self.gpusvm.driver_set_lock(self.lock)
+
+    # ---- page table ----------------------------------------------------------------------------------------------
+
+    def is_valid(self, range_: XeSvmRange, *, devmem_only: bool) -> bool:
+        """Tell whether the tile maps the range as a fault needs it (xe_svm_range_is_valid)."""
+        return range_.present and not range_.invalidated and (not devmem_only or range_.pages.has_devmem_pages)
+
+    def write_ptes(self, range_: XeSvmRange) -> None:
+        """Map what get_pages found, in the largest leaves that fit (xe_pt_stage_bind). The notifier lock is held.
+
+        Entries are 4 KiB each, also where the 64 KiB hint applies; a segment of at least 2 MiB is one leaf.
+        """
+        addrs = range_.pages.dma_addr
+        assert addrs is not None
+        # A range without mixed mappings is all in one place. A peer's VRAM is no VRAM for the page table: every access
+        # leaves over the bus, and atomics do not reach it.
+        perm = READ | WRITE | ATOMIC if addrs.proto[0] == XE_INTERCONNECT_VRAM else self._system_perm
+        vpn = range_.start >> self.page_shift
+        kernel = self.kernel
+        kernel.charge("bind_base")
+        if len(addrs) == 1:
+            leaves = 1 if addrs.order[0] >= self.pmd_order else addrs.npages
+            self.page_table.map_run(vpn, int(addrs.pfns[0]), addrs.npages, perm)
+        else:
+            leaves = addrs.npages
+            self.page_table.map_pages(vpn, addrs.page_pfns(), perm)
+        kernel.charge("bind_per_pte", leaves)
+        range_.present = True
+        range_.invalidated = False
+
+    def zap(self, range_: XeSvmRange) -> bool:
+        """Clear the PTEs of a range in a notifier (xe_vm_zap: memset through the mapped page table); False if none."""
+        if range_.invalidated:
+            return False
+        self.page_table.unmap(range_.start >> self.page_shift, range_.end >> self.page_shift)
+        range_.invalidated = True
+        return True
+
+    def unbind(self, range_: XeSvmRange) -> None:
+        """Take a range out of the page table (xe_vm_range_unbind); one that was zapped needs no flush."""
+        with self.resv:
+            if range_.present and not range_.invalidated:
+                self.zap(range_)
+                self.tlb.invalidate(range_.start, range_.end)
+            range_.present = False
+
+    # ---- prefetch ------------------------------------------------------------------------------------------------
+
+    def populate(self, start: int, end: int) -> int:
+        """Bring [start, end) to VRAM and map it (DRM_XE_VM_BIND_OP_PREFETCH); the bytes that moved.
+
+        Range by range; what cannot move is mapped where it is, or left, and the ioctl succeeds all the same. ENODEV
+        after unplug, ENOENT for a closed VM.
+        """
+        driver = self.driver
+        cookie = driver.device.dev_enter()
+        moved = 0
+        try:
+            with driver.pm.ioctl(), self.lock.write():
+                if self.closed:
+                    raise KernelError(errno.ENOENT, f"the address space {self.asid} is closed")
+                self.garbage.collect()
+                addr: int | None = max(start, self.start)
+                while addr is not None and addr < min(end, self.end):
+                    addr = self.gpusvm.find_vma_start(addr, end)
+                    if addr is None:
+                        break
+                    addr = max(addr, start)
+                    try:
+                        range_ = self.gpusvm.range_find_or_insert(addr, self.start, self.end, self.ctx_prefetch)
+                    except KernelError:
+                        addr += 1 << self.page_shift  # not for the GPU: registers, or not writable
+                        continue
+                    assert isinstance(range_, XeSvmRange)
+                    moved += self._prefetch(range_)
+                    addr = range_.end
+        finally:
+            driver.device.dev_exit(cookie)
+        return moved
+
+    def _prefetch(self, range_: XeSvmRange) -> int:
+        """Migrate, get and bind one range (xe_vm.c:prefetch_ranges); errors end the range, not the ioctl."""
+        driver = self.driver
+        moved = 0
+        in_vram = range_.pages.has_devmem_pages
+        if driver.xpagemap is not None and range_.migrate_devmem and not in_vram:
+            before = self.kernel.stats.migrated_to_device_bytes
+            try:
+                alloc_vram(self, range_, driver.xpagemap.dpagemap, 0)
+            except KernelError:
+                pass
+            else:
+                moved = min(range_.size_bytes, self.kernel.stats.migrated_to_device_bytes - before)
+        elif self.is_valid(range_, devmem_only=False):
+            return 0
+        try:
+            self.gpusvm.range_get_pages(range_, self.ctx_prefetch)
+        except KernelError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                self.gpusvm.range_evict(range_)
+            return moved
+        self.bind(range_)
+        return moved
+
+    def bind(self, range_: XeSvmRange) -> bool:
+        """Write the PTEs of a range if its pages are still valid (xe_vm_range_rebind); False if they are not."""
+        with self.resv:
+            lock = self.gpusvm.notifier_lock
+            lock.down_read()
+            try:
+                valid = self.gpusvm.range_pages_valid(range_)
+                if valid:
+                    self.write_ptes(range_)
+            finally:
+                lock.up_read()
+        return valid
+
+    # ---- the end -------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End the address space: refuse faults, stop the collector, remove all ranges (xe_svm_close, xe_svm_fini)."""
+        if self.closed:
+            return
+        with self.lock.write():
+            self.closed = True
+        self.garbage.stop()
+        with self.lock.write():
+            self.page_table.unmap(self.start >> self.page_shift, self.end >> self.page_shift)
+            self.gpusvm.fini()
+        self.driver.vm_closed(self)
