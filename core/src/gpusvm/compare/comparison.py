@@ -33,7 +33,18 @@ class Comparison:
     @property
     def ok(self) -> bool:
         """True if every run finished, and no read saw what it should not but by a named quirk."""
-        return not self.failures and all(run["integrity"]["mismatches"] == 0 for run in self.runs)
+        return not self.findings()
+
+    def findings(self) -> tuple[str, ...]:
+        """Say what is not as it should be, one line each; nothing if `ok`."""
+        failed = [f"{each.driver} on {each.workload}: {each.kind}: {each.message}" for each in self.failures]
+        wrong = [
+            f"{run['driver']} on {run['workload']}: {run['integrity']['mismatches']} reads saw a wrong value, "
+            "and no named quirk explains it"
+            for run in self.runs
+            if run["integrity"]["mismatches"]
+        ]
+        return (*failed, *wrong)
 
     def table(self, workload: str | None = None) -> Table:
         """Return the table of one workload; None is the only one. Raises InputError for another name."""

@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from typing import Protocol, TypeVar
@@ -51,7 +52,7 @@ class ProcessExecutor:
         pool = futures.ProcessPoolExecutor(
             max_workers=max(1, min(self.processes, len(jobs))),
             mp_context=multiprocessing.get_context("spawn"),
-            initializer=_leave_interrupts_to_the_parent,
+            initializer=_obey_the_parent,
         )
         try:
             running = {pool.submit(function, job): index for index, job in enumerate(jobs)}
@@ -76,9 +77,18 @@ def available_cpus() -> int:
     return os.cpu_count() or 1
 
 
-def _leave_interrupts_to_the_parent() -> None:
+def _obey_the_parent() -> None:
     # A terminal sends SIGINT to every process in the foreground; the parent ends its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A parent that was killed ends nobody, and a worker that waits for jobs would wait forever.
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _end(pool: futures.ProcessPoolExecutor) -> None:

@@ -1,4 +1,4 @@
-"""Declare the hooks that a plugin may implement. They are few and cold: a hook call costs thirty times a method call."""
+"""Declare the hooks that a plugin may implement: few and cold, as a call costs thirty times a method call."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final

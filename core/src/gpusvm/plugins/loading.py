@@ -24,6 +24,16 @@ class Survey:
     drivers: Registry
     problems: tuple[BrokenPluginError, ...]
 
+    def only(self, names: Collection[str]) -> "Survey":
+        """Keep these drivers and plugins; raises InputError with the nearest name for one that is not there."""
+        known = [*self.drivers, *(problem.plugin for problem in self.problems)]
+        for name in names:
+            if name not in known:
+                raise InputError(f"unknown driver {name!r}; {nearest(name, sorted(set(known)))}")
+        kept = [driver for driver in self.drivers.drivers if driver.info.name in names]
+        problems = tuple(problem for problem in self.problems if problem.plugin in names)
+        return Survey(drivers=Registry.of_loaded(kept), problems=problems)
+
     def registry(self) -> Registry:
         """Return the drivers; raises BrokenPluginsError with every problem if there is one."""
         if self.problems:
@@ -42,7 +52,11 @@ def load_drivers(*, without: Collection[str] = ()) -> Registry:
 
 def survey_drivers(*, without: Collection[str] = ()) -> Survey:
     """Load what `load_drivers` loads, but return the broken plugins' problems beside the drivers that work."""
-    sources = find_sources()
+    return survey_sources(find_sources(), without=without)
+
+
+def survey_sources(sources: Sequence[Source], *, without: Collection[str] = ()) -> Survey:
+    """Load exactly these plugins; `survey_drivers` is this with `find_sources()`."""
     loads = [_load(source) for source in sources if source.name not in without]
     skipped = {source.name for source in sources if source.name in without}
     found = [driver for load in loads for driver in load.drivers]

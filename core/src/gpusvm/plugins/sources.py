@@ -3,7 +3,7 @@
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -30,14 +30,15 @@ class Source:
     load: Callable[[], object]
 
 
-def find_sources() -> list[Source]:
+def find_sources(path: Sequence[str] | None = None) -> list[Source]:
     """List the plugins in the order they are loaded: by name, then by distribution.
 
+    Distributions are looked for in the directories of `path`, by default in those of ``sys.path``.
     ``GPUSVM_DRIVERS`` is a list separated by commas: ``none`` leaves the installed plugins out, ``NAME=FILE.py`` adds a
     one-file plugin. Raises InputError for anything else in it.
     """
     words = [word.strip() for word in os.environ.get(VARIABLE, "").split(",") if word.strip()]
-    sources = [] if "none" in words else _installed()
+    sources = [] if "none" in words else _installed(path)
     for word in words:
         if word == "none":
             continue
@@ -53,10 +54,15 @@ def find_sources() -> list[Source]:
     return sorted(sources, key=lambda source: (source.name, source.distribution or ""))
 
 
-def _installed() -> list[Source]:
+def _installed(path: Sequence[str] | None) -> list[Source]:
     # A distribution that is on the path twice (a checkout inside its own environment) lists its entry points twice.
     found: dict[tuple[str, str, str], Source] = {}
-    for point in metadata.entry_points(group=ENTRY_POINT_GROUP):
+    if path is None:
+        points = list(metadata.entry_points(group=ENTRY_POINT_GROUP))
+    else:
+        inside = metadata.distributions(path=list(path))
+        points = [point for each in inside for point in each.entry_points if point.group == ENTRY_POINT_GROUP]
+    for point in points:
         distribution = point.dist.name if point.dist else None
         version = point.dist.version if point.dist else None
         key = (point.name, point.value, distribution or "")
