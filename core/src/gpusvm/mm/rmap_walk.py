@@ -1,7 +1,7 @@
 """mm/rmap.c:try_to_migrate and mm/migrate.c:remove_migration_ptes, as of Linux 7.3.4: unmap a folio, map it again.
 
-Both walk the VMAs in which a folio may be mapped, in the order of the anon_vma's tree. Unmapping opens a CLEAR window in
-every VMA that it visits, also where the folio is no longer mapped, and stops when nothing maps the folio any more.
+Both walk the VMAs in which a folio may be mapped, in the order of the anon_vma's tree. Unmapping opens a CLEAR window
+in every VMA that it visits, also where the folio is no longer mapped, and stops when nothing maps the folio any more.
 Restoring opens no window: what it installs was not visible to anybody.
 """
 

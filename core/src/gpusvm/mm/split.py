@@ -23,9 +23,9 @@ def split_folio(memory: "MemoryManager", pfn: int) -> int:
     """Split the large folio headed by `pfn` to order 0; it is locked and the caller holds one reference.
 
     Afterwards the head keeps the caller's lock and reference; every other page stands alone, unlocked, with the
-    references of its mappings, and is free if it has none. EAGAIN: somebody else holds a reference. EBUSY: no anon_vma
-    any more. EINVAL: it is not large. One CLEAR window in every VMA that maps it. Pages of system memory that hold zeros
-    are mapped to the zero page instead.
+    references of its mappings, and is free if it has none. EAGAIN: somebody else holds a reference. EBUSY: no
+    anon_vma any more. EINVAL: it is not large. One CLEAR window in every VMA that maps it. Pages of system memory
+    that hold zeros are mapped to the zero page instead.
     """
     pages = memory.pages
     zone = pages.zone(pfn)
