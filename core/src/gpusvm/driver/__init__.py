@@ -17,7 +17,7 @@ from gpusvm.driver.pipeline import FaultJob, FaultPipeline, Restart
 from gpusvm.driver.protocols import BoMapping, Driver, FaultPolicy, FaultSource, PagemapEmbedding, RuntimePmPolicy, Vm
 from gpusvm.driver.source import CallerFaults, FaultQueues, QueueFaults
 from gpusvm.driver.spec import DriverSpec, format_size, parse_size, read_spec, split_spec
-from gpusvm.driver.tunables import all_fixed, quirk, tunable
+from gpusvm.driver.tunables import Variant, all_fixed, quirk, tunable
 from gpusvm.driver.unit import FaultUnit, NotifierWindow, RangeUnit
 
 __all__ = [
@@ -54,6 +54,7 @@ __all__ = [
     "RangeUnit",
     "Restart",
     "RuntimePmPolicy",
+    "Variant",
     "Vm",
     "all_fixed",
     "format_size",

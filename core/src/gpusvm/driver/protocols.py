@@ -22,14 +22,28 @@ __all__ = ["BoMapping", "Driver", "FaultPolicy", "FaultSource", "PagemapEmbeddin
 
 
 class Driver(Protocol):
-    """Drive one device of one machine. `DriverInfo.make` builds it, which is the kernel's probe."""
+    """Drive one device of one machine. `DriverInfo.make` builds it, which is the kernel's probe.
 
-    info: DriverInfo
-    device: "DrmDevice"
-    accounts: FaultAccounts
-    embedding: "PagemapEmbedding"
-    bo_mapping: "BoMapping"
-    pm: "RuntimePmPolicy"
+    The attributes are for reading: the device, what its faults cost, and the strategies that the driver consists of.
+    """
+
+    @property
+    def info(self) -> DriverInfo: ...
+
+    @property
+    def device(self) -> "DrmDevice": ...
+
+    @property
+    def accounts(self) -> FaultAccounts: ...
+
+    @property
+    def embedding(self) -> "PagemapEmbedding": ...
+
+    @property
+    def bo_mapping(self) -> "BoMapping": ...
+
+    @property
+    def pm(self) -> "RuntimePmPolicy": ...
 
     def pagemaps(self) -> "list[DrmPagemap]":
         """Return the pagemaps that `populate_mm` can be called on, creating a lazy one. Empty without device memory."""
@@ -52,9 +66,14 @@ class Driver(Protocol):
 class Vm(Protocol):
     """Hold one GPU address space that mirrors a process."""
 
-    mm: MmApi
-    page_table: "GpuPageTable"
-    faults: "FaultSource"
+    @property
+    def mm(self) -> MmApi: ...
+
+    @property
+    def page_table(self) -> "GpuPageTable": ...
+
+    @property
+    def faults(self) -> "FaultSource": ...
 
     def populate(self, start: int, end: int) -> int:
         """Migrate [start, end) on the program's request; the number of bytes this call brought to the device.

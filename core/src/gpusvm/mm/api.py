@@ -208,11 +208,14 @@ class MmuNotifierRange:
 class IntervalNotifier(Protocol):
     """A live interval subscription (struct mmu_interval_notifier); `last` is inclusive, `invalidate_seq` always odd."""
 
-    mm: MmApi
     start: int
     last: int
     invalidate_seq: int
     ops: "IntervalNotifierOps"
+
+    @property
+    def mm(self) -> MmApi:
+        """Return the address space that it watches."""
 
 
 class IntervalNotifierOps(Protocol):
@@ -279,8 +282,13 @@ class DevPagemapOps(Protocol):
     order-0 folios at once, called in its place when the pages of a migrated block are freed together.
     """
 
-    folio_split: Callable[[int, int | None], None] | None
-    folios_free: Callable[[Pfns], None] | None
+    @property
+    def folio_split(self) -> Callable[[int, int | None], None] | None:
+        """Follow the split of a device folio; None ends it."""
+
+    @property
+    def folios_free(self) -> Callable[[Pfns], None] | None:
+        """Take many order-0 folios back."""
 
     def migrate_to_ram(self, vmf: VmFault) -> int:
         """Bring the faulting page home; 0 or VM_FAULT_ERROR bits. mmap_lock read held, folio locked and referenced."""

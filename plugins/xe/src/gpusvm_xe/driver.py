@@ -4,18 +4,19 @@ import errno
 from collections.abc import Mapping
 from typing import Any, Final
 
-from gpusvm.driver import FaultAccounts, FaultQueues, Host
+from gpusvm.driver import BoMapping, DeviceSpec, FaultAccounts, FaultQueues, Host
 from gpusvm.drm import DrmDevice, DrmPagemap, OwnerList, Peer
 from gpusvm.errors import KernelError
 from gpusvm.gpu import CopyEngine
 from gpusvm.kernel import Kernel
-from gpusvm.mm.api import DevPagemap, MmApi
+from gpusvm.mm.api import DevPagemap, MemoryManagerApi, MmApi
 
 from gpusvm_xe.bo import XeVram
 from gpusvm_xe.faults import XeFaults
 from gpusvm_xe.pagemap import XeEmbedding, XePagemap
 from gpusvm_xe.plugin import INFO
 from gpusvm_xe.pm import XeRuntimePm
+from gpusvm_xe.tunables import XeQuirks, XeTunables
 from gpusvm_xe.vm import XeVm
 
 __all__ = ["XeDriver"]
@@ -33,16 +34,28 @@ class XeShared:
 
 
 class XeDriver:
-    """Drive one device. Faults come through `queues` and are served by `XeFaults`; `pf_wq` runs the collectors as
-    well.
-    """
+    """Drive one device: faults come through `queues` to `XeFaults`, and `pf_wq` runs the garbage collectors as well."""
+
+    kernel: Kernel
+    memory: MemoryManagerApi
+    spec: DeviceSpec
+    tunables: XeTunables
+    quirks: XeQuirks
+    shared: "XeShared"
+    engine: CopyEngine
+    vram: XeVram
+    bo_mapping: BoMapping
+    pm: XeRuntimePm
+    device: DrmDevice
+    accounts: FaultAccounts
+    queues: FaultQueues
 
     def __init__(self, host: Host) -> None:
         self.info = INFO
-        self.kernel = kernel = host.kernel
+        kernel = self.kernel = host.kernel
         self.memory = host.memory
         self.spec = host.device
-        self.tunables = tunables = host.tunables
+        tunables = self.tunables = host.tunables
         self.quirks = host.quirks
         others = [peer for peer in host.peers if isinstance(peer, XeDriver)]
         self.shared = others[0].shared if others else XeShared(kernel)

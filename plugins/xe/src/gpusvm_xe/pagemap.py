@@ -15,14 +15,13 @@ from gpusvm.drm import (
     DrmPagemap,
     DrmQuirks,
     MigrateDetails,
-    Orders,
     PagemapAddrs,
     PagemapDevOps,
     Peer,
-    Protos,
     constant_u8,
     migrate_to_devmem,
 )
+from gpusvm.drm.addr import Orders, Protos
 from gpusvm.errors import KernelError
 from gpusvm.kernel import Work
 from gpusvm.mm.api import MEMORY_DEVICE_PRIVATE, DevPagemap, MmApi, Pfns, Words
@@ -53,7 +52,7 @@ class XePagemap:
         memory = driver.memory
         self.driver = driver
         self.memory = memory
-        self.vr = vr = driver.vram
+        vr = self.vr = driver.vram
         self.page_shift = memory.geometry.page_shift
         self.peer = Peer(self)
         owner = driver.shared.owners.acquire_owner(self.peer, driver.has_interconnect)

@@ -59,7 +59,7 @@ class XeSvm:
         end = min(mmu_range.end, notifier.end)
         if notifier.range_find(start, end) is None:
             return
-        touched = list(notifier.ranges(start, end))
+        touched = [range_ for range_ in notifier.ranges(start, end) if isinstance(range_, XeSvmRange)]
         tracer = self.kernel.tracer
         if tracer.on:
             tracer.emit("svm_invalidate", start, end, mmu_range.event, len(touched))

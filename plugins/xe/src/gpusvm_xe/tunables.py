@@ -1,7 +1,7 @@
 """What of xe can be set: its tunables, and the places where 7.3 as written surprises."""
 
 from attrs import frozen
-from gpusvm.driver import format_size, quirk, tunable
+from gpusvm.driver import Variant, format_size, quirk, tunable
 
 __all__ = ["XeQuirks", "XeTunables", "refuse"]
 
@@ -130,11 +130,11 @@ class XeTunables:
 class XeQuirks:
     """Choose between xe as written and as a reviewer would want it."""
 
-    acked_failure: str = quirk(
+    acked_failure: Variant = quirk(
         "A get_pages error other than EOPNOTSUPP, EFAULT and EPERM is acknowledged as success; the GPU faults again",
         cite="xe_svm.c:__xe_svm_handle_pagefault",
     )
-    hole_count: str = quirk(
+    hole_count: Variant = quirk(
         "Populating a PMD-sized hole moves it and still answers EBUSY, so xe evicts it and migrates it once more",
         cite="drm_pagemap.c:drm_pagemap_migrate_to_devmem; recorded on 7.3.4",
     )

@@ -30,7 +30,7 @@ class XeVm:
     def __init__(self, driver: "XeDriver", mm: MmApi, *, asid: int, start: int, end: int) -> None:
         memory, tunables = driver.memory, driver.tunables
         self.driver = driver
-        self.kernel = kernel = driver.kernel
+        kernel = self.kernel = driver.kernel
         self.mm = mm
         self.asid = asid
         self.start = start
