@@ -75,10 +75,11 @@ class LockdepError(ModelError):
     """Report a broken locking rule; the message names both places, the acquisition and what it conflicts with."""
 
 
-class CpuSignal(GpusvmError):
+class CpuSignal(GpusvmError):  # noqa: N818  # no error: what the kernel sends the process
     """Carry the signal that a modelled process gets for an access of its own.
 
-    ``signal`` is its number (11 SIGSEGV, 7 SIGBUS, 9 SIGKILL when memory has run out), ``address`` where the access went.
+    ``signal`` is its number (11 SIGSEGV, 7 SIGBUS, 9 SIGKILL when memory has run out), ``address`` where the access
+    went.
     """
 
     def __init__(self, signal: int, address: int) -> None:

@@ -31,14 +31,13 @@ from gpusvm.mm.api import (
     Words,
 )
 from gpusvm.mm.memory import fault_in_ptes, handle_mm_fault
-from gpusvm.mm.mm_struct import MMF_UNSTABLE
-from gpusvm.mm.mmu_notifier import mmu_interval_read_begin
+from gpusvm.mm.mm_struct import MMF_UNSTABLE, MmStruct
+from gpusvm.mm.mmu_notifier import MmuIntervalNotifier, mmu_interval_read_begin
 from gpusvm.mm.pgtable import PmdKind, PmdLeaf, PteTable
 from gpusvm.mm.ptemask import RAMP, bools, from_bools, from_indices, indices, lowest, span
 
 if TYPE_CHECKING:
     from gpusvm.mm.memory_manager import MemoryManager
-    from gpusvm.mm.mm_struct import MmStruct
     from gpusvm.mm.vma import Vma
 
 # What a page needs (HMM_NEED_FAULT, HMM_NEED_WRITE_FAULT).
@@ -60,7 +59,9 @@ class _Walk:
     def __init__(self, memory: "MemoryManager", range_: HmmRange) -> None:
         self.memory = memory
         self.range_ = range_
-        self.mm: MmStruct = range_.notifier.mm  # type: ignore[assignment]  # the protocol hides the class from drm/
+        mm = range_.notifier.mm
+        assert isinstance(mm, MmStruct)
+        self.mm = mm
         self.shift = memory.geometry.page_shift
         self.words = range_.hmm_pfns
         self.last = range_.start
@@ -373,11 +374,13 @@ def hmm_range_fault_unlocked_timeout(memory: "MemoryManager", range_: HmmRange, 
 
     EBUSY EFAULT EPERM ENOMEM EINVAL. `range_.notifier_seq` is then what to give to mmu_interval_read_retry.
     """
-    mm: MmStruct = range_.notifier.mm  # type: ignore[assignment]  # the protocol hides the class from drm/
+    sub = range_.notifier
+    assert isinstance(sub, MmuIntervalNotifier)
+    mm = sub.mm
     kernel = memory.kernel
     deadline = kernel.now_ns + timeout_ns
     while True:
-        range_.notifier_seq = mmu_interval_read_begin(memory, range_.notifier)  # type: ignore[arg-type]  # likewise
+        range_.notifier_seq = mmu_interval_read_begin(memory, sub)
         with mm.mmap_lock.read():
             if mm.flags & MMF_UNSTABLE:
                 raise KernelError(EFAULT, f"{mm.name} is being reaped")

@@ -4,8 +4,7 @@ The methods say in one line what they do; what they follow and promise stands at
 module of that kernel file.
 """
 
-from collections.abc import Callable
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +17,11 @@ from gpusvm.mm.api import (
     DevPagemap,
     Geometry,
     HmmRange,
+    IntervalNotifier,
     IntervalNotifierOps,
+    MemoryManagerApi,
     MigrateVma,
+    MmApi,
     MmuNotifier,
     MmuNotifierRange,
     Pfns,
@@ -77,35 +79,6 @@ class MemoryManager:
         self.pagemaps = DevPagemaps(kernel, self.pages, geometry=self.geometry)
         self.mms: list[MmStruct] = []
         self._mm_ids = 0
-        self._bind()
-
-    def _bind(self) -> None:
-        # What runs for every page or folio is bound here, so that a call goes straight to the object that does it.
-        pages, pagemaps, contents = self.pages, self.pagemaps, self.contents
-        self.alloc_folio: Callable[[int], int | None] = pages.alloc_folio
-        self.alloc_pages_bulk: Callable[[int], Pfns | None] = pages.alloc_pages_bulk
-        self.folio_order: Callable[[int], int] = pages.folio_order
-        self.folio_head: Callable[[int], int] = pages.folio_head
-        self.folio_orders: Callable[[Pfns], npt.NDArray[np.uint8]] = pages.folio_orders
-        self.folio_get: Callable[[int], None] = pages.folio_get
-        self.folios_put: Callable[[Pfns], None] = pages.put_many
-        self.folio_lock: Callable[[int], None] = pages.folio_lock
-        self.folio_trylock: Callable[[int], bool] = pages.folio_trylock
-        self.folios_lock_new: Callable[[Pfns], None] = pages.lock_new
-        self.folio_unlock: Callable[[int], None] = pages.folio_unlock
-        self.folios_unlock: Callable[[Pfns], None] = pages.unlock_many
-        self.page_pgmap: Callable[[int], DevPagemap | None] = pagemaps.page_pgmap
-        self.zone_device_folio_init: Callable[[int, DevPagemap, int], None] = pagemaps.zone_device_folio_init
-        self.zone_device_folios_init: Callable[[Pfns, DevPagemap], None] = pagemaps.zone_device_folios_init
-        self.zone_device_data: Callable[[int], Any] = pagemaps.zone_device_data
-        self.zone_device_flag: Callable[[int], bool] = pagemaps.zone_device_flag
-        self.zone_device_flags: Callable[[Pfns], Bools] = pagemaps.zone_device_flags
-        self.set_zone_device_flag: Callable[[int | Pfns], None] = pagemaps.set_zone_device_flag
-        self.set_zone_device_data: Callable[[int | Pfns, object | None], None] = pagemaps.set_zone_device_data
-        self.copy_pages: Callable[[Pfns, Pfns], None] = contents.copy
-        self.copy_folio: Callable[[int, int, int], None] = contents.copy_folio
-        self.clear_pages: Callable[[Pfns], None] = contents.clear
-        self.clear_folio: Callable[[int, int], None] = contents.clear_folio
 
     # address spaces
 
@@ -177,44 +150,50 @@ class MemoryManager:
     # interval notifiers
 
     def mmu_interval_notifier_insert(
-        self, mm: MmStruct, start: int, length: int, ops: IntervalNotifierOps
+        self, mm: MmApi, start: int, length: int, ops: IntervalNotifierOps
     ) -> MmuIntervalNotifier:
         """Subscribe to [start, start + length). EOVERFLOW EINVAL."""
+        assert isinstance(mm, MmStruct)
         return mmu_notifier.mmu_interval_notifier_insert(self, mm, start, length, ops)
 
     def mmu_interval_notifier_insert_locked(
-        self, mm: MmStruct, start: int, length: int, ops: IntervalNotifierOps
+        self, mm: MmApi, start: int, length: int, ops: IntervalNotifierOps
     ) -> MmuIntervalNotifier:
         """Subscribe with mmap_lock held for write. EOVERFLOW EINVAL."""
+        assert isinstance(mm, MmStruct)
         return mmu_notifier.mmu_interval_notifier_insert_locked(self, mm, start, length, ops)
 
-    def mmu_interval_notifier_remove(self, sub: MmuIntervalNotifier) -> None:
+    def mmu_interval_notifier_remove(self, sub: IntervalNotifier) -> None:
         """Unsubscribe; sleeps until no callback runs."""
+        assert isinstance(sub, MmuIntervalNotifier)
         mmu_notifier.mmu_interval_notifier_remove(self, sub)
 
-    def mmu_interval_read_begin(self, sub: MmuIntervalNotifier) -> int:
+    def mmu_interval_read_begin(self, sub: IntervalNotifier) -> int:
         """Start a collision-retry section; sleeps while an invalidation of `sub` may be running."""
+        assert isinstance(sub, MmuIntervalNotifier)
         return mmu_notifier.mmu_interval_read_begin(self, sub)
 
-    def mmu_interval_read_retry(self, sub: MmuIntervalNotifier, seq: int) -> bool:
+    def mmu_interval_read_retry(self, sub: IntervalNotifier, seq: int) -> bool:
         """Tell, under the driver's lock, whether the section must start over."""
         return sub.invalidate_seq != seq
 
-    def mmu_interval_check_retry(self, sub: MmuIntervalNotifier, seq: int) -> bool:
+    def mmu_interval_check_retry(self, sub: IntervalNotifier, seq: int) -> bool:
         """Tell without a lock whether it must surely start over; False is not conclusive."""
         self.kernel.step()
         return sub.invalidate_seq != seq
 
-    def mmu_interval_set_seq(self, sub: MmuIntervalNotifier, cur_seq: int) -> None:
+    def mmu_interval_set_seq(self, sub: IntervalNotifier, cur_seq: int) -> None:
         """Make an invalidation visible to readers, under the driver's lock."""
         sub.invalidate_seq = cur_seq
 
-    def mmu_notifier_register(self, notifier: MmuNotifier, mm: MmStruct) -> None:
+    def mmu_notifier_register(self, notifier: MmuNotifier, mm: MmApi) -> None:
         """Subscribe a classic notifier. EINVAL."""
+        assert isinstance(mm, MmStruct)
         mmu_notifier.mmu_notifier_register(self, notifier, mm)
 
-    def mmu_notifier_unregister(self, notifier: MmuNotifier, mm: MmStruct) -> None:
+    def mmu_notifier_unregister(self, notifier: MmuNotifier, mm: MmApi) -> None:
         """Unsubscribe it; calls release if the mm has not."""
+        assert isinstance(mm, MmStruct)
         mmu_notifier.mmu_notifier_unregister(self, notifier, mm)
 
     def invalidate_range_start(self, range_: MmuNotifierRange) -> int:
@@ -235,8 +214,9 @@ class MemoryManager:
         """Do so taking the lock itself, as often as needed. EBUSY EFAULT EPERM ENOMEM EINVAL."""
         hmm.hmm_range_fault_unlocked_timeout(self, range_, timeout_ns)
 
-    def make_device_exclusive(self, mm: MmStruct, addr: int, owner: object | None) -> int:
+    def make_device_exclusive(self, mm: MmApi, addr: int, owner: object | None) -> int:
         """Make one page device-exclusive; its pfn, folio locked and referenced. EFAULT ENOMEM EOPNOTSUPP."""
+        assert isinstance(mm, MmStruct)
         return exclusive.make_device_exclusive(self, mm, addr, owner)
 
     # migration
@@ -283,6 +263,10 @@ class MemoryManager:
         """Kill the reference, wait until every page is free, remove the pages."""
         self.pagemaps.memunmap_pages(pgmap)
 
+    def page_pgmap(self, pfn: int) -> DevPagemap | None:
+        """Return the pagemap of a ZONE_DEVICE page."""
+        return self.pagemaps.page_pgmap(pfn)
+
     def get_dev_pagemap(self, pfn: int) -> DevPagemap | None:
         """Take a live reference on the pagemap of `pfn`; None once it is killed."""
         return self.pagemaps.get_dev_pagemap(pfn)
@@ -291,11 +275,87 @@ class MemoryManager:
         """Drop one reference."""
         self.pagemaps.put_dev_pagemap(pgmap)
 
+    def zone_device_folio_init(self, pfn: int, pgmap: DevPagemap, order: int) -> None:
+        """Make a free device folio live: locked, refcount 1."""
+        self.pagemaps.zone_device_folio_init(pfn, pgmap, order)
+
+    def zone_device_folios_init(self, pfns: Pfns, pgmap: DevPagemap) -> None:
+        """Do so for many order-0 folios at once."""
+        self.pagemaps.zone_device_folios_init(pfns, pgmap)
+
+    def zone_device_data(self, pfn: int) -> Any:
+        """Return what set_zone_device_data stored, without the flag bit."""
+        return self.pagemaps.zone_device_data(pfn)
+
+    def set_zone_device_data(self, pfn: int | Pfns, data: object | None) -> None:
+        """Store the driver's object for one page or for many; clears the flag bit."""
+        self.pagemaps.set_zone_device_data(pfn, data)
+
+    def zone_device_flag(self, pfn: int) -> bool:
+        """Read the low bit of zone_device_data."""
+        return self.pagemaps.zone_device_flag(pfn)
+
+    def zone_device_flags(self, pfns: Pfns) -> Bools:
+        """Read the low bits of many."""
+        return self.pagemaps.zone_device_flags(pfns)
+
+    def set_zone_device_flag(self, pfn: int | Pfns) -> None:
+        """Set the low bit, leaving the object."""
+        self.pagemaps.set_zone_device_flag(pfn)
+
     # folios
+
+    def alloc_folio(self, order: int) -> int | None:
+        """Allocate a system folio, refcount 1, unlocked."""
+        return self.pages.alloc_folio(order)
+
+    def alloc_pages_bulk(self, n: int) -> Pfns | None:
+        """Allocate `n` order-0 pages, each refcount 1, unlocked; all or None."""
+        return self.pages.alloc_pages_bulk(n)
+
+    def folio_order(self, pfn: int) -> int:
+        """Return the order of the folio that contains `pfn`."""
+        return self.pages.folio_order(pfn)
+
+    def folio_head(self, pfn: int) -> int:
+        """Return the head pfn of the folio that contains `pfn`."""
+        return self.pages.folio_head(pfn)
+
+    def folio_orders(self, pfns: Pfns) -> npt.NDArray[np.uint8]:
+        """Return the orders of the folios headed by `pfns`."""
+        return self.pages.folio_orders(pfns)
+
+    def folio_get(self, pfn: int) -> None:
+        """Take a reference."""
+        self.pages.folio_get(pfn)
 
     def folio_put(self, pfn: int) -> None:
         """Drop a reference; the last frees the folio."""
         self.pages.folio_put(pfn)
+
+    def folios_put(self, pfns: Pfns) -> None:
+        """Drop one reference on each of many folios."""
+        self.pages.put_many(pfns)
+
+    def folio_lock(self, pfn: int) -> None:
+        """Lock; sleeps."""
+        self.pages.folio_lock(pfn)
+
+    def folio_trylock(self, pfn: int) -> bool:
+        """Lock if free."""
+        return self.pages.folio_trylock(pfn)
+
+    def folios_lock_new(self, pfns: Pfns) -> None:
+        """Lock many folios that nobody else can know yet."""
+        self.pages.lock_new(pfns)
+
+    def folio_unlock(self, pfn: int) -> None:
+        """Unlock and wake waiters."""
+        self.pages.folio_unlock(pfn)
+
+    def folios_unlock(self, pfns: Pfns) -> None:
+        """Unlock many."""
+        self.pages.unlock_many(pfns)
 
     def is_zone_device(self, pfn: int) -> bool:
         """Tell whether `pfn` belongs to a device region."""
@@ -312,3 +372,27 @@ class MemoryManager:
             if zone.private:
                 found[where] = True
         return found
+
+    # contents
+
+    def copy_pages(self, dst: Pfns, src: Pfns) -> None:
+        """Copy the contents of `src[i]` to `dst[i]`, page by page."""
+        self.contents.copy(dst, src)
+
+    def copy_folio(self, dst: int, src: int, nr_pages: int) -> None:
+        """Copy `nr_pages` consecutive pages."""
+        self.contents.copy_folio(dst, src, nr_pages)
+
+    def clear_pages(self, pfns: Pfns) -> None:
+        """Zero pages."""
+        self.contents.clear(pfns)
+
+    def clear_folio(self, pfn: int, nr_pages: int) -> None:
+        """Zero consecutive pages."""
+        self.contents.clear_folio(pfn, nr_pages)
+
+
+if TYPE_CHECKING:
+
+    def _is_the_api(memory: MemoryManager) -> MemoryManagerApi:
+        return memory

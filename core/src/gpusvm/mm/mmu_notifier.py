@@ -8,7 +8,7 @@ The subscriptions' spinlock is not an object: its sections begin with `kernel.st
 
 from bisect import bisect_left, insort
 from errno import EAGAIN, EINVAL, EOVERFLOW
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from gpusvm.errors import KernelError, ModelError
 from gpusvm.kernel import Kernel
@@ -20,7 +20,6 @@ from gpusvm.mm.api import (
     MmuNotifier,
     MmuNotifierRange,
 )
-
 from gpusvm.mm.observer import tell
 
 if TYPE_CHECKING:
@@ -154,7 +153,7 @@ def invalidate_range_start(memory: "MemoryManager", range_: MmuNotifierRange) ->
 
     After -EAGAIN the caller must not close it (__mmu_notifier_invalidate_range_start).
     """
-    mm = _mm_of(range_)
+    mm = cast("MmStruct", range_.mm)
     subs = mm.notifiers
     if subs is None:
         return 0
@@ -178,7 +177,7 @@ def invalidate_range_start(memory: "MemoryManager", range_: MmuNotifierRange) ->
 
 def invalidate_range_end(memory: "MemoryManager", range_: MmuNotifierRange) -> None:
     """Close a window (__mmu_notifier_invalidate_range_end)."""
-    mm = _mm_of(range_)
+    mm = cast("MmStruct", range_.mm)
     subs = mm.notifiers
     if subs is None:
         return
@@ -189,11 +188,6 @@ def invalidate_range_end(memory: "MemoryManager", range_: MmuNotifierRange) -> N
         _classic_range_end(memory, subs, range_)
     if kernel.tracer.on:
         kernel.tracer.emit("notifier_end", mm.name, MMU_NOTIFY_NAMES[range_.event], range_.start, range_.end)
-
-
-def _mm_of(range_: MmuNotifierRange) -> "MmStruct":
-    # api.MmuNotifierRange knows an mm by its protocol; every mm of this memory is an MmStruct.
-    return range_.mm  # type: ignore[return-value]  # the protocol hides the concrete class from drm/
 
 
 def _itree_invalidate(memory: "MemoryManager", subs: NotifierSubscriptions, range_: MmuNotifierRange) -> int:

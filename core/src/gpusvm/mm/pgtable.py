@@ -114,7 +114,7 @@ class PteTable:
         self.block = block
         self.base = block << page_table.pmd_shift
         self.pfn: Pfns = np.empty(page_table.pmd_nr, dtype=np.int64)
-        self.m_pfn = memoryview(self.pfn)
+        self.m_pfn = self.pfn.data
         self.present = 0
         self.private = 0
         self.migration = 0

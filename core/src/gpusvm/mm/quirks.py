@@ -20,7 +20,7 @@ class MmQuirks:
     """mm/hmm.c takes an owned device-private entry that is read-only for an answer to HMM_PFN_REQ_WRITE."""
 
     mm_s3: Variant = "as_written"
-    """mm/migrate_device.c:migrate_vma_collect_pmd goes on with the fault folio of before a split."""
+    """mm/migrate_device.c:migrate_vma_collect_pmd goes on with the fault folio that it found before a split."""
 
     mm_s4: Variant = "as_written"
     """mm/migrate_device.c:migrate_vma_collect_hole makes one compound entry of a hole of several PMDs."""
@@ -32,12 +32,6 @@ class MmQuirks:
 
     mm_q2: Variant = "as_written"
     """mm/hmm.c reports a foreign device-private PMD as ERROR where a foreign device-private PTE is just not mapped."""
-
-    mm_s3: Variant = "as_written"
-    """mm/migrate_device.c:migrate_vma_collect_pmd goes on with the fault folio that it found before a split."""
-
-    mm_s4: Variant = "as_written"
-    """mm/migrate_device.c:migrate_vma_collect_hole makes one compound entry of a hole of several PMDs."""
 
     mm_q6: Variant = "as_written"
     """mm/migrate_device.c:__migrate_device_pages moves a page's metadata though its MIGRATE bit is clear."""

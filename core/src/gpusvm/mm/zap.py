@@ -1,4 +1,4 @@
-"""mm/memory.c and mm/huge_memory.c, as of Linux 7.3.4: take down what is mapped in a range, and the tables behind it."""
+"""mm/memory.c and mm/huge_memory.c, as of Linux 7.3.4: take down what a range maps, and the tables behind it."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -27,7 +27,7 @@ def unmap_vmas(memory: "MemoryManager", mm: "MmStruct", vmas: Sequence["Vma"], s
 
 
 def zap_range(memory: "MemoryManager", vma: "Vma", start: int, end: int) -> None:
-    """Zap [start, end) of one area, inside the caller's window; a leaf that is cut is split first (unmap_page_range)."""
+    """Zap [start, end) of one area, in the caller's window; a leaf that is cut is split first (unmap_page_range)."""
     mm = vma.mm
     page_table = mm.page_table
     geometry = memory.geometry
