@@ -435,7 +435,7 @@ class _Pages:
         src, dst = self.src[i:j], self.dst[i:j]
         n = j - i
         have = dst & MIGRATE_PFN_VALID != 0
-        given = np.count_nonzero(have)
+        given = int(np.count_nonzero(have))
         if given != n:
             src[~have] &= _NOT_MIGRATE
             if not given:
@@ -654,7 +654,7 @@ def _finalize_batch(memory: "MemoryManager", src: Words, dst: Words, fault_head:
     if stay.any():
         pfns = (src[stay] >> MIGRATE_PFN_SHIFT).view(np.int64)
         _finalize_moved(memory, pfns, pfns, fault_head)
-    return folios + np.count_nonzero(page)
+    return folios + int(np.count_nonzero(page))
 
 
 def _finalize_moved(memory: "MemoryManager", src: Pfns, dst: Pfns, fault_head: int) -> None:
