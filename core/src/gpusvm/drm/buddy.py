@@ -13,9 +13,9 @@ class Buddy:
     """Allocate device memory in blocks of power-of-two sizes, each aligned to its size.
 
     Sizes and places are in pages of 4 KiB, counted from the start of the memory. `min_order` is the smallest block
-    handed out. An allocation takes the lowest place that fits, or the highest with `top_down`. All steps are
-    logarithmic in the number of free blocks, except a contiguous allocation that no single block can serve: that one
-    looks at all of them.
+    handed out. An allocation cuts up the smallest block that fits: the lowest such, or the highest with `top_down`.
+    All steps are logarithmic in the number of free blocks, except a contiguous allocation that no single block can
+    serve: that one looks at all of them.
     """
 
     __slots__ = ("_count", "_free", "_high", "_low", "free_pages", "min_order", "size_pages")

@@ -122,7 +122,6 @@ def get_pages(
     memory = gpusvm.memory
     lock = gpusvm.notifier_lock
     deadline_ns = kernel.now_ns + HMM_RANGE_DEFAULT_TIMEOUT_NS
-    kernel.charge("get_pages_base")
     while True:
         if kernel.now_ns > deadline_ns:
             raise KernelError(EBUSY, f"[{start:#x}, {end:#x}) is invalidated again and again")
@@ -138,6 +137,7 @@ def get_pages(
                 return
         if not mm.mmget_not_zero():
             raise KernelError(EFAULT, "the mm is gone")
+        kernel.charge("get_pages_base")
         hmm_range = HmmRange(
             notifier=notifier,
             start=start,

@@ -29,7 +29,7 @@ class RuntimePm:
     A suspended device goes to D3cold if less than `d3cold_threshold_bytes` of its memory are in use (0: never), else
     to D3hot. `state`, `resumes`, `awake_ns`, `refs_max`, `usage_count` and `history` [(ns, state), …] are for
     reading. `holders` says who holds how many references. Charges pm_resume_d3hot and pm_resume_d3cold to whoever
-    resumes the device. Ledger kind "pm".
+    resumes the device, pm_suspend to a worker. Ledger kind "pm".
     """
 
     __slots__ = (
@@ -182,6 +182,7 @@ class RuntimePm:
         state = D3COLD if used < self.d3cold_threshold_bytes else D3HOT
         self._transition = True
         try:
+            self.kernel.charge("pm_suspend")
             if callbacks is not None:
                 callbacks.runtime_suspend(state)
         except KernelError:

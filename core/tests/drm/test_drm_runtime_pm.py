@@ -1,0 +1,150 @@
+import pytest
+from gpusvm.drm import D0, D3COLD, D3HOT, RuntimePm
+from gpusvm.errors import KernelError, ModelError
+from gpusvm.kernel import Kernel
+
+MS = 1_000_000
+
+
+class Device:
+    def __init__(self):
+        self.log = []
+        self.used = 0
+        self.busy = False
+
+    def runtime_suspend(self, state):
+        if self.busy:
+            raise KernelError(16, "busy")
+        self.log.append(("suspend", state))
+
+    def runtime_resume(self, state):
+        self.log.append(("resume", state))
+
+    def vram_used_bytes(self):
+        return self.used
+
+
+def make(kernel, **kwargs):
+    device = Device()
+    pm = RuntimePm(kernel, "gpu", autosuspend_ms=1000, d3cold_threshold_bytes=300 << 20, callbacks=device, **kwargs)
+    return device, pm
+
+
+def test_the_last_put_begins_the_autosuspend_delay():
+    kernel = Kernel()
+    device, pm = make(kernel)
+    pm.get("ioctl")
+    pm.enable()
+    pm.put("ioctl")
+    kernel.run_until(999 * MS)
+    assert pm.state is D0
+    kernel.run_until(1000 * MS)
+    assert pm.state is D3COLD
+    assert device.log == [("suspend", D3COLD)]
+    assert pm.history == [(0, D0), (1000 * MS, D3COLD)]
+    assert pm.awake_ns == 1000 * MS
+
+
+def test_use_within_the_delay_puts_it_off():
+    kernel = Kernel()
+    _, pm = make(kernel)
+    pm.enable()
+    kernel.run_until(600 * MS)
+    pm.get("fault")
+    pm.put("fault")
+    kernel.run_until(1599 * MS)
+    assert pm.state is D0
+    kernel.run_until(1600 * MS)
+    assert pm.state is D3COLD
+
+
+def test_memory_in_use_decides_how_deep():
+    kernel = Kernel()
+    device, pm = make(kernel)
+    device.used = 300 << 20
+    pm.enable()
+    kernel.run_until(1000 * MS)
+    assert pm.state is D3HOT
+
+
+def test_get_resumes_and_noresume_does_not():
+    kernel = Kernel()
+    device, pm = make(kernel)
+    pm.enable()
+    kernel.run_until(1000 * MS)
+    pm.get_noresume("bo")
+    assert pm.state is D3COLD
+    assert pm.missing_outer_protection == 1
+    assert not pm.get_if_active("x")
+    pm.get("ioctl")
+    assert pm.state is D0
+    assert pm.resumes == 1
+    pm.get_noresume("bo")
+    assert pm.missing_outer_protection == 1
+    assert pm.holders == {"bo": 2, "ioctl": 1}
+    assert pm.usage_count == pm.refs_max == 3
+    assert kernel.ledger.count("pm") == 3
+    assert device.log == [("suspend", D3COLD), ("resume", D3COLD)]
+    pm.put("ioctl")
+    pm.put("bo")
+    pm.put("bo")
+    kernel.ledger.assert_empty()
+
+
+def test_a_reference_keeps_it_awake():
+    kernel = Kernel()
+    _, pm = make(kernel)
+    pm.get("bo")
+    pm.enable()
+    kernel.run_until(5000 * MS)
+    assert pm.state is D0
+    assert pm.awake_ns == 5000 * MS
+    pm.put("bo")
+
+
+def test_a_refused_suspend_is_tried_again_after_the_delay():
+    kernel = Kernel()
+    device, pm = make(kernel)
+    device.busy = True
+    pm.enable()
+    kernel.run_until(1000 * MS)
+    assert pm.state is D0
+    device.busy = False
+    kernel.run_until(2000 * MS)
+    assert pm.state is D3COLD
+
+
+def test_a_get_during_suspend_waits_and_resumes():
+    kernel = Kernel()
+    device, pm = make(kernel)
+
+    def slow_suspend(state):
+        device.log.append(("suspend", state))
+        kernel.sleep_ns(100 * MS)
+
+    device.runtime_suspend = slow_suspend
+    pm.enable()
+    kernel.run_until(1050 * MS)
+    pm.get("ioctl")
+    assert pm.state is D0
+    assert kernel.now_ns == 1100 * MS
+    assert device.log == [("suspend", D3COLD), ("resume", D3COLD)]
+    pm.put("ioctl")
+
+
+def test_a_put_without_a_get_is_refused():
+    _, pm = make(Kernel())
+    with pytest.raises(ModelError) as caught:
+        pm.put("bo")
+    assert str(caught.value) == "gpu: 'bo' puts a runtime PM reference and holds none"
+
+
+def test_disable_wakes_for_good():
+    kernel = Kernel()
+    _, pm = make(kernel)
+    pm.enable()
+    kernel.run_until(1000 * MS)
+    pm.disable()
+    assert pm.state is D0
+    kernel.run_until(9000 * MS)
+    assert pm.state is D0
