@@ -106,12 +106,13 @@ class FaultPipeline:
         return () if fault is None else (fault,)
 
     def receive(self, batch: Sequence[GpuFault]) -> None:
-        """Wait until the GPU's messages have arrived; faults raised together travel together."""
+        """Wait until the GPU's messages have arrived, and decode them; faults raised together travel together."""
         kernel = self.kernel
         if kernel.costs is not None:
             arrival = max(fault.time_ns for fault in batch) + kernel.costs.table["gpu_fault_delivery"]
             if arrival > kernel.now_ns:
                 kernel.charge_ns("gpu_fault_delivery", arrival - kernel.now_ns)
+        kernel.charge("fault_buffer_entry", len(batch))
 
     def run(self, batch: Sequence[GpuFault]) -> None:
         """Serve a batch in order, acknowledge every fault of it, then tell the GPU that the batch is done."""
@@ -244,7 +245,8 @@ class FaultPipeline:
             self.kernel.tracer.emit("fault_ack", fault.addr, fault.access, fault.inst, answer)
 
     def respond(self, job: FaultJob, answer: int) -> None:
-        """Send the GPU its answer, one fault at a time. Here: let the access go on, or end it."""
+        """Send the GPU its answer, one fault at a time; a driver that answers a batch at once overrides this."""
+        self.kernel.charge("gpu_replay")
         job.fault.complete(answer)
 
     def covers(self, job: FaultJob, answer: int, other: GpuFault) -> bool:

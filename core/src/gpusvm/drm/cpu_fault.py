@@ -63,6 +63,5 @@ def migrate_to_ram(memory: MemoryManagerApi, vmf: VmFault) -> None:
         if moved:
             retire_migrated_pages(memory, args.src, args.dst)
         memory.migrate_vma_finalize(args)
-    kernel.stats.migrated_to_ram_bytes += moved << memory.geometry.page_shift
     if kernel.tracer.on:
         kernel.tracer.emit("migrate_to_ram", start, end, zdd.dpagemap.drm.name, moved)

@@ -59,6 +59,5 @@ def _evict_once(devmem: Devmem) -> None:
         if moved:
             retire_migrated_pages(memory, src, dst)
         memory.migrate_device_finalize(src, dst, npages)
-    kernel.stats.migrated_to_ram_bytes += moved << memory.geometry.page_shift
     if kernel.tracer.on:
         kernel.tracer.emit("evict_to_ram", dpagemap.drm.name, moved)

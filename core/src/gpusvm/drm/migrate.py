@@ -152,8 +152,6 @@ class _Migration:
                 args.dst[:] = 0
                 memory.migrate_vma_pages(args)
             memory.migrate_vma_finalize(args)
-        if self.copied:
-            memory.kernel.stats.migrated_to_device_bytes += self.copied << geometry.page_shift
         tracer = memory.kernel.tracer
         if tracer.on:
             tracer.emit("migrate_to_devmem", args.start, args.end, self._dpagemap.drm.name, self.copied)

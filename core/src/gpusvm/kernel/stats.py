@@ -5,7 +5,10 @@ import attrs
 
 @attrs.define(kw_only=True)
 class Stats:
-    """Be the counters of one run; whoever does a thing counts it. Units are in the names; the rest are events."""
+    """Be the counters of one run; whoever does a thing counts it. Units are in the names; the rest are events.
+
+    What migrates is counted by the mm alone, where a folio has a new place for good (mm/migrate_device.py).
+    """
 
     gpu_faults: int = 0
     cpu_faults: int = 0

@@ -129,10 +129,7 @@ class XeFaults(FaultPipeline):
     # ---- bind ----------------------------------------------------------------------------------------------------
 
     def bind(self, job: FaultJob) -> bool:
-        """Rebind the range (xe_vm_range_rebind): the commit checks under the notifier lock that its pages are valid."""
-        vm, unit = job.vm, job.unit
-        with vm.resv:
-            if not unit.commit(vm.write_ptes):
-                job.timeslice_ms *= 2
-                raise Restart
+        if not job.vm.bind(job.unit):
+            job.timeslice_ms *= 2
+            raise Restart
         return True

@@ -5,8 +5,8 @@ process.
 import errno
 from typing import TYPE_CHECKING
 
-from gpusvm.driver import QueueFaults
-from gpusvm.drm import GpuSvm, GpuSvmCtx, Peer
+from gpusvm.driver import QueueFaults, RangeUnit
+from gpusvm.drm import GpuSvm, GpuSvmCtx, GpuSvmRange, Peer
 from gpusvm.errors import KernelError
 from gpusvm.gpu import ATOMIC, READ, REMOTE, WRITE, GpuPageTable, Tlb
 from gpusvm.mm.api import MmApi
@@ -82,13 +82,14 @@ class XeVm:
         """Tell whether the tile maps the range as a fault needs it (xe_svm_range_is_valid)."""
         return range_.present and not range_.invalidated and (not devmem_only or range_.pages.has_devmem_pages)
 
-    def write_ptes(self, range_: XeSvmRange) -> None:
+    def write_ptes(self, range_: GpuSvmRange) -> None:
         """Map what get_pages found, in the largest leaves that fit (xe_pt_stage_bind). The notifier lock is held.
 
         Entries are 4 KiB each, also where the 64 KiB hint applies; a segment of at least 2 MiB is one leaf.
         """
         addrs = range_.pages.dma_addr
         assert addrs is not None
+        assert isinstance(range_, XeSvmRange)
         # A range without mixed mappings is all in one place. A peer's VRAM is no VRAM for the page table: every access
         # leaves over the bus, and atomics do not reach it.
         perm = READ | WRITE | ATOMIC if addrs.proto[0] == XE_INTERCONNECT_VRAM else self._system_perm
@@ -176,21 +177,13 @@ class XeVm:
             if error.errno == errno.EOPNOTSUPP:
                 self.gpusvm.range_evict(range_)
             return moved
-        self.bind(range_)
+        self.bind(RangeUnit(self.gpusvm, range_))
         return moved
 
-    def bind(self, range_: XeSvmRange) -> bool:
-        """Write the PTEs of a range if its pages are still valid (xe_vm_range_rebind); False if they are not."""
+    def bind(self, unit: RangeUnit) -> bool:
+        """Write the PTEs of a range unless its pages went stale (xe_vm_range_rebind: -EAGAIN); False if they did."""
         with self.resv:
-            lock = self.gpusvm.notifier_lock
-            lock.down_read()
-            try:
-                valid = self.gpusvm.range_pages_valid(range_)
-                if valid:
-                    self.write_ptes(range_)
-            finally:
-                lock.up_read()
-        return valid
+            return unit.commit(lambda: self.write_ptes(unit.range))
 
     # ---- the end -------------------------------------------------------------------------------------------------
 
