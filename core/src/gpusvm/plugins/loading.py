@@ -11,6 +11,7 @@ from gpusvm.errors import InputError, nearest
 from gpusvm.plugins import hookspecs
 from gpusvm.plugins.problems import BrokenPluginError, BrokenPluginsError, Place
 from gpusvm.plugins.registry import LoadedDriver, Registry
+from gpusvm.plugins.signatures import call_problem
 from gpusvm.plugins.sources import Source, find_sources
 from gpusvm.plugins.validation import Finding, info_findings, raised, returned
 
@@ -96,7 +97,7 @@ def _load(source: Source) -> _Load:
     load = _Load(source)
     try:
         plugin = source.load()
-    except Exception as exc:  # noqa: BLE001  # whatever an import raises is that plugin's problem, not the others'
+    except (Exception, SystemExit) as exc:  # noqa: BLE001  # whatever an import raises is that plugin's problem alone
         load.note([raised(exc, f"importing {source.value}", default=_file_of(source))])
         return load
     path = getattr(plugin, "__file__", None)
@@ -150,6 +151,9 @@ def _hook_findings(plugin: object, place: Place | None) -> list[Finding]:
         elif name in valid and not is_marked:
             problem = f"{name} is not marked as a hook: put @hookimpl (from gpusvm.plugins) above it"
             findings.append(Finding(problem, Place.of(function)))
+        elif name in valid:
+            mismatch = call_problem(function, getattr(hookspecs, name), name=name)
+            findings += [Finding(mismatch, Place.of(function))] if mismatch else []
     if not marked and not findings:
         findings.append(
             Finding("it implements no hook: expected a function gpusvm_drivers marked with @hookimpl", place)

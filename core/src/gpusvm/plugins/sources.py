@@ -45,12 +45,10 @@ def find_sources(path: Sequence[str] | None = None) -> list[Source]:
         name, equals, file = word.partition("=")
         if not (name and equals and file.endswith(".py")):
             raise InputError(f"{VARIABLE}: expected 'none' or NAME=FILE.py, got {word!r}")
-        path = Path(file).absolute()
-        if not path.is_file():
+        at = Path(file).absolute()
+        if not at.is_file():
             raise InputError(f"{VARIABLE}: {file}: no such file")
-        sources.append(
-            Source(name=name, value=str(path), distribution=None, version=None, load=_file_loader(name, path))
-        )
+        sources.append(Source(name=name, value=str(at), distribution=None, version=None, load=_file_loader(name, at)))
     return sorted(sources, key=lambda source: (source.name, source.distribution or ""))
 
 

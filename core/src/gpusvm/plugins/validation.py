@@ -34,7 +34,7 @@ class Finding:
     place: Place | None
 
 
-def raised(exc: Exception, doing: str, *, default: Place | None) -> Finding:
+def raised(exc: BaseException, doing: str, *, default: Place | None) -> Finding:
     """Describe an exception that plugin code raised: the innermost line of its traceback that is the plugin's own.
 
     A declaration that lacks a field or has one too many is put in the words of the contract.
