@@ -182,14 +182,13 @@ def _read_value(where: str, value: str, declared: "attrs.Attribute[Any]") -> Any
 
 
 def _read_int(where: str, value: str, meta: Mapping[str, Any]) -> int:
+    sized = meta["unit"] == "bytes"
     try:
-        number = parse_size(value) if meta["unit"] == "bytes" else int(value)
+        number = parse_size(value) if sized else int(value)
     except ValueError as error:
-        expected = (
-            str(error) if meta["unit"] == "bytes" else f"expected a whole number of {meta['unit']}, got {value!r}"
-        )
+        expected = str(error) if sized else f"expected a whole number ({meta['unit']}), got {value!r}"
         raise InputError(f"{where}: {expected}") from None
-    write = format_size if meta["unit"] == "bytes" else str
+    write = format_size if sized else str
     if meta["minimum"] is not None and number < meta["minimum"]:
         raise InputError(f"{where}: expected at least {write(meta['minimum'])}, got {value!r}")
     if meta["maximum"] is not None and number > meta["maximum"]:

@@ -13,7 +13,7 @@ from attrs import define
 
 from gpusvm.errors import ModelError
 from gpusvm.kernel import Kernel
-from gpusvm.mm import MemoryManager, MmStruct
+from gpusvm.mm.api import MemoryManagerApi, MmApi
 
 __all__ = ["ATOMIC", "NEED_OF_OP", "READ", "REMOTE", "STALE", "WRITE", "GpuPageTable", "PteWindow"]
 
@@ -55,11 +55,11 @@ class GpuPageTable:
     """Map virtual pages of one process for one GPU address space.
 
     Virtual pages are `address >> page_shift`; ranges are half open. `map_run` and `map_pages` overwrite, as writing a PTE
-    does. An access is checked against the contents of memory (`MemoryManager.contents`), through whatever pfn the entry
+    does. An access is checked against the contents of memory (`MemoryManagerApi.contents`), through whatever pfn the entry
     holds, stale or not.
     """
 
-    def __init__(self, kernel: Kernel, memory: MemoryManager, mm: MmStruct) -> None:
+    def __init__(self, kernel: Kernel, memory: MemoryManagerApi, mm: MmApi) -> None:
         self.kernel = kernel
         self.memory = memory
         self.mm = mm
@@ -119,6 +119,15 @@ class GpuPageTable:
                 entries[:] = 0
         self.mapped_pages -= cleared
         return cleared
+
+    def remote_pages(self, vpn: int, end_vpn: int) -> int:
+        """Count the entries of [vpn, end_vpn) that point to system memory."""
+        found = 0
+        for window in self._windows:
+            first, end = max(vpn, window.base), min(end_vpn, window.end)
+            if first < end:
+                found += int(np.count_nonzero(window.perm[first - window.base : end - window.base] & REMOTE))
+        return found
 
     def perms(self, vpn: int, end_vpn: int) -> Perms:
         """Return a copy of the permission bytes of [vpn, end_vpn)."""

@@ -316,11 +316,24 @@ class DevPagemap:
     done: Completion | None = None
 
 
+class ContentsApi(Protocol):
+    """What memory holds, as a device that accesses it by its own page table needs it."""
+
+    def read_many(self, mm: MmApi, vpns: Pfns, pfns: Pfns, *, quirk: str | None = None) -> None:
+        """Read the pages `pfns` as `vpns` of `mm`, and check them; `quirk` names what left the mappings stale."""
+
+    def write_many(self, mm: MmApi, vpns: Pfns, pfns: Pfns, *, writer: int = 0, quirk: str | None = None) -> None:
+        """Write them, in order."""
+
+
 class MemoryManagerApi(Protocol):
     """The mm subsystem as the rooms above may use it. Every error is a KernelError with the kernel's errno."""
 
     kernel: Kernel
     geometry: Geometry
+
+    @property
+    def contents(self) -> ContentsApi: ...
 
     # interval notifiers, mm/mmu_notifier.c
     def mmu_interval_notifier_insert(
