@@ -1,6 +1,6 @@
 """What the model of the mm costs per operation: `uv run pytest benchmarks/bench_mm.py`.
 
-One operation is a whole migration (setup, allocation, copy of the tokens, pages, finalize) of one 2 MiB block in timed
+One operation is a whole migration (setup, allocation, copy of the tokens, pages, finalize) of one 2 MiB block, in timed
 mode without costs and unchecked, as in `gpusvm compare`, with one interval subscription on the address space.
 """
 

@@ -574,7 +574,15 @@ def _finalize(memory: "MemoryManager", src: Words, dst: Words, npages: int, faul
     folios = 0
     i = 0
     while i < npages:
-        if explored or (s[i] | d[i]) & MIGRATE_PFN_COMPOUND:
+        sw, dw = s[i], d[i]
+        if sw & dw & MIGRATE_PFN_COMPOUND and dw & MIGRATE_PFN_VALID:
+            # The other words of a compound are 0: there is nothing to do for them.
+            nr = 1 << memory.pages.folio_order(dw >> MIGRATE_PFN_SHIFT)
+            folios += 1
+            _finalize_one(memory, sw, dw, fault_head)
+            i += nr
+            continue
+        if explored or (sw | dw) & MIGRATE_PFN_COMPOUND:
             j = i + 1
         else:
             j = min(_next_compound(src, i, npages), _next_compound(dst, i, npages))
@@ -607,11 +615,16 @@ def _finalize_one(memory: "MemoryManager", sw: int, dw: int, fault_head: int) ->
             pages.folio_unlock(dst)
             pages.folio_put(dst)
         dst = src
-    else:
-        _count(memory, dst, 1 << pages.folio_order(dst))
     zone = pages.zone(dst)
+    i = dst - zone.base
+    if dst != src:
+        nbytes = 1 << (memory.geometry.page_shift + zone.m_order[i])
+        if zone.pgmap is None:
+            memory.kernel.stats.migrated_to_ram_bytes += nbytes
+        else:
+            memory.kernel.stats.migrated_to_device_bytes += nbytes
     if zone.pgmap is None:
-        zone.m_flags[dst - zone.base] |= PG_LRU
+        zone.m_flags[i] |= PG_LRU
     remove_migration_ptes(memory, src, dst)
     if src != fault_head:
         _unlock(memory, src)
@@ -702,7 +715,7 @@ def _finalize_moved(memory: "MemoryManager", src: Pfns, dst: Pfns, fault_head: i
 def _unlock(memory: "MemoryManager", pfn: int) -> None:
     """Unlock a source; the kernel toggles the bit, so one collected without its lock (MM-S3) is locked for ever."""
     pages = memory.pages
-    if pages.folio_locked(pfn) or memory.quirks.mm_s3 == "fixed":
+    if memory.quirks.mm_s3 == "fixed" or pages.folio_locked(pfn):
         pages.folio_unlock(pfn)
     else:
         zone = pages.zone(pfn)

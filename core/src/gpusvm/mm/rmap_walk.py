@@ -166,9 +166,8 @@ def remove_migration_ptes(
     Each mapping takes a reference and counts; it is writable if the entry was, exclusive unless the entry was READ.
     `use_zero_page` maps the zero page in place of pages that hold zeros (RMP_USE_SHARED_ZEROPAGE).
     """
-    pages = memory.pages
     rmap = memory.rmap
-    zone = pages.zone(dst)
+    zone = memory.pages.zone(dst)
     i = dst - zone.base
     anon_vma = rmap.anon_vmas.get(zone.m_anon_vma[i])
     if anon_vma is None:
@@ -177,6 +176,18 @@ def remove_migration_ptes(
         anon_vma.lock.down_read()
     geometry = memory.geometry
     shift = geometry.page_shift
+    vmas = anon_vma.vmas
+    if len(vmas) == 1 and zone.m_order[i] == geometry.pmd_order:
+        # The usual case of a block: one VMA, and the PMD migration entry where it was.
+        vma = vmas[0]
+        memory.kernel.step()
+        address = vma.start + ((zone.m_index[i] - vma.pgoff) << shift)
+        entry = vma.mm.page_table.entries.get(address >> geometry.pmd_shift)
+        if isinstance(entry, PmdLeaf) and entry.kind is PmdKind.MIGRATION and entry.pfn == src:
+            restore_pmd(memory, vma.mm, address >> geometry.pmd_shift, entry, dst, zone)
+            if not rmap_locked:
+                anon_vma.lock.up_read()
+            return
     for vma, start, end in rmap.places(dst):
         entries = vma.mm.page_table.entries
         first = start + ((zone.m_index[i] - rmap.linear_index(vma, start)) << shift)
