@@ -72,34 +72,55 @@ def cpu_access(memory: "MemoryManager", mm: "MmStruct", vpns: Pfns, is_write: Bo
 def _look_up(memory: "MemoryManager", mm: "MmStruct", vpns: Pfns, is_write: Bools) -> tuple[int, Pfns]:
     # How many of the accesses, from the first on, the page table allows, and the pages they reach.
     order = memory.geometry.pmd_order
-    inside = memory.geometry.pmd_nr - 1
-    entries = mm.page_table.entries
     n = len(vpns)
     blocks = vpns >> order
     cuts = np.flatnonzero(blocks[1:] != blocks[:-1]) + 1
     pfns: Pfns = np.empty(n, dtype=np.int64)
+    if len(cuts) > n >> 3 and n > PIECE_AFTER_MISS:
+        # Scattered: the accesses of each block together, and afterwards back in their order.
+        where = np.argsort(blocks, kind="stable")
+        vpns, is_write, blocks = vpns[where], is_write[where], blocks[where]
+        cuts = np.flatnonzero(blocks[1:] != blocks[:-1]) + 1
+        found: Pfns = np.empty(n, dtype=np.int64)
+        misses = n
+        begin = 0
+        for stop in [*cuts.tolist(), n]:
+            good = _look_up_block(memory, mm, vpns, is_write, begin, stop, found)
+            if begin + good < stop:
+                misses = min(misses, int(where[begin + good]))
+            begin = stop
+        pfns[where] = found
+        return misses, pfns
     begin = 0
     for stop in [*cuts.tolist(), n]:
-        entry = entries.get(int(blocks[begin]))
-        if isinstance(entry, PteTable):
-            pages = vpns[begin:stop] & inside
-            allowed = bools(entry.present, inside + 1).take(pages)
-            writes = is_write[begin:stop]
-            if entry.present != entry.write:
-                allowed &= bools(entry.write, inside + 1).take(pages) | ~writes
-            pfns[begin:stop] = entry.pfn.take(pages)
-        elif entry is None or entry.kind not in _MAPPED:
-            return begin, pfns
-        else:
-            np.add(vpns[begin:stop] & inside, entry.pfn, out=pfns[begin:stop])
-            if entry.write:
-                begin = stop
-                continue
-            allowed = ~is_write[begin:stop]
-        if not allowed.all():
-            return begin + int(allowed.argmin()), pfns
+        good = _look_up_block(memory, mm, vpns, is_write, begin, stop, pfns)
+        if begin + good < stop:
+            return begin + good, pfns
         begin = stop
     return n, pfns
+
+
+def _look_up_block(
+    memory: "MemoryManager", mm: "MmStruct", vpns: Pfns, is_write: Bools, begin: int, stop: int, pfns: Pfns
+) -> int:
+    # The same for the accesses [begin, stop), which lie in one block.
+    inside = memory.geometry.pmd_nr - 1
+    entry = mm.page_table.entries.get(int(vpns[begin]) >> memory.geometry.pmd_order)
+    pages = vpns[begin:stop] & inside
+    writes = is_write[begin:stop]
+    if isinstance(entry, PteTable):
+        allowed = bools(entry.present, inside + 1).take(pages)
+        if entry.present != entry.write:
+            allowed &= bools(entry.write, inside + 1).take(pages) | ~writes
+        pfns[begin:stop] = entry.pfn.take(pages)
+    elif entry is None or entry.kind not in _MAPPED:
+        return 0
+    else:
+        np.add(pages, entry.pfn, out=pfns[begin:stop])
+        if entry.write:
+            return stop - begin
+        allowed = ~writes
+    return stop - begin if allowed.all() else int(allowed.argmin())
 
 
 _MAPPED: Final = (PmdKind.THP, PmdKind.HUGE_ZERO)
