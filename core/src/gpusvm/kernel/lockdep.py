@@ -89,7 +89,10 @@ class Lockdep:
     @forbid_in_notifier.setter
     def forbid_in_notifier(self, names: frozenset[str]) -> None:
         self._forbidden = frozenset(names)
-        self.root.clear()  # what was allowed so far has to be checked again
+        chains = [self.root]  # what was allowed so far has to be checked again
+        for chain in chains:
+            chains.extend(chain.values())
+            chain.clear()
 
     def lock_class(
         self, kind: str, name: str, subclass: int = 0, *, sleeps: bool = False, atomic: bool = False

@@ -33,7 +33,7 @@ class Ledger:
             key = (kind, id(holder) if self._checked else type(holder).__name__)
         account = self._accounts.get(key)
         if account is None:
-            self._accounts[key] = [n, holder if self._checked else key[1]]
+            self._accounts[key] = [n, holder if self._checked or type(holder) is str else type(holder)]
         else:
             account[0] += n
             if account[0] == 0:  # a put came first, which only an unchecked kernel lets pass
@@ -49,7 +49,7 @@ class Ledger:
         if account is None:
             if self._checked:
                 raise LedgerError(f"ledger: {self._name(holder)} puts {n} {kind!r} and holds 0")
-            self._accounts[key] = [-n, key[1]]
+            self._accounts[key] = [-n, holder if type(holder) is str else type(holder)]
             return
         if self._checked and account[0] < n:
             raise LedgerError(f"ledger: {self._name(holder)} puts {n} {kind!r} and holds {account[0]}")
@@ -75,6 +75,8 @@ class Ledger:
     def _name(holder: object) -> str:
         if isinstance(holder, str):
             return repr(holder)
+        if isinstance(holder, type):
+            return holder.__name__
         name = getattr(holder, "name", None)
         return f"{type(holder).__name__} {name!r}" if isinstance(name, str) else type(holder).__name__
 

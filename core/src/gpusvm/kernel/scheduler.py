@@ -35,6 +35,7 @@ class Scheduler(ABC):
         self.tasks: dict[int, Task] = {}  # alive, in spawn order
         self.spawned = 0
         self.settlers: list[Task] = []
+        self._starting: Task | None = None  # has no greenlet yet, and main is to start it
         self.failures: list[Task] = []  # failed, and nobody has been told
         self.main = self.new_task(None, name="main", daemon=False, args=(), at=0)
         self.root = self.main.greenlet = getcurrent()
@@ -104,17 +105,26 @@ class Scheduler(ABC):
 
     def timer_task(self, timer: Timer, at: int) -> Task:
         """Return the task in whose softirq context a due timer fires."""
-        return self.new_task(timer.fire, name=f"timer/{timer.name}", daemon=True, args=(), at=at)
+        return self.new_task(timer.fire, name=f"timer/{timer.name}", daemon=False, args=(), at=at)
 
     def go(self, task: Task) -> None:
         """Switch to `task`; returns when the running task is switched to again."""
         kernel = self.kernel
+        running = kernel.current
         kernel.current = task
-        if task.greenlet is None:
-            task.greenlet = greenlet(self._body, self.root)
-            task.greenlet.switch(task)
-        else:
+        if task.greenlet is not None:
             task.greenlet.switch()
+        elif running is not self.main:
+            # A greenlet's stack begins where it is started from. If tasks started each other, that would be ever deeper.
+            self._starting = task
+            self.root.switch()
+        else:
+            self._starting = task
+        if running is self.main:
+            while self._starting is not None:
+                task, self._starting = self._starting, None
+                task.greenlet = greenlet(self._body, self.root)
+                task.greenlet.switch(task)
 
     def _body(self, task: Task) -> None:
         kernel = self.kernel

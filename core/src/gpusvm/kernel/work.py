@@ -140,13 +140,13 @@ class Workqueue(Waitable):
 
     def drain(self) -> None:
         """Wait until nothing is queued or running, however often works queue each other (drain_workqueue)."""
-        while self._works or any(self._workers):
+        while self.busy:
             self.flush()
 
     @property
     def busy(self) -> bool:
         """Say whether something is queued or running."""
-        return bool(self._works) or any(self._workers)
+        return self._oldest() <= self._seq
 
     def _insert(self, work: Work) -> None:
         self._seq += 1
@@ -155,7 +155,7 @@ class Workqueue(Waitable):
         self._works.append(work)
         for slot, worker in enumerate(self._workers):
             if worker is None:
-                task = self._kernel.spawn(self._worker, slot, name=f"kworker/{self.name}:{slot}", daemon=True)
+                task = self._kernel.spawn(self._worker, slot, name=f"kworker/{self.name}:{slot}")
                 self._workers[slot] = (task, None)
                 return
 
@@ -194,7 +194,7 @@ class Workqueue(Waitable):
                 self._progress()
                 if self._works and any(work.running is None for work in self._works):
                     # only after a work that raised: the rest still gets its worker
-                    again = kernel.spawn(self._worker, slot, name=f"kworker/{self.name}:{slot}", daemon=True)
+                    again = kernel.spawn(self._worker, slot, name=f"kworker/{self.name}:{slot}")
                     self._workers[slot] = (again, None)
 
     def _touch(self, work: Work | None) -> None:
