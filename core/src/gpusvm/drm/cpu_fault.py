@@ -1,10 +1,9 @@
 """drivers/gpu/drm/drm_pagemap.c:__drm_pagemap_migrate_to_ram, as of Linux 7.3.4: a CPU touches what a device has."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from gpusvm.drm.ram import RamPages, retire_migrated_pages, skip_retired_pages
+from gpusvm.drm.zdd import page_zdd
 from gpusvm.mm.api import (
     MIGRATE_VMA_SELECT_COMPOUND,
     MIGRATE_VMA_SELECT_DEVICE_COHERENT,
@@ -14,9 +13,6 @@ from gpusvm.mm.api import (
     VmFault,
 )
 
-if TYPE_CHECKING:
-    from gpusvm.drm.zdd import Zdd
-
 
 def migrate_to_ram(memory: MemoryManagerApi, vmf: VmFault) -> None:
     """Bring the allocation that holds the faulting page home, as far as the VMA and one window of its size reach.
@@ -25,7 +21,7 @@ def migrate_to_ram(memory: MemoryManagerApi, vmf: VmFault) -> None:
     others have taken everything meanwhile. A KernelError (of setup, ENOMEM, of a mapping or of the copy) becomes
     SIGBUS.
     """
-    zdd: Zdd = memory.zone_device_data(vmf.page)
+    zdd = page_zdd(memory, vmf.page)
     devmem = zdd.devmem
     kernel = memory.kernel
     if kernel.now_ns < devmem.timeslice_expiration_ns:

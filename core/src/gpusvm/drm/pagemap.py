@@ -4,18 +4,16 @@ with it.
 
 from collections.abc import Callable
 from errno import EFAULT
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from gpusvm.drm.addr import Orders, PagemapAddrs, Protos
 from gpusvm.drm.cpu_fault import migrate_to_ram
 from gpusvm.drm.device import DrmDevice
 from gpusvm.drm.quirks import AS_WRITTEN, DrmQuirks
+from gpusvm.drm.zdd import Zdd, page_zdd
 from gpusvm.errors import KernelError
 from gpusvm.kernel import Kref, Work
 from gpusvm.mm.api import VM_FAULT_SIGBUS, DevPagemap, MemoryManagerApi, MmApi, Pfns, VmFault, Words
-
-if TYPE_CHECKING:
-    from gpusvm.drm.zdd import Zdd
 
 
 class PagemapOps(Protocol):
@@ -168,5 +166,4 @@ class PagemapDevOps:
 
 def page_to_dpagemap(memory: MemoryManagerApi, pfn: int) -> DrmPagemap:
     """Return the pagemap that a live device page was populated from (drm_pagemap_page_to_dpagemap)."""
-    zdd: Zdd = memory.zone_device_data(pfn)
-    return zdd.dpagemap
+    return page_zdd(memory, pfn).dpagemap

@@ -17,6 +17,7 @@ from gpusvm.drm.addr import (
 )
 from gpusvm.drm.device import DrmDevice
 from gpusvm.drm.dma import IovaState
+from gpusvm.drm.zdd import Zdd, page_zdd
 from gpusvm.errors import KernelError
 from gpusvm.mm.api import (
     HMM_PFN_ORDER_SHIFT,
@@ -34,7 +35,6 @@ from gpusvm.mm.api import (
 if TYPE_CHECKING:
     from gpusvm.drm.gpusvm import GpuSvm, GpuSvmCtx
     from gpusvm.drm.pagemap import DrmPagemap
-    from gpusvm.drm.zdd import Zdd
 
 HMM_RANGE_DEFAULT_TIMEOUT_NS: Final = 1_000_000_000
 _ORDER_SHIFT = np.uint64(HMM_PFN_ORDER_SHIFT)
@@ -225,7 +225,7 @@ def _map(gpusvm: "GpuSvm", pages: GpuSvmPages, words: Words, ctx: "GpuSvmCtx") -
     dpagemap: DrmPagemap | None = None
     if any_device:
         first = 0 if device is None or device[0] else int(device.argmax())
-        zdd: Zdd = memory.zone_device_data(int(pfns[first]))
+        zdd = page_zdd(memory, int(pfns[first]))
         dpagemap = zdd.dpagemap
         if device is not None:
             _check_mixture(zdd, pfns, device, ctx)

@@ -5,11 +5,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpusvm.kernel import Kref
-from gpusvm.mm.api import Bools, Pfns
+from gpusvm.mm.api import Bools, MemoryManagerApi, Pfns
 
 if TYPE_CHECKING:
     from gpusvm.drm.devmem import Devmem
     from gpusvm.drm.pagemap import DrmPagemap
+
+
+def page_zdd(memory: MemoryManagerApi, pfn: int) -> "Zdd":
+    """Return the zdd of a live device page: its folio's (drm_pagemap_page_zone_device_data)."""
+    zdd: Zdd = memory.zone_device_data(memory.folio_head(pfn))
+    return zdd
 
 
 class Zdd:
