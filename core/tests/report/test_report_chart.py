@@ -2,18 +2,18 @@ import json
 from pathlib import Path
 
 import pytest
-from gpusvm.report.chart import stage_chart
+from gpusvm.report.chart import stage_charts
 
-RUNS = json.loads((Path(__file__).parents[1] / "compare" / "example.json").read_text())["runs"]
+EXAMPLE = Path(__file__).parents[1] / "compare" / "example.json"
 
 
 @pytest.fixture
 def triad():
-    return [run for run in RUNS if run["workload"] == "triad"]
+    return [run for run in json.loads(EXAMPLE.read_text())["runs"] if run["workload"] == "triad"]
 
 
 def test_a_bar_is_as_long_as_its_time(triad):
-    chart = stage_chart("triad", triad)
+    (chart,) = stage_charts("triad", triad)
     totals = [sum(run["stage_ns"].values()) for run in triad]
     assert [bar.name for bar in chart.bars] == ["xe", "nouveau", "dmirror", "xe:chunk_sizes=64K+4K"]
     assert [bar.total for bar in chart.bars] == ["13.9 ms", "198 ms", "441 ms", "47.3 ms"]
@@ -24,7 +24,7 @@ def test_a_bar_is_as_long_as_its_time(triad):
 
 
 def test_stages_follow_one_another(triad):
-    bar = stage_chart("triad", triad).bars[2]
+    bar = stage_charts("triad", triad)[0].bars[2]
     assert [segment.stage for segment in bar.segments] == list(triad[0]["stage_ns"])
     for first, second in zip(bar.segments, bar.segments[1:], strict=False):
         assert first.x + first.width == pytest.approx(second.x, abs=0.02)
@@ -33,11 +33,21 @@ def test_stages_follow_one_another(triad):
 
 def test_a_stage_too_thin_to_see_is_left_out(triad):
     triad[2]["stage_ns"] = {**triad[2]["stage_ns"], "gc": 1}
-    assert "gc" not in [segment.stage for segment in stage_chart("triad", triad).bars[2].segments]
+    assert "gc" not in [segment.stage for segment in stage_charts("triad", triad)[0].bars[2].segments]
 
 
 def test_no_fault_no_chart(triad):
     for run in triad:
         run["stage_ns"] = dict.fromkeys(run["stage_ns"], 0)
-    assert stage_chart("triad", triad) is None
-    assert stage_chart("triad", []) is None
+    assert stage_charts("triad", triad) == []
+    assert stage_charts("triad", []) == []
+
+
+def test_a_long_queue_does_not_hide_the_other_stages(triad):
+    for run in triad:
+        run["stage_ns"] = {**run["stage_ns"], "queue": 300_000_000}
+    everything, served = stage_charts("triad", triad)
+    assert everything.stages == ("queue", *served.stages)
+    assert everything.caption == "Time in GPU faults, by stage, summed over the faults"
+    assert served.caption == "The same without waiting in the queue"
+    assert [bar.total for bar in served.bars] == ["11.8 ms", "168 ms", "375 ms", "40.2 ms"]

@@ -1,5 +1,6 @@
 """gpusvm compare: drivers side by side on the same workloads."""
 
+import functools
 import shlex
 import sys
 from pathlib import Path
@@ -97,7 +98,9 @@ def compare(
                 out=out,
                 resume=resume,
                 events=events,
-                executor=ProcessExecutor(jobs or available_cpus()),
+                executor=ProcessExecutor(
+                    jobs or available_cpus(), prepare=functools.partial(configure_logging, log_level, as_json=log_json)
+                ),
                 without=without,
                 progress=listener,
             )
@@ -110,9 +113,8 @@ def compare(
         print(f"Written to {out}: compare.html, compare.json, run.json and runs/.")
     for finding in comparison.findings():
         print(f"gpusvm: {finding}", file=sys.stderr)
-    for failure in comparison.failures:
-        if failure.trace is not None:
-            print(failure.trace, file=sys.stderr, end="")
+    for trace in dict.fromkeys(failure.trace for failure in comparison.failures):  # each once
+        print(trace or "", file=sys.stderr, end="")
     return 0 if comparison.ok else 1
 
 

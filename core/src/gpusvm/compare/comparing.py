@@ -16,6 +16,8 @@ from gpusvm.errors import InputError
 from gpusvm.run.spec import RunResult
 
 if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
     from gpusvm.plugins import Registry
 
 __all__ = ["compare", "run_plan"]
@@ -122,6 +124,9 @@ def run_plan(
         )
         for planned in to_do
     ]
+    log = _logger()
+    if log is not None:
+        log.info("comparison begins", runs=len(plan.runs), finished_before=len(results))
     if progress is not None:
         progress(meter.report())
     try:
@@ -133,8 +138,14 @@ def run_plan(
                 results[planned.key] = outcome.result
                 if store is not None:
                     store.finish(planned.key, _finished(planned, outcome.result))
+                if log is not None:
+                    log.info("run finished", **_named(planned), sim_ns=outcome.result["sim_ns"], key=planned.key)
             if outcome.failure is not None:
                 failures[planned.key] = outcome.failure
+                if log is not None:
+                    log.info(
+                        "run failed", **_named(planned), kind=outcome.failure.kind, message=outcome.failure.message
+                    )
             if progress is not None:
                 progress(meter.finished(planned))
     except InputError:
@@ -147,6 +158,20 @@ def run_plan(
     if store is not None:
         comparison.write_to(store)
     return comparison
+
+
+def _logger() -> "FilteringBoundLogger | None":
+    """Return the logger, None in a program that has not configured structlog: there it would print everything."""
+    import structlog
+
+    if not structlog.is_configured():
+        return None
+    log: FilteringBoundLogger = structlog.get_logger("gpusvm.compare")
+    return log
+
+
+def _named(planned: PlannedRun) -> dict[str, str]:
+    return {"driver": planned.spec.driver, "workload": planned.spec.workload}
 
 
 def _finished(planned: PlannedRun, result: RunResult) -> Mapping[str, object]:

@@ -43,16 +43,19 @@ class SerialExecutor:
 class ProcessExecutor:
     """Run the jobs in `processes` new processes (spawned, so that no state of this one leaks into a run).
 
-    As always with spawned processes, a script that uses it needs an ``if __name__ == "__main__"``.
+    What they print goes to standard error. `prepare` is called first in each of them. As always with spawned processes,
+    a script that uses it needs an ``if __name__ == "__main__"``.
     """
 
     processes: int
+    prepare: Callable[[], None] | None = None
 
     def run(self, function: Callable[[_Job], _Result], jobs: Sequence[_Job], /) -> Iterator[tuple[int, _Result]]:
         pool = futures.ProcessPoolExecutor(
             max_workers=max(1, min(self.processes, len(jobs))),
             mp_context=multiprocessing.get_context("spawn"),
-            initializer=_obey_the_parent,
+            initializer=_begin_worker,
+            initargs=(self.prepare,),
         )
         try:
             running = {pool.submit(function, job): index for index, job in enumerate(jobs)}
@@ -77,11 +80,15 @@ def available_cpus() -> int:
     return os.cpu_count() or 1
 
 
-def _obey_the_parent() -> None:
+def _begin_worker(prepare: Callable[[], None] | None) -> None:
+    # Standard output belongs to the parent, which may be writing JSON there.
+    os.dup2(2, 1)
     # A terminal sends SIGINT to every process in the foreground; the parent ends its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A parent that was killed ends nobody, and a worker that waits for jobs would wait forever.
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    if prepare is not None:
+        prepare()
 
 
 def _end_with_the_parent() -> None:

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 from attrs import frozen
 
 from gpusvm.report.units import cell_texts, value_text
 from gpusvm.run.spec import RunResult, StageNs
 
-__all__ = ["Bar", "Chart", "Segment", "Tick", "stage_chart"]
+__all__ = ["Bar", "Chart", "Segment", "Tick", "stage_charts"]
 
 _STAGES = tuple(StageNs.__annotations__)  # top to bottom in the pipeline
 _WIDTH = 760.0
@@ -48,8 +49,9 @@ class Tick:
 
 @frozen(kw_only=True)
 class Chart:
-    """Hold the drawing of one workload; lengths are in units of its view box."""
+    """Hold one drawing; lengths are in units of its view box, `title` says in words what it shows."""
 
+    caption: str
     title: str
     width: float
     height: float
@@ -59,9 +61,21 @@ class Chart:
     ticks: tuple[Tick, ...]
 
 
-def stage_chart(workload: str, runs: Sequence[RunResult]) -> Chart | None:
-    """Lay out the chart of the runs of one workload; None if no run spent time in a fault."""
-    totals = [sum(_stages(run).values()) for run in runs]
+def stage_charts(workload: str, runs: Sequence[RunResult]) -> list[Chart]:
+    """Lay out the chart of the runs of one workload; none if no run spent time in a fault.
+
+    Faults wait in the queue at the same time, and the sum over all of them can hide the stages that serve them: where
+    it is most of a bar, a second chart leaves it out.
+    """
+    charts = [_chart(workload, runs, _STAGES, "Time in GPU faults, by stage, summed over the faults")]
+    times = [(run["stage_ns"]["queue"], sum(_times(run, _STAGES).values())) for run in runs]
+    if any(queue_ns > total_ns / 2 for queue_ns, total_ns in times):
+        charts.append(_chart(workload, runs, _STAGES[1:], "The same without waiting in the queue"))
+    return [chart for chart in charts if chart is not None]
+
+
+def _chart(workload: str, runs: Sequence[RunResult], stages: Sequence[str], caption: str) -> Chart | None:
+    totals = [sum(_times(run, stages).values()) for run in runs]
     if not any(totals):
         return None
     ticks = _ticks(max(totals))
@@ -76,15 +90,16 @@ def stage_chart(workload: str, runs: Sequence[RunResult]) -> Chart | None:
                 y=y,
                 end=round(total * scale, 2),
                 total=texts[index],
-                segments=_segments(_stages(run), total, scale),
+                segments=_segments(_times(run, stages), total, scale),
             )
         )
     return Chart(
-        title=f"Time in GPU faults by stage, {workload}: {', '.join(f'{bar.name} {bar.total}' for bar in bars)}",
+        caption=caption,
+        title=f"{caption}, {workload}: {', '.join(f'{bar.name} {bar.total}' for bar in bars)}",
         width=_WIDTH,
         height=len(bars) * (_LABEL + _BAR + _GAP) + _AXIS,
         bar_height=_BAR,
-        stages=_STAGES,
+        stages=tuple(stages),
         bars=tuple(bars),
         ticks=tuple(
             Tick(x=round(value * scale, 2), text=text)
@@ -93,9 +108,9 @@ def stage_chart(workload: str, runs: Sequence[RunResult]) -> Chart | None:
     )
 
 
-def _stages(run: RunResult) -> Mapping[str, int]:
-    times: Mapping[str, object] = run["stage_ns"]
-    return {stage: int(str(times[stage])) for stage in _STAGES}
+def _times(run: RunResult, stages: Sequence[str]) -> Mapping[str, int]:
+    times = cast("Mapping[str, int]", run["stage_ns"])
+    return {stage: times[stage] for stage in stages}
 
 
 def _segments(times: Mapping[str, int], total: int, scale: float) -> tuple[Segment, ...]:

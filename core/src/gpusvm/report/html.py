@@ -4,7 +4,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from gpusvm.compare import Comparison, Table
-from gpusvm.report.chart import stage_chart
+from gpusvm.report.chart import stage_charts
 from gpusvm.report.units import conditions_text, row_texts
 
 if TYPE_CHECKING:
@@ -46,7 +46,9 @@ def _sections(comparison: Comparison) -> list[dict[str, Any]]:
             "table": table,
             "conditions": conditions_text(table),
             "groups": _groups(table),
-            "chart": stage_chart(table.workload, [run for run in comparison.runs if run["workload"] == table.workload]),
+            "charts": stage_charts(
+                table.workload, [run for run in comparison.runs if run["workload"] == table.workload]
+            ),
         }
         for table in comparison.tables()
     ]
