@@ -199,7 +199,7 @@ def _kinds(memory: MemoryManager, mappings: list[_Mappings]) -> Iterator[Violati
                 zone = pages.zone(entry.pfn)
                 if (entry.kind is PmdKind.PRIVATE) != zone.private and entry.kind is not PmdKind.MIGRATION:
                     yield Violation(invariant=26, what=f"{mm.name} has {entry} at {start:#x}, which names a page of {zone}")
-                if zone.order[entry.pfn - zone.base] != table.pmd_order:
+                if zone.order[entry.pfn - zone.base] != memory.geometry.pmd_order:
                     yield Violation(invariant=35, what=f"{mm.name} has {entry} at {start:#x}, no head of a PMD folio")
                 continue
             for mask, private in ((entry.present & ~entry.zero, False), (entry.private, True)):

@@ -1,1 +1,5 @@
-"""Search schedules and injected failures, replay what was found, and shrink it."""
+"""Orders of concurrent programs: a seeded random walk over schedules, and the replay of one."""
+
+from gpusvm.explore.walk import Finding, Program, random_walk, replay
+
+__all__ = ["Finding", "Program", "random_walk", "replay"]

@@ -42,7 +42,8 @@ class Bench:
 
     `spec` is a spec string, `drivers` the drivers it may name (one `DriverInfo`, or a registry; default: what is
     installed). Sizes: `vram_bytes` of VRAM, `geometry` (a small PMD makes small tests). Call `close` at the end: it
-    tears the machine down and so checks that nothing leaked. Accesses are checked against the contents of memory.
+    tears the machine down and so checks that nothing leaked. Accesses are checked against the contents of memory. With
+    mode "explored" the order of tasks, spawned on `kernel`, is left to `choices`.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Bench:
         geometry: Geometry | None = None,
         costs: Costs | None = None,
         choices: Choices | None = None,
+        mode: Literal["timed", "explored"] = "timed",
         topology: Topology | None = None,
         checked: bool = True,
     ) -> None:
@@ -71,6 +73,7 @@ class Bench:
             geometry=geometry,
             costs=costs,
             choices=choices,
+            mode=mode,
             checked=checked,
         )
         self.process = self.machine.process("bench")
