@@ -293,7 +293,8 @@ class Lab:
         """What must hold when nothing is under way: no lock, no migration entry, references that add up."""
         for zone in self.pages.zones:
             assert not (zone.flags & 1).any()
-            free = zone.refcount == 0
+            head = np.arange(zone.nr) - zone.head_off  # tails of a live folio have no references of their own
+            free = (zone.refcount == 0) & ((zone.refcount[head] == 0) | (zone.order[head] == 0))
             assert not zone.mapcount[free].any()
             assert not zone.anon_vma[free].any()
             assert not (zone.flags[free] & 16).any()
