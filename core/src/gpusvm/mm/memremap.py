@@ -33,7 +33,6 @@ from gpusvm.mm.page import (
     Zone,
     positions,
 )
-from gpusvm.mm.ptemask import RAMP
 
 __all__ = ["DevPagemaps"]
 
@@ -261,7 +260,10 @@ class DevPagemaps:
         zone.flags[index] &= ~np.uint16(PG_ANON_EXCLUSIVE)
         zone.token[index] = POISON_FREED
         zone.anon_vma[index] = 0
-        pfns = RAMP[index.start : index.stop] + zone.base if isinstance(index, slice) else index + zone.base
+        if isinstance(index, slice):
+            pfns = np.arange(zone.base + index.start, zone.base + index.stop)
+        else:
+            pfns = index + zone.base
         kernel = self.kernel
         kernel.preempt_disable()
         try:
