@@ -138,9 +138,8 @@ class Contents:
             there = numbers == number
             self._window(mm, number << WINDOW_SHIFT)[vpns[there] - (number << WINDOW_SHIFT)] = tokens[there]
 
-    def forget(self, mm: MmApi, vpn: int, n: int) -> None:
-        """Forget what `n` pages held: they were unmapped, so a new mapping there reads zeros."""
-        end = vpn + n
+    def forget(self, mm: MmApi, vpn: int, end: int) -> None:
+        """Forget what the pages [vpn, end) held: they were unmapped, so a new mapping there reads zeros."""
         windows = self._expected.get(mm)
         if windows is None:
             return
