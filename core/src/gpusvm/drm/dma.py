@@ -57,6 +57,8 @@ class DmaDevice:
         then.
         """
         n = len(pfns)
+        if not n:
+            return np.zeros(0, np.uint64)
         kernel = self.kernel
         if kernel.inject("dma.map"):
             raise KernelError(EFAULT, f"{self.name}: dma_map_page failed")
