@@ -1,5 +1,5 @@
 import pytest
-from gpusvm.errors import DeadlockError
+from gpusvm.errors import DeadlockError, ModelError
 from gpusvm.kernel import FirstChoice, Kernel, RecordedChoices, SeededChoices, Work
 
 
@@ -177,6 +177,43 @@ def test_a_due_timer_may_fire_late():
         kernel.settle()
         fired.add(tuple(order))
     assert fired == {(0, "timer", 1, 2), (0, 1, "timer", 2), (0, 1, 2, "timer"), ("timer", 0, 1, 2)}
+
+
+@pytest.mark.parametrize("seed", [None, 1, 2, 3])
+def test_spinning_tasks_let_each_other_go(seed):
+    kernel = Kernel(mode="explored", choices=None if seed is None else SeededChoices(seed))
+    order = []
+
+    def work(turn):
+        while len(order) % 3 != turn:
+            kernel.cpu_relax()
+        order.append(turn)
+
+    for turn in (2, 1, 0):
+        kernel.spawn(work, turn, name=f"turn {turn}")
+    kernel.settle()
+    assert order == [0, 1, 2]
+    timer = kernel.timer("t", lambda: order.append("timer"))
+    timer.arm(kernel.now_ns + 10**6)
+    while timer.pending:
+        kernel.cpu_relax()
+    kernel.settle()
+    with pytest.raises(DeadlockError, match=r"deadlock: task .main. spins at "):
+        kernel.cpu_relax()
+
+
+def test_a_livelock_ends_with_an_error():
+    kernel = Kernel(mode="explored")
+    kernel.sched.steps_max = 1000
+
+    def work():
+        while True:
+            kernel.step()
+
+    kernel.spawn(work, name="work")
+    with pytest.raises(ModelError) as caught:
+        kernel.settle()
+    assert str(caught.value) == "no end after 1000 steps: tasks keep each other busy"
 
 
 def test_the_observer_sees_what_each_step_touches():

@@ -1,3 +1,6 @@
+import gc
+import weakref
+
 import pytest
 from gpusvm.errors import DeadlockError, InputError, KernelError, LockdepError, ModelError
 from gpusvm.kernel import Kernel
@@ -135,6 +138,17 @@ def test_cond_resched_lets_others_go_that_are_due_now(kernel):
     kernel.spawn(work, "b", name="b")
     kernel.settle()
     assert order == ["a", "b", "a", "b"]
+
+
+def test_a_spinning_task_lets_time_pass(kernel, place):
+    seen = []
+    kernel.timer("t", lambda: seen.append(kernel.now_ns)).arm(500)
+    while not seen:
+        kernel.cpu_relax()
+    assert (seen, kernel.now_ns) == ([500], 500)
+    with pytest.raises(DeadlockError) as caught:
+        kernel.cpu_relax()  # alone
+    assert str(caught.value) == f"deadlock: task 'main' spins at {place('alone')}"
 
 
 def test_an_exception_comes_out_of_join_each_time(kernel):
@@ -315,3 +329,29 @@ def test_ten_thousand_tasks_come_and_go(kernel):
     kernel.settle()
     assert [task.name for task in kernel.tasks] == ["main"]
     assert kernel.charged == {"bind_base": 1_000_000}
+
+
+def test_tasks_that_start_each_other_do_not_nest(kernel):
+    depth = []
+
+    def work(n):
+        if n:
+            kernel.spawn(work, n - 1, name=f"task {n - 1}")
+            kernel.charge("bind_base")
+            kernel.sleep_ns(10**9)
+        depth.append(n)
+
+    kernel.spawn(work, 2000, name="task 2000")
+    kernel.settle()
+    assert len(depth) == 2001
+
+
+def test_a_kernel_without_waiting_tasks_is_freed_without_close():
+    kernel = Kernel()
+    for n in range(3):
+        kernel.spawn(kernel.sleep_ns, n, name=f"task {n}")
+    kernel.settle()
+    freed = weakref.ref(kernel)
+    del kernel
+    gc.collect()
+    assert freed() is None

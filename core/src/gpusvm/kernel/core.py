@@ -181,6 +181,14 @@ class Kernel:
         if not self.current.preempt_count:
             self.sched.cond_resched()
 
+    def cpu_relax(self) -> None:
+        """Let others go first, in a loop that waits for them without sleeping; raise DeadlockError if nobody is left.
+
+        In timed mode the running task spins until the next task or timer is due. In explored mode choice 0 is the next
+        task in turn. It may be called in atomic context, as the kernel's may.
+        """
+        self.sched.cpu_relax()
+
     def step(self) -> None:
         """Begin an atomic step, such as a section under a page-table lock: a yield point in explored mode, nothing
         otherwise.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_right, insort
 from heapq import heappop
 from typing import TYPE_CHECKING
 
+from gpusvm.errors import ModelError
 from gpusvm.kernel.scheduler import Scheduler
 from gpusvm.kernel.task import Task
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from gpusvm.kernel.timers import Timer
 
 STEP_NS = 1000
+STEPS_MAX = 1_000_000
 
 
 class ExploredScheduler(Scheduler):
@@ -27,6 +29,8 @@ class ExploredScheduler(Scheduler):
     def __init__(self, kernel: Kernel) -> None:
         super().__init__(kernel)
         self.now = 0
+        self.steps = 0
+        self.steps_max = STEPS_MAX
         self._ready: list[Task] = []  # runnable, without the running one, in spawn order
         self._due: list[tuple[int, Timer]] = []  # due and not fired, in that order, with the counter of their entry
         self._until: list[tuple[int, Task]] = []
@@ -51,7 +55,7 @@ class ExploredScheduler(Scheduler):
         if kernel.closing:
             return
         task = kernel.current
-        self.now += STEP_NS
+        self._step()
         task.time_ns = self.now
         if kernel.observer is not None:
             step = getattr(kernel.observer, "step", None)
@@ -72,8 +76,38 @@ class ExploredScheduler(Scheduler):
     def cond_resched(self) -> None:
         self.yield_point("cond_resched", None)
 
-    def next_task(self) -> Task:
+    def cpu_relax(self) -> None:
+        # Choice 0 is the next task in turn and not the running one, or a loop that waits for another would never end.
+        if self.kernel.closing:
+            return
+        task = self.kernel.current
+        self._step()
+        self._collect()
+        if not self._ready and not self._due:
+            at = self.top()
+            if at is None:
+                self.spins()
+            self.now = max(self.now, at)
+            self._collect()
+        turn = bisect_right(self._ready, task)
+        self._ready = self._ready[turn:] + self._ready[:turn]
+        n = len(self._ready) + len(self._due)
+        choice = self.kernel.choices.pick(n + 1, "task")
+        following = self._take(choice) if choice < n else self._resume(task)
+        self._ready.sort()
+        if following is not task:
+            insort(self._ready, task)
+            self.go(following)
+            self.resumed(task)
+
+    def _step(self) -> None:
         self.now += STEP_NS
+        self.steps += 1
+        if self.steps > self.steps_max:
+            raise ModelError(f"no end after {self.steps_max} steps: tasks keep each other busy")
+
+    def next_task(self) -> Task:
+        self._step()
         while True:
             self._collect()
             n = len(self._ready) + len(self._due)

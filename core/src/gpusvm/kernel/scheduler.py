@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
 from gpusvm.errors import DeadlockError, LockdepError
 from gpusvm.kernel.deadlock import find_circle, report
+from gpusvm.kernel.place import caller
 from gpusvm.kernel.task import Task, Waitable
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ class Scheduler(ABC):
         self.tasks: dict[int, Task] = {}  # alive, in spawn order
         self.spawned = 0
         self.settlers: list[Task] = []
-        self._starting: Task | None = None  # has no greenlet yet, and main is to start it
+        self._idle: list[greenlet] = []  # to be used again: a new one costs 30 us, for the system maps its stack
         self.failures: list[Task] = []  # failed, and nobody has been told
         self.main = self.new_task(None, name="main", daemon=False, args=(), at=0)
         self.root = self.main.greenlet = getcurrent()
@@ -61,6 +63,10 @@ class Scheduler(ABC):
     @abstractmethod
     def cond_resched(self) -> None:
         """Let others go first."""
+
+    @abstractmethod
+    def cpu_relax(self) -> None:
+        """Let others go first even if they are due only later."""
 
     @abstractmethod
     def run_until(self, ns: int) -> None:
@@ -97,8 +103,10 @@ class Scheduler(ABC):
 
     # -- tasks
 
-    def new_task(self, fn: object, *, name: str, daemon: bool, args: tuple[object, ...], at: int) -> Task:
-        task = Task(self.kernel, fn, args=args, name=name, index=self.spawned, daemon=daemon, time_ns=at)  # type: ignore[arg-type]  # main has no function
+    def new_task(
+        self, fn: Callable[..., Any] | None, *, name: str, daemon: bool, args: tuple[object, ...], at: int
+    ) -> Task:
+        task = Task(self.kernel, fn, args=args, name=name, index=self.spawned, daemon=daemon, time_ns=at)
         self.tasks[self.spawned] = task
         self.spawned += 1
         return task
@@ -110,41 +118,51 @@ class Scheduler(ABC):
     def go(self, task: Task) -> None:
         """Switch to `task`; returns when the running task is switched to again."""
         kernel = self.kernel
+        main = self.main
         running = kernel.current
         kernel.current = task
-        if task.greenlet is not None:
-            task.greenlet.switch()
-        elif running is not self.main:
-            # A greenlet's stack begins where it is started from. If tasks started each other, that would be ever deeper.
-            self._starting = task
-            self.root.switch()
-        else:
-            self._starting = task
-        if running is self.main:
-            while self._starting is not None:
-                task, self._starting = self._starting, None
-                task.greenlet = greenlet(self._body, self.root)
+        if running is not main:
+            if task.greenlet is not None:
+                task.greenlet.switch()
+            elif self._idle:
+                task.greenlet = self._idle.pop()
                 task.greenlet.switch(task)
+            else:
+                # A greenlet's stack begins where it is started: if tasks started each other, ever deeper. Main does it.
+                self.root.switch()
+            return
+        while True:
+            if task.greenlet is not None:
+                task.greenlet.switch()
+            else:
+                if not self._idle:
+                    fresh = greenlet(_body, self.root)
+                    fresh.switch(self.root)
+                    self._idle.append(fresh)
+                task.greenlet = self._idle.pop()
+                task.greenlet.switch(task)
+            task = kernel.current
+            if task is main:
+                return
 
-    def _body(self, task: Task) -> None:
+    def run(self, task: Task) -> None:
+        """Run `task` in this greenlet to its end, and those that then go next and have not begun."""
         kernel = self.kernel
         while True:
             try:
+                assert task._fn is not None
                 task.result = task._fn(*task.args)
             except BaseException as error:  # noqa: BLE001  # whatever it is, whoever joins gets it
                 task.exception = error
             if kernel.closing:
                 return
-            following = self._finish(task)
-            kernel.current = following
-            if following.greenlet is None:
-                # It can begin right here: no greenlet more, no switch.
-                task = following
-                task.greenlet = getcurrent()
-                continue
-            # A greenlet that ends goes on in its parent: that is the cheapest switch, and nothing is left behind.
-            getcurrent().parent = following.greenlet
-            return
+            here, task.greenlet = task.greenlet, None
+            task = kernel.current = self._finish(task)
+            if task.greenlet is not None:
+                assert here is not None
+                self._idle.append(here)
+                return
+            task.greenlet = here
 
     def _finish(self, task: Task) -> Task:
         """Tell whoever joins that `task` is done and return the task that goes next."""
@@ -152,7 +170,7 @@ class Scheduler(ABC):
             held = ", ".join(lock.describe() for lock in task.held)
             task.exception = LockdepError(f"task {task.name!r} ends and holds {held}")
         task.done = True
-        task._fn = None  # type: ignore[assignment]  # what it refers to may go now
+        task._fn = None  # what it refers to may go now
         task.args = ()
         del self.tasks[task.index]
         joiners, task.joiners = task.joiners, []
@@ -253,6 +271,11 @@ class Scheduler(ABC):
         self.settlers.append(task)
         self.leave(task)
 
+    def spins(self) -> NoReturn:
+        """Raise DeadlockError: the running task spins, and nobody is left who could end that."""
+        waiting = [task for task in self.tasks.values() if task.waiting_on is not None]
+        raise DeadlockError(report(f"deadlock: task {self.kernel.current.name!r} spins at {caller()}", waiting))
+
     def stuck(self) -> Task:
         """Return main, with the reason why nothing can run."""
         if self.failures:
@@ -261,3 +284,14 @@ class Scheduler(ABC):
             return self.interrupt_main(error)
         waiting = [task for task in self.tasks.values() if not task.daemon or task.held]
         return self.interrupt_main(DeadlockError(report("deadlock: nothing can run", waiting)))
+
+
+def _body(root: greenlet) -> None:
+    """Be what a greenlet runs. While it is idle it must not refer to the kernel, or neither would ever be freed."""
+    while True:
+        task: Task | None = root.switch()  # main goes on to kernel.current
+        assert task is not None
+        task.kernel.sched.run(task)
+        if task.kernel.closing:
+            return
+        task = None

@@ -70,7 +70,7 @@ class Task(Waitable):
     def __init__(
         self,
         kernel: Kernel,
-        fn: Callable[..., Any],
+        fn: Callable[..., Any] | None,
         *,
         args: tuple[Any, ...] = (),
         name: str,

@@ -79,6 +79,14 @@ class TimedScheduler(Scheduler):
             self.schedule(task, task.time_ns, counts=True)
             self.leave(task)
 
+    def cpu_relax(self) -> None:
+        at = self.top()
+        if at is None:
+            self.spins()
+        task = self.kernel.current
+        task.time_ns = max(task.time_ns, at)
+        self.cond_resched()
+
     def run_until(self, ns: int) -> None:
         task = self.kernel.current
         self.schedule(task, max(ns, task.time_ns), counts=not task.daemon, last=True)
