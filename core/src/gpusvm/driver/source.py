@@ -60,6 +60,10 @@ class FaultQueues:
             self.workqueue.queue(self._works[queue])
         return taken
 
+    def flush(self) -> None:
+        """Wait until every fault submitted so far is served."""
+        self.workqueue.flush()
+
     def stop(self) -> None:
         """Wait until no worker runs. Nothing may be submitted afterwards."""
         for work in self._works:

@@ -48,14 +48,14 @@ def tunable(
     )
 
 
-def quirk(doc: str, *, cite: str, fixable: bool = True) -> Any:
+def quirk(doc: str, *, cite: str, fixable: bool = True, default: Variant = "as_written") -> Any:
     """Declare a field of a quirks class: a place where Linux 7.3 as written does something surprising.
 
-    The default is "as_written". A quirk that has no second variant says `fixable=False`; "fixed" is then refused
-    for it.
+    The default is "as_written"; `doc` gives the reason where it is not. A quirk that has no second variant says
+    `fixable=False`; "fixed" is then refused for it.
     """
     variants = QUIRK_VARIANTS if fixable else QUIRK_VARIANTS[:1]
-    return attrs.field(default="as_written", metadata={"doc": doc, "cite": cite, "choices": variants, "unit": "choice"})
+    return attrs.field(default=default, metadata={"doc": doc, "cite": cite, "choices": variants, "unit": "choice"})
 
 
 def all_fixed(quirks: Any) -> Any:

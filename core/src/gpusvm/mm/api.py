@@ -325,6 +325,9 @@ class ContentsApi(Protocol):
     def write_many(self, mm: MmApi, vpns: Pfns, pfns: Pfns, *, writer: int = 0, quirk: str | None = None) -> None:
         """Write them, in order."""
 
+    def token(self, pfn: int) -> int:
+        """Return the token that stands for what one page holds."""
+
 
 class MemoryManagerApi(Protocol):
     """The mm subsystem as the rooms above may use it. Every error is a KernelError with the kernel's errno."""
@@ -334,6 +337,10 @@ class MemoryManagerApi(Protocol):
 
     @property
     def contents(self) -> ContentsApi: ...
+
+    @property
+    def zero_pfn(self) -> int:
+        """The shared page of zeros."""
 
     # interval notifiers, mm/mmu_notifier.c
     def mmu_interval_notifier_insert(
