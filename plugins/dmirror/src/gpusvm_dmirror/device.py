@@ -1,0 +1,269 @@
+"""lib/test_hmm.c, as of Linux 7.3.4: one dmirror device, its device memory and what becomes of it."""
+
+import errno
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from gpusvm.driver import Chunk, ChunkPool, DriverInfo, FaultAccounts, Host
+from gpusvm.drm import DrmDevice, DrmPagemap
+from gpusvm.errors import KernelError
+from gpusvm.mm.api import (
+    MIGRATE_PFN_COMPOUND,
+    MIGRATE_PFN_MIGRATE,
+    MIGRATE_PFN_SHIFT,
+    MIGRATE_PFN_VALID,
+    DevPagemap,
+    MmApi,
+    Pfns,
+)
+
+from gpusvm_dmirror.backing import Backing
+from gpusvm_dmirror.faults import DmirrorPipeline
+from gpusvm_dmirror.info import INFO
+from gpusvm_dmirror.migrate import DmirrorPagemapOps, migrate_to_device
+from gpusvm_dmirror.mirror import Dmirror
+
+if TYPE_CHECKING:
+    from gpusvm_dmirror.tunables import DmirrorQuirks, DmirrorTunables
+
+__all__ = ["DmirrorDevice"]
+
+_NOTHING = nullcontext()
+
+
+class ChunkOfPage:
+    """Be the `BoMapping` of dmirror: there is no buffer object, a page leads to its chunk."""
+
+    def __init__(self, pool: ChunkPool) -> None:
+        self.pool = pool
+
+    def attach(self, bo: Any, pfns: Pfns) -> None:
+        """Nothing to remember: page_pgmap knows it."""
+
+    def bo_of(self, pfn: int) -> Chunk:
+        """Return the chunk of a device page (dmirror_page_to_chunk)."""
+        return self.pool.chunk_of(pfn)
+
+    def split(self, head: int, tail: int) -> None:
+        """Nothing to follow: both lie in the same chunk."""
+
+    def free(self, pfn: int, order: int) -> None:
+        """Nothing to forget."""
+
+
+class NoPm:
+    """Be the `RuntimePmPolicy` of a driver without runtime PM."""
+
+    def populate(self) -> AbstractContextManager[None]:
+        return _NOTHING
+
+    def pages_present(self, bo: Any) -> None: ...
+
+    def pages_gone(self, bo: Any) -> None: ...
+
+    def ioctl(self) -> AbstractContextManager[None]:
+        return _NOTHING
+
+    def fault(self) -> AbstractContextManager[None]:
+        return _NOTHING
+
+    def suspend(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+
+class DmirrorDevice:
+    """Be one device (struct dmirror_device), which is also the owner of its pages.
+
+    One chunk exists from the start; the pool grows when it runs out and shrinks with `release`. The contents of device
+    memory are in the backing pages (`gpusvm_dmirror.backing`).
+    """
+
+    info: DriverInfo = INFO
+
+    def __init__(self, host: Host) -> None:
+        tunables: DmirrorTunables = host.tunables
+        quirks: DmirrorQuirks = host.quirks
+        self.host = host
+        self.kernel = host.kernel
+        self.memory = host.memory
+        self.tunables = tunables
+        self.quirks = quirks
+        self.device = DrmDevice(host.kernel, host.device.name)
+        self.accounts = FaultAccounts()
+        self.pipeline = DmirrorPipeline(self)
+        self.pool = self.embedding = ChunkPool(
+            host.kernel,
+            host.memory,
+            chunk_pages=tunables.chunk_bytes >> host.memory.geometry.page_shift,
+            owner=self,
+            ops=DmirrorPagemapOps(self),
+            on_new=_attach_backing,
+        )
+        self.bo_mapping = ChunkOfPage(self.pool)
+        self.pm = NoPm()
+        self.files: list[Dmirror] = []
+        self._opened = 0
+        self.pool.grow(0)
+
+    def __repr__(self) -> str:
+        return f"<DmirrorDevice {self.host.device.name!r}>"
+
+    def pagemaps(self) -> list[DrmPagemap]:
+        """Return one: populate takes a page from any chunk."""
+        return [self.pool.offer(self.device, self._populate)]
+
+    def dev_pagemaps(self) -> list[DevPagemap]:
+        """Return one for each chunk."""
+        return self.pool.dev_pagemaps()
+
+    def vm_create(self, mm: MmApi, *, start: int, end: int) -> Dmirror:
+        """Open the device in the process of `mm` (dmirror_fops_open): the file mirrors the whole address space."""
+        self._opened += 1
+        mirror = Dmirror(self, mm, start=start, end=end, inst=self._opened)
+        self.files.append(mirror)
+        return mirror
+
+    def shutdown(self) -> None:
+        """Remove the device: evacuate it and give its memory back."""
+        self.release()
+        self.pool.withdraw()
+        self.device.put()
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return chunks, pages in use, and open files."""
+        return {
+            "chunks": len(self.pool.chunks),
+            "free_pages": len(self.pool.free_pages),
+            "free_folios": len(self.pool.free_folios),
+            "allocations": sum(chunk.callocated for chunk in self.pool.chunks),
+            "files": len(self.files),
+        }
+
+    # ---- device memory -------------------------------------------------------------------------------------------
+
+    def alloc_folio(self, mirror: Dmirror) -> int | None:
+        """Allocate a PMD folio with its backing, locked and with one reference (dmirror_devmem_alloc_page)."""
+        memory, order = self.memory, self.memory.geometry.pmd_order
+        backing = memory.alloc_folio(order)
+        if backing is None:
+            return None
+        pfn = self.pool.alloc(order)
+        if pfn is None:
+            memory.folio_put(backing)
+            return None
+        chunk = self.pool.chunk_of(pfn)
+        memory.zone_device_folio_init(pfn, chunk.pagemap, order)
+        table: Backing = chunk.private
+        table.attach_run(pfn, backing, 1 << order, mirror)
+        memory.set_zone_device_data(pfn, table)
+        return pfn
+
+    def alloc_pages(self, n: int, mirror: Dmirror) -> Pfns:
+        """Allocate up to `n` single pages with their backing, each locked, refcount 1."""
+        memory = self.memory
+        backing = memory.alloc_pages_bulk(n)
+        if backing is None:  # one by one, as the kernel asks for them: some may still be had
+            got = [pfn for pfn in (memory.alloc_folio(0) for _ in range(n)) if pfn is not None]
+            backing = np.array(got, np.int64)
+        pfns = self.pool.alloc_many(0, len(backing))
+        if len(pfns) < len(backing):
+            memory.folios_put(backing[len(pfns) :])
+            backing = backing[: len(pfns)]
+        done = 0
+        for chunk, some in self.pool.by_chunk(pfns):
+            memory.zone_device_folios_init(some, chunk.pagemap)
+            table: Backing = chunk.private
+            table.attach(some, backing[done : done + len(some)], mirror)
+            memory.set_zone_device_data(some, table)
+            done += len(some)
+        return pfns
+
+    def backing_of(self, pfns: Pfns) -> Pfns:
+        """Return the pages that hold the data of device pages."""
+        cut = self.pool.by_chunk(pfns)
+        if len(cut) == 1:
+            table: Backing = cut[0][0].private
+            return table.of_many(pfns)
+        return np.concatenate([np.zeros(0, np.int64), *(chunk.private.of_many(some) for chunk, some in cut)])
+
+    def copy(self, dst: Pfns, src: Pfns) -> None:
+        """Copy pages by CPU (copy_highpage)."""
+        self.memory.copy_pages(dst, src)
+        self.charge_copy(len(dst), len(dst))
+
+    def charge_copy(self, pages: int, blocks: int) -> None:
+        """Charge the CPU's time for copying or clearing `pages` in `blocks` contiguous pieces."""
+        kernel = self.kernel
+        if kernel.costs is not None:
+            nbytes = pages << self.memory.geometry.page_shift
+            kernel.charge("cpu_copy_base", blocks)
+            kernel.charge_ns("cpu_copy_per_byte", round(kernel.costs.cpu_copy_per_byte * nbytes))
+
+    # ---- eviction ------------------------------------------------------------------------------------------------
+
+    def evict(self) -> None:
+        """Bring every page of the device home, whosever it is (dmirror_device_evict_chunk, for each chunk)."""
+        for chunk in list(self.pool.chunks):
+            if chunk.callocated:
+                self._evict_chunk(chunk)
+
+    def release(self) -> None:
+        """Evacuate the device and remove its chunks (dmirror_device_remove_chunks, the RELEASE ioctl)."""
+        self.evict()
+        for chunk in list(self.pool.chunks):
+            self.pool.remove(chunk)
+
+    def _evict_chunk(self, chunk: Chunk) -> None:
+        memory, nr = self.memory, chunk.pagemap.nr_pages
+        src = np.zeros(nr, np.uint64)
+        dst = np.zeros(nr, np.uint64)
+        memory.migrate_device_range(src, chunk.first, nr)
+        wanted = np.flatnonzero(
+            (src & np.uint64(MIGRATE_PFN_VALID | MIGRATE_PFN_MIGRATE)) == MIGRATE_PFN_VALID | MIGRATE_PFN_MIGRATE
+        )
+        large = (src[wanted] & np.uint64(MIGRATE_PFN_COMPOUND)) != 0
+        table: Backing = chunk.private
+        for i in wanted[large].tolist():
+            self._copy_home_folio(table, src, dst, i)
+        small = wanted[~large]
+        if len(small):
+            pages = memory.alloc_pages_bulk(len(small))
+            if pages is None:
+                pages = np.array([self._alloc_nofail() for _ in range(len(small))], np.int64)
+            memory.folios_lock_new(pages)
+            self.copy(pages, table.of_many((src[small] >> np.uint64(MIGRATE_PFN_SHIFT)).astype(np.int64)))
+            dst[small] = pages.astype(np.uint64) << np.uint64(MIGRATE_PFN_SHIFT) | np.uint64(MIGRATE_PFN_VALID)
+        memory.migrate_device_pages(src, dst, nr)
+        memory.migrate_device_finalize(src, dst, nr)
+
+    def _copy_home_folio(self, table: Backing, src: Any, dst: Any, i: int) -> None:
+        memory, order = self.memory, self.memory.geometry.pmd_order
+        page = memory.alloc_folio(order)
+        if page is None:  # "TODO Support splitting here": it stays, and memunmap_pages would wait for it
+            return
+        memory.folio_lock(page)
+        memory.copy_folio(page, table.of(int(src[i]) >> MIGRATE_PFN_SHIFT), 1 << order)
+        self.charge_copy(1 << order, 1)
+        dst[i] = page << MIGRATE_PFN_SHIFT | MIGRATE_PFN_VALID | MIGRATE_PFN_COMPOUND
+
+    def _alloc_nofail(self) -> int:
+        """Allocate one page with __GFP_NOFAIL: wait until there is one."""
+        while (pfn := self.memory.alloc_folio(0)) is None:
+            self.kernel.sleep_ns(1_000_000)
+        return pfn
+
+    # ---- populate_mm ---------------------------------------------------------------------------------------------
+
+    def _populate(self, start: int, end: int, mm: MmApi) -> None:
+        """Migrate as MIGRATE_TO_DEV does, mmap_lock held. EINVAL."""
+        mirror = next((file for file in self.files if file.mm is mm), None)
+        if mirror is None:
+            raise KernelError(errno.EINVAL, f"no file of {self.host.device.name} is open in {mm.name}")
+        migrate_to_device(self, mirror, start, end)
+
+
+def _attach_backing(chunk: Chunk) -> None:
+    chunk.private = Backing(chunk)

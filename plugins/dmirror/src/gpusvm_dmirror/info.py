@@ -1,0 +1,46 @@
+"""Describe the driver dmirror, without building anything."""
+
+from typing import TYPE_CHECKING
+
+from gpusvm.driver import ABI, Capabilities, DriverInfo, Host, no, yes
+
+from gpusvm_dmirror.tunables import DmirrorQuirks, DmirrorTunables, refuse
+
+if TYPE_CHECKING:
+    from gpusvm.driver import Driver
+
+__all__ = ["INFO"]
+
+
+def _make(host: Host) -> "Driver":
+    from gpusvm_dmirror.device import DmirrorDevice
+
+    return DmirrorDevice(host)
+
+
+INFO = DriverInfo(
+    name="dmirror",
+    summary="lib/test_hmm.c, the kernel's own test device for HMM: memory is mapped in place, migration is by request",
+    abi=ABI,
+    kernel="7.3.4",
+    capabilities=Capabilities(
+        device_memory=yes("device-private pages, each with a page of system memory behind it"),
+        migrate_on_fault=no("a fault maps the pages where they are"),
+        explicit_populate=yes("MIGRATE_TO_DEV, page by page"),
+        atomics=yes("device-exclusive system pages"),
+        eviction=no("memory is unlimited; closing any file evicts the whole device"),
+        runtime_pm=no("there is no hardware to put to sleep"),
+        multi_device_p2p=no("a page on another device is faulted home"),
+        large_folios=yes("PMD folios, falling back to single pages in both directions"),
+        prefetch=no("only the 32-page fault window reaches ahead"),
+        mixed_units=yes("every page of a window is mapped by itself"),
+        unplug=no("chunks go only with the device"),
+    ),
+    tunables=DmirrorTunables,
+    quirks=DmirrorQuirks,
+    embedding="inside a 256 MiB chunk, found by container_of from page_pgmap",
+    bo_mapping="none: page_pgmap leads to the chunk, zone_device_data to the system page that holds the data",
+    pm="none",
+    make=_make,
+    refuse=refuse,
+)

@@ -1,0 +1,330 @@
+"""lib/test_hmm.c, as of Linux 7.3.4: move pages to the device on request, and home on request or on a CPU fault.
+
+All copies are the CPU's, between a page of the process and the backing page of a device page.
+"""
+
+import errno
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+from gpusvm.errors import KernelError
+from gpusvm.gpu import READ, WRITE
+from gpusvm.mm.api import (
+    MIGRATE_PFN_COMPOUND,
+    MIGRATE_PFN_MIGRATE,
+    MIGRATE_PFN_SHIFT,
+    MIGRATE_PFN_VALID,
+    MIGRATE_PFN_WRITE,
+    MIGRATE_VMA_SELECT_COMPOUND,
+    MIGRATE_VMA_SELECT_DEVICE_PRIVATE,
+    MIGRATE_VMA_SELECT_SYSTEM,
+    VM_FAULT_OOM,
+    VM_FAULT_SIGBUS,
+    VM_READ,
+    MigrateVma,
+    Pfns,
+    VmaApi,
+    VmFault,
+    Words,
+)
+
+if TYPE_CHECKING:
+    from gpusvm_dmirror.backing import Backing
+    from gpusvm_dmirror.device import DmirrorDevice
+    from gpusvm_dmirror.mirror import Dmirror
+
+__all__ = ["DmirrorPagemapOps", "migrate_to_device", "migrate_to_system"]
+
+_VALID = np.uint64(MIGRATE_PFN_VALID)
+_MIGRATE = np.uint64(MIGRATE_PFN_MIGRATE)
+_WRITE = np.uint64(MIGRATE_PFN_WRITE)
+_COMPOUND = np.uint64(MIGRATE_PFN_COMPOUND)
+_SHIFT = np.uint64(MIGRATE_PFN_SHIFT)
+
+
+def migrate_to_device(device: "DmirrorDevice", mirror: "Dmirror", start: int, end: int) -> None:
+    """Move what can move of [start, end) to the device, mmap_lock held (dmirror_migrate_to_device).
+
+    EINVAL at the first address without a readable VMA, or from migrate_vma_setup; the windows before it are done.
+    """
+    memory = device.memory
+    for args in _windows(device, mirror, start, end, MIGRATE_VMA_SELECT_SYSTEM | MIGRATE_VMA_SELECT_COMPOUND):
+        memory.migrate_vma_setup(args)
+        _alloc_and_copy(device, mirror, args)
+        memory.migrate_vma_pages(args)
+        _finalize_and_map(device, mirror, args)
+        memory.migrate_vma_finalize(args)
+
+
+def migrate_to_system(device: "DmirrorDevice", mirror: "Dmirror", start: int, end: int) -> int:
+    """Move the device's pages of [start, end) home, mmap_lock held (dmirror_migrate_to_system); how many moved.
+
+    A PMD folio counts as one (Q15). EINVAL as for `migrate_to_device`; ENOMEM leaves the window as it is.
+    """
+    memory = device.memory
+    moved = 0
+    for args in _windows(device, mirror, start, end, MIGRATE_VMA_SELECT_DEVICE_PRIVATE | MIGRATE_VMA_SELECT_COMPOUND):
+        memory.migrate_vma_setup(args)
+        moved += _bring_home(device, mirror, args)
+    return moved
+
+
+def _windows(device: "DmirrorDevice", mirror: "Dmirror", start: int, end: int, flags: int) -> Iterator[MigrateVma]:
+    """Cut [start, end) into pieces of at most one page table, each within one readable VMA."""
+    geometry = device.memory.geometry
+    addr = start
+    while addr < end:
+        vma: VmaApi | None = mirror.mm.vma_lookup(addr)
+        if vma is None or not vma.flags & VM_READ:
+            raise KernelError(errno.EINVAL, f"no readable VMA at {addr:#x}")
+        until = min(end, addr + geometry.pmd_size, vma.end)
+        pages = (until - addr) >> geometry.page_shift
+        yield MigrateVma(
+            vma=vma,
+            start=addr,
+            end=until,
+            src=np.zeros(pages, np.uint64),
+            dst=np.zeros(pages, np.uint64),
+            pgmap_owner=device,
+            flags=flags,
+        )
+        addr = until
+
+
+def _pfns(words: Words) -> Pfns:
+    return (words >> _SHIFT).astype(np.int64)
+
+
+def _words(pfns: Pfns) -> Words:
+    return pfns.astype(np.uint64) << _SHIFT | _VALID
+
+
+# ---- to the device ---------------------------------------------------------------------------------------------------
+
+
+def _alloc_and_copy(device: "DmirrorDevice", mirror: "Dmirror", args: MigrateVma) -> None:
+    """Give every collected entry a device page and fill it (dmirror_migrate_alloc_and_copy)."""
+    src, dst = args.src, args.dst
+    if int(src[0]) & MIGRATE_PFN_COMPOUND:
+        _copy_folio(device, mirror, src, dst)
+        return
+    wanted = np.flatnonzero(src & _MIGRATE)
+    if not len(wanted):
+        return
+    pages = device.alloc_pages(len(wanted), mirror)
+    wanted = wanted[: len(pages)]  # an entry without a page is skipped
+    if len(wanted):
+        _fill(device, pages, src[wanted])
+        # WRITE is taken from the source, so a filled hole has none in the mirror table.
+        dst[wanted] = _words(pages) | src[wanted] & _WRITE
+
+
+def _copy_folio(device: "DmirrorDevice", mirror: "Dmirror", src: Words, dst: Words) -> None:
+    """Give a PMD folio (or a hole of that size) a device folio, or as many single pages."""
+    memory = device.memory
+    nr = memory.geometry.pmd_nr
+    word = int(src[0])
+    source = word >> MIGRATE_PFN_SHIFT if word & MIGRATE_PFN_VALID else None
+    write = word & MIGRATE_PFN_WRITE
+    pfn = device.alloc_folio(mirror)
+    if pfn is not None:
+        table: Backing = memory.zone_device_data(pfn)
+        if source is None:
+            memory.clear_folio(table.of(pfn), nr)
+        else:
+            memory.copy_folio(table.of(pfn), source, nr)
+        device.charge_copy(nr, 1)
+        dst[0] = pfn << MIGRATE_PFN_SHIFT | MIGRATE_PFN_VALID | MIGRATE_PFN_COMPOUND | write
+        return
+    pages = device.alloc_pages(nr, mirror)
+    if len(pages) < nr:  # the kernel would use what it did not get; the model declines the folio
+        memory.folios_unlock(pages)
+        memory.folios_put(pages)
+        return
+    if source is None:
+        _fill(device, pages, np.zeros(nr, np.uint64))
+    else:
+        _fill(device, pages, _words(np.arange(source, source + nr)))
+    dst[:nr] = _words(pages) | np.uint64(write)
+
+
+def _fill(device: "DmirrorDevice", pages: Pfns, src: Words) -> None:
+    """Copy the sources to device pages; those without a source are zeroed."""
+    backing = device.backing_of(pages)
+    present = (src & _VALID) != 0
+    if present.all():
+        device.copy(backing, _pfns(src))
+        return
+    holes = ~present
+    device.memory.clear_pages(backing[holes])
+    device.charge_copy(int(np.count_nonzero(holes)), int(np.count_nonzero(holes)))
+    if present.any():
+        device.copy(backing[present], _pfns(src[present]))
+
+
+def _finalize_and_map(device: "DmirrorDevice", mirror: "Dmirror", args: MigrateVma) -> None:
+    """Put what really moved into the mirror table (dmirror_migrate_finalize_and_map)."""
+    memory, src, dst = device.memory, args.src, args.dst
+    geometry = memory.geometry
+    vpn = args.start >> geometry.page_shift
+    moved = np.flatnonzero(((src & _MIGRATE) != 0) & (dst != 0))
+    if not len(moved):
+        return
+    if int(dst[moved[0]]) & MIGRATE_PFN_COMPOUND:
+        pfn = int(dst[0]) >> MIGRATE_PFN_SHIFT
+        table: Backing = memory.zone_device_data(pfn)
+        perm = READ | WRITE if int(dst[0]) & MIGRATE_PFN_WRITE else READ
+        with mirror.mutex:
+            mirror.page_table.map_run(vpn, table.of(pfn), geometry.pmd_nr, perm)
+    else:
+        words = dst[moved]
+        backing = np.zeros(len(dst), np.int64)
+        perms = np.zeros(len(dst), np.uint8)
+        backing[moved] = device.backing_of(_pfns(words))
+        perms[moved] = np.where((words & _WRITE) != 0, np.uint8(READ | WRITE), np.uint8(READ))
+        with mirror.mutex:
+            mirror.page_table.map_pages(vpn, backing, perms)
+
+
+# ---- home ------------------------------------------------------------------------------------------------------------
+
+
+def _bring_home(device: "DmirrorDevice", mirror: "Dmirror", args: MigrateVma) -> int:
+    """Copy what was collected home and end the migration; how many entries moved. ENOMEM: none did."""
+    memory = device.memory
+    try:
+        _fault_alloc_and_copy(device, mirror, args)
+    except KernelError:
+        memory.migrate_vma_finalize(args)
+        raise
+    memory.migrate_vma_pages(args)
+    moved = int(np.count_nonzero(((args.src & _MIGRATE) != 0) & ((args.src & _VALID) != 0) & (args.dst != 0)))
+    memory.migrate_vma_finalize(args)
+    return moved
+
+
+def _fault_alloc_and_copy(device: "DmirrorDevice", mirror: "Dmirror", args: MigrateVma) -> None:
+    """Give every device page a system page and copy (dmirror_devmem_fault_alloc_and_copy); erase it from the mirror."""
+    memory, src, dst = device.memory, args.src, args.dst
+    geometry = memory.geometry
+    wanted = np.flatnonzero(((src & _VALID) != 0) & ((src & _MIGRATE) != 0))
+    if not len(wanted):
+        return
+    vpn = args.start >> geometry.page_shift
+    word = int(src[wanted[0]])
+    if word & MIGRATE_PFN_COMPOUND:
+        nr = geometry.pmd_nr
+        table: Backing = memory.zone_device_data(word >> MIGRATE_PFN_SHIFT)
+        backing = table.of(word >> MIGRATE_PFN_SHIFT)
+        write = word & MIGRATE_PFN_WRITE
+        folio = memory.alloc_folio(geometry.pmd_order)
+        if folio is not None:
+            memory.folio_lock(folio)
+            dst[0] = folio << MIGRATE_PFN_SHIFT | MIGRATE_PFN_VALID | MIGRATE_PFN_COMPOUND | write
+            mirror.page_table.unmap(vpn, vpn + nr)
+            memory.copy_folio(folio, backing, nr)
+            device.charge_copy(nr, 1)
+            return
+        pages = _system_pages(device, nr)
+        dst[:nr] = _words(pages)
+        mirror.page_table.unmap(vpn, vpn + nr)
+        device.copy(pages, np.arange(backing, backing + nr))
+        return
+    pages = _system_pages(device, len(wanted))
+    words = src[wanted]
+    dst[wanted] = _words(pages) | words & _WRITE
+    for first, last in _runs(wanted):
+        mirror.page_table.unmap(vpn + first, vpn + last)
+    device.copy(pages, device.backing_of(_pfns(words)))
+
+
+def _system_pages(device: "DmirrorDevice", n: int) -> Pfns:
+    """Allocate `n` locked system pages; ENOMEM."""
+    memory = device.memory
+    pages: Pfns | None
+    if n == 1:
+        pfn = memory.alloc_folio(0)
+        pages = None if pfn is None else np.array([pfn], np.int64)
+    else:
+        pages = memory.alloc_pages_bulk(n)
+    if pages is None:
+        raise KernelError(errno.ENOMEM, f"no {n} pages of system memory")
+    memory.folios_lock_new(pages)
+    return pages
+
+
+def _runs(index: Pfns) -> list[tuple[int, int]]:
+    """Cut ascending positions into half-open runs."""
+    cuts = np.flatnonzero(np.diff(index) != 1) + 1
+    return [(int(run[0]), int(run[-1]) + 1) for run in np.split(index, cuts)]
+
+
+class DmirrorPagemapOps:
+    """Be the dev_pagemap_ops of dmirror (dmirror_devmem_ops)."""
+
+    def __init__(self, device: "DmirrorDevice") -> None:
+        self.device = device
+
+    def migrate_to_ram(self, vmf: VmFault) -> int:
+        """Bring one page home, or the folio if a PMD maps it (dmirror_devmem_fault)."""
+        device = self.device
+        memory = device.memory
+        order = 0 if vmf.pte_level else memory.folio_order(vmf.page)
+        size = memory.geometry.page_size << order
+        start = vmf.address & -size
+        args = MigrateVma(
+            vma=vmf.vma,
+            start=start,
+            end=start + size,
+            src=np.zeros(1 << order, np.uint64),
+            dst=np.zeros(1 << order, np.uint64),
+            pgmap_owner=device,
+            flags=MIGRATE_VMA_SELECT_DEVICE_PRIVATE | (MIGRATE_VMA_SELECT_COMPOUND if order else 0),
+            fault_page=vmf.page,
+        )
+        # The file that last migrated to the page, which after a fork or mremap need not be the one that faults.
+        table: Backing = memory.zone_device_data(memory.folio_head(vmf.page))
+        try:
+            memory.migrate_vma_setup(args)
+        except KernelError:
+            return VM_FAULT_SIGBUS
+        try:
+            _bring_home(device, table.mirror_of(vmf.page), args)
+        except KernelError:
+            return VM_FAULT_OOM
+        return 0
+
+    def folio_free(self, pfn: int, order: int) -> None:
+        """Free the backing and put the page on its list (dmirror_devmem_free)."""
+        memory = self.device.memory
+        table: Backing = memory.zone_device_data(pfn)
+        memory.folio_put(memory.folio_head(table.of(pfn)))
+        self.device.pool.free(pfn, order)
+
+    def folios_free(self, pfns: Pfns) -> None:
+        """Do so for many single pages."""
+        device = self.device
+        for chunk, some in device.pool.by_chunk(pfns):
+            table: Backing = chunk.private
+            if table.has_split:
+                for pfn in some.tolist():
+                    device.memory.folio_put(device.memory.folio_head(table.of(pfn)))
+            else:
+                device.memory.folios_put(table.of_many(some))
+        device.pool.free_many(pfns)
+
+    def folio_split(self, head: int, tail: int | None) -> None:
+        """Give a tail its part of the backing (dmirror_devmem_folio_split).
+
+        The kernel takes the backing folio apart as well. Here it stays whole, with one reference for each device page
+        that lies on it, so its memory comes back with the last of them.
+        """
+        if tail is None:
+            return
+        memory = self.device.memory
+        table: Backing = memory.zone_device_data(head)
+        memory.set_zone_device_data(tail, table)
+        memory.folio_get(memory.folio_head(table.of(tail)))
+        table.has_split = True
+        self.device.pool.chunk_of(tail).callocated += 1

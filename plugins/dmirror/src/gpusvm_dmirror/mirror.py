@@ -1,0 +1,201 @@
+"""lib/test_hmm.c, as of Linux 7.3.4: one open file of a dmirror device, and its mirror table."""
+
+import errno
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from gpusvm.driver import CallerFaults, NotifierWindow
+from gpusvm.errors import KernelError
+from gpusvm.gpu import ATOMIC, READ, REMOTE, WRITE, GpuPageTable
+from gpusvm.mm.api import (
+    HMM_PFN_ORDER_MASK,
+    HMM_PFN_PFN_MASK,
+    HMM_PFN_REQ_FAULT,
+    HMM_PFN_REQ_WRITE,
+    HMM_PFN_WRITE,
+    MMU_NOTIFY_MIGRATE,
+    IntervalNotifier,
+    MmApi,
+    MmuNotifierRange,
+    Pfns,
+    Words,
+)
+
+from gpusvm_dmirror.commands import DmirrorIoctl
+from gpusvm_dmirror.migrate import migrate_to_device
+
+if TYPE_CHECKING:
+    from gpusvm_dmirror.device import DmirrorDevice
+
+__all__ = ["Dmirror"]
+
+_WORD_PFN = np.uint64(HMM_PFN_PFN_MASK)
+_WORD_WRITE = np.uint64(HMM_PFN_WRITE)
+_WORD_ORDER = np.uint64(HMM_PFN_ORDER_MASK)
+# The interval [0, ULONG_MAX & PAGE_MASK) of dmirror_fops_open.
+_ULONG_MAX = (1 << 64) - 1
+
+
+class Dmirror:
+    """Mirror one address space (struct dmirror): it is the Vm of the driver contract.
+
+    The mirror table, an xarray in the kernel, is the `GpuPageTable`: an entry names the page that holds the data,
+    READ|WRITE is the tag WRITE, READ alone no tag, and READ|WRITE|ATOMIC the tag ATOMIC of a device-exclusive page.
+    """
+
+    def __init__(self, device: "DmirrorDevice", mm: MmApi, *, start: int, end: int, inst: int) -> None:
+        memory = device.memory
+        self.device = device
+        self.memory = device.memory
+        self.mm = mm
+        self.start = start
+        self.end = end
+        self.inst = inst
+        self.mutex = device.kernel.mutex("dmirror->mutex")
+        self.page_table = GpuPageTable(device.kernel, memory, mm)
+        self.ioctl = DmirrorIoctl(self)
+        self.closed = False
+        self._page_shift = memory.geometry.page_shift
+        length = _ULONG_MAX & -memory.geometry.page_size
+        self.notifier = memory.mmu_interval_notifier_insert(mm, 0, length, self)
+        device.kernel.gauges.inc("notifier")
+        self.faults = CallerFaults(device.pipeline, inst=inst)
+
+    def populate(self, start: int, end: int) -> int:
+        """Migrate [start, end) as MIGRATE_TO_DEV does, without reading it back; the bytes moved. EINVAL, ENODEV."""
+        mm = self.mm
+        if not mm.mmget_not_zero():
+            raise KernelError(errno.EINVAL, f"{mm.name} is gone")
+        before = self.device.kernel.stats.migrated_to_device_bytes
+        try:
+            mm.mmap_lock.down_read()
+            try:
+                migrate_to_device(self.device, self, start, end)
+            finally:
+                mm.mmap_lock.up_read()
+        finally:
+            mm.mmput()
+        return self.device.kernel.stats.migrated_to_device_bytes - before
+
+    def close(self) -> None:
+        """Close the file (dmirror_fops_release): the pages of *every* file of the device go home."""
+        if self.closed:
+            return
+        self.closed = True
+        self.memory.mmu_interval_notifier_remove(self.notifier)
+        self.device.kernel.gauges.dec("notifier")
+        self.device.evict()
+        self.page_table.unmap(0, _ULONG_MAX >> self._page_shift)
+        self.device.files.remove(self)
+
+    def window(self, start: int, end: int) -> NotifierWindow:
+        """Return a window under the file's own notifier."""
+        return NotifierWindow(self.memory, self.notifier, start=start, end=end, lock=self.mutex)
+
+    def invalidate(self, sub: IntervalNotifier, range_: MmuNotifierRange, cur_seq: int) -> bool:
+        """Erase the entries of a range (dmirror_interval_invalidate); what this device migrates itself, it ignores."""
+        if range_.event == MMU_NOTIFY_MIGRATE and range_.owner is self.device:
+            return True
+        if range_.blockable:
+            self.mutex.lock()
+        elif not self.mutex.trylock():
+            return False
+        try:
+            self.memory.mmu_interval_set_seq(sub, cur_seq)
+            shift = self._page_shift
+            end = range_.end >> shift
+            # dmirror_do_update takes the exclusive end for the last index to erase.
+            self.page_table.unmap(range_.start >> shift, end + (self.device.quirks.inclusive_last == "as_written"))
+        finally:
+            self.mutex.unlock()
+        return True
+
+    # ---- faults --------------------------------------------------------------------------------------------------
+
+    def fault(self, start: int, end: int, *, write: bool) -> None:
+        """Fault [start, end) in for the device, window by window (dmirror_fault).
+
+        EFAULT: the mm is gone, no readable VMA, or no write permission where it was asked for; EPERM: the VMA is not
+        writable; EBUSY: the time is over; ENOMEM.
+        """
+        if not self.mm.mmget_not_zero():
+            raise KernelError(errno.EFAULT, f"{self.mm.name} is gone")
+        size = self.device.tunables.fault_window_pages << self._page_shift
+        try:
+            for at in range(start, end, size):
+                self._range_fault(self.window(at, min(at + size, end)), write=write)
+        finally:
+            self.mm.mmput()
+
+    def _range_fault(self, window: NotifierWindow, *, write: bool) -> None:
+        """Read the pages of one window and store them, until nothing comes between (dmirror_range_fault)."""
+        deadline = self.deadline()
+        while True:
+            words = self.read_pages(window, deadline, write=write)
+            if words is not None and window.commit(lambda words=words: self.store(window.start, words, write=write)):  # type: ignore[misc]  # a lambda's default has no annotation
+                return
+
+    def deadline(self) -> int:
+        """Return the time after which a fault that begins now fails."""
+        return self.device.kernel.now_ns + self.device.tunables.hmm_timeout_ms * 1_000_000
+
+    def read_pages(self, window: NotifierWindow, deadline: int, *, write: bool) -> Words | None:
+        """Make one attempt at reading a window; None to try again, EBUSY when it is too late for that."""
+        if self.device.kernel.now_ns > deadline:
+            raise KernelError(errno.EBUSY, f"invalidated for {self.device.tunables.hmm_timeout_ms} ms")
+        flags = HMM_PFN_REQ_FAULT | HMM_PFN_REQ_WRITE if write else HMM_PFN_REQ_FAULT
+        try:
+            return window.read_pages(flags, self.device)
+        except KernelError as error:
+            if error.errno != errno.EBUSY:
+                raise
+        return None
+
+    def store(self, start: int, words: Words, *, write: bool) -> None:
+        """Put what hmm_range_fault reported into the mirror table, mutex held (dmirror_do_fault).
+
+        A device-private page of the own device is stored as its backing page. EFAULT at the first page that lacks the
+        write permission asked for; the pages before it are stored.
+        """
+        vpn = start >> self._page_shift
+        pfns = (words & _WORD_PFN).astype(np.int64)
+        writable = (words & _WORD_WRITE) != 0
+        perms = np.where(writable, np.uint8(READ | WRITE | REMOTE), np.uint8(READ | REMOTE))
+        private = self.memory.device_private_mask(pfns)
+        shifted: list[tuple[int, int]] = []
+        if private.any():
+            own = pfns[private]
+            if bool((words & _WORD_ORDER).any()):
+                shifted = self._wrong_halves(vpn, pfns, private & ((words & _WORD_ORDER) != 0))
+            pfns[private] = self.device.backing_of(own)
+            perms[private] &= ~np.uint8(REMOTE)
+        refused = write and not writable.all()
+        if refused:
+            perms[int(writable.argmin()) :] = 0
+        self.page_table.map_pages(vpn, pfns, perms)
+        for first, last in shifted:
+            self.page_table.mark_stale(first, last, "mm_s1")
+        kernel = self.device.kernel
+        kernel.charge("bind_per_pte", len(words))
+        if refused:
+            raise KernelError(errno.EFAULT, f"page {vpn + int(writable.argmin()):#x} is not writable for the device")
+
+    def store_exclusive(self, addr: int, pfn: int) -> None:
+        """Put a device-exclusive page into the mirror table (dmirror_atomic_map)."""
+        with self.mutex:
+            self.page_table.map_run(addr >> self._page_shift, pfn, 1, READ | WRITE | ATOMIC | REMOTE)
+        self.device.kernel.charge("bind_per_pte")
+
+    def _wrong_halves(self, vpn: int, pfns: Pfns, huge: Any) -> list[tuple[int, int]]:
+        """Find pages of own PMD folios that mm defect S1 reported with the pfn of another page of the folio."""
+        nr = self.memory.geometry.pmd_nr
+        found: list[tuple[int, int]] = []
+        first = 0
+        while first < len(pfns):
+            block_end = min(len(pfns), first + nr - (vpn + first) % nr)
+            if huge[first]:
+                pfn = int(pfns[first])
+                if pfn - self.memory.folio_head(pfn) != (vpn + first) % nr:
+                    found.append((vpn + first, vpn + block_end))
+            first = block_end
+        return found

@@ -1,0 +1,53 @@
+"""What of dmirror can be set: its tunables, and the places where 7.3 as written surprises."""
+
+from attrs import frozen
+from gpusvm.driver import quirk, tunable
+
+__all__ = ["DmirrorQuirks", "DmirrorTunables", "refuse"]
+
+_K = 1 << 10
+_M = 1 << 20
+
+
+@frozen(kw_only=True)
+class DmirrorTunables:
+    """Set how dmirror serves faults and keeps memory; the defaults are those of Linux 7.3.4."""
+
+    chunk_bytes: int = tunable(
+        256 * _M,
+        "Size of one chunk of device memory, with a dev_pagemap of its own",
+        unit="bytes",
+        minimum=2 * _M,
+        power_of_two=True,
+        cite="test_hmm.c:DEVMEM_CHUNK_SIZE",
+    )
+    fault_window_pages: int = tunable(
+        32,
+        "Pages that one fault looks up and maps",
+        unit="pages",
+        minimum=1,
+        maximum=512,
+        cite="test_hmm.c:dmirror_fault",
+    )
+    hmm_timeout_ms: int = tunable(
+        1000,
+        "How long a fault is tried again when its pages are invalidated under it, before it fails with EBUSY",
+        unit="ms",
+        minimum=1,
+        cite="hmm.h:HMM_RANGE_DEFAULT_TIMEOUT",
+    )
+
+
+@frozen(kw_only=True)
+class DmirrorQuirks:
+    """Choose between dmirror as written and as a reviewer would want it."""
+
+    inclusive_last: str = quirk(
+        "An invalidation clears one page too many: it takes the exclusive end of the range for the last page (Q14)",
+        cite="test_hmm.c:dmirror_do_update; recorded on 7.3.4",
+    )
+
+
+def refuse(tunables: DmirrorTunables, quirks: DmirrorQuirks) -> list[str]:
+    """Name the combinations that cannot work: dmirror has none."""
+    return []
