@@ -1,0 +1,143 @@
+"""drivers/gpu/drm/nouveau/nouveau_drm.c and nouveau_svm.c, as of Linux 7.3.4: one GPU as far as SVM needs it."""
+
+import errno
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from gpusvm.driver import DriverInfo, FaultAccounts, FaultQueues, Host
+from gpusvm.drm import DmaDevice, DrmDevice, DrmPagemap
+from gpusvm.errors import KernelError
+from gpusvm.gpu import CopyEngine, Tlb
+from gpusvm.mm.api import DevPagemap, MmApi
+
+from gpusvm_nouveau.dmem import NouveauDmem
+from gpusvm_nouveau.faults import NouveauPipeline
+from gpusvm_nouveau.info import INFO
+from gpusvm_nouveau.pm import IoctlPm
+from gpusvm_nouveau.svmm import NouveauSvmm
+
+if TYPE_CHECKING:
+    from gpusvm_nouveau.tunables import NouveauQuirks
+
+__all__ = ["NouveauDevice"]
+
+
+class NouveauDevice:
+    """Drive one GPU (struct nouveau_drm with its nouveau_svm). Its drm_device is the owner of its device pages."""
+
+    info: DriverInfo = INFO
+
+    def __init__(self, host: Host) -> None:
+        kernel, memory = host.kernel, host.memory
+        quirks: NouveauQuirks = host.quirks
+        self.host = host
+        self.kernel = kernel
+        self.memory = memory
+        self.quirks = quirks
+        name = host.device.name
+        self.pm = IoctlPm(host, self)
+        dma = DmaDevice(kernel, name, page_shift=memory.geometry.page_shift)
+        self.device = DrmDevice(kernel, name, pm=self.pm.rpm, dma=dma)
+        self.accounts = FaultAccounts()
+        self.tlb = Tlb(kernel, name)
+        self.engine = CopyEngine(kernel, host.link, shape="per_piece", name=name)
+        self.dmem = NouveauDmem(host, self)
+        self.embedding = self.dmem.pool
+        self.bo_mapping = self.dmem.bo_mapping
+        self.svmms: dict[int, NouveauSvmm] = {}
+        self._instances = 0
+        self.queues = FaultQueues(
+            kernel,
+            NouveauPipeline(self),
+            workqueue=kernel.workqueue("events"),
+            queues=1,
+            capacity=host.tunables.fault_entries,
+            slice_ms=0,
+            guard=self.pm.fault,
+        )
+        if host.tunables.runpm:
+            self.pm.rpm.enable()
+
+    def pagemaps(self) -> list[DrmPagemap]:
+        """Return one: populate takes a page from any chunk."""
+        return [self.dmem.pool.offer(self.device, self._populate)]
+
+    def dev_pagemaps(self) -> list[DevPagemap]:
+        """Return one for each chunk."""
+        return self.dmem.pool.dev_pagemaps()
+
+    def vm_create(self, mm: MmApi, *, start: int, end: int) -> NouveauSvmm:
+        """Mirror `mm` (nouveau_svmm_init)."""
+        with self.pm.ioctl():
+            self._instances += 1
+            svmm = NouveauSvmm(self, mm, start=start, end=end, inst=self._instances)
+            self.svmms[svmm.inst] = svmm
+            return svmm
+
+    def shutdown(self) -> None:
+        """Remove the device (nouveau_drm_device_fini): it is awake for that."""
+        with self.pm.ioctl():
+            self.pm.rpm.disable()
+            self.queues.stop()
+            self.dmem.pool.withdraw()
+            self.dmem.fini()
+        self.device.put()
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return chunks, free lists, address spaces, and copies that woke nobody."""
+        pool = self.dmem.pool
+        return {
+            "chunks": len(pool.chunks),
+            "free_pages": len(pool.free_pages),
+            "free_folios": len(pool.free_folios),
+            "allocations": sum(chunk.callocated for chunk in pool.chunks),
+            "svmms": len(self.svmms),
+            "sleeping_copies": self.pm.sleeping_copies,
+        }
+
+    def forget(self, svmm: NouveauSvmm) -> None:
+        """Take a closed address space off the list."""
+        self.svmms.pop(svmm.inst, None)
+
+    def bind_migrate(self, svmm: NouveauSvmm, start: int, end: int) -> int:
+        """Migrate with DRM_IOCTL_NOUVEAU_SVM_BIND (nouveau_svmm_bind); the bytes moved.
+
+        The ioctl itself answers 0 whatever moved. EINVAL if the address space is gone.
+        """
+        mm = svmm.mm
+        stats = self.kernel.stats
+        before = stats.migrated_to_device_bytes
+        with self.pm.ioctl():
+            if svmm.closed or not mm.mmget_not_zero():
+                raise KernelError(errno.EINVAL, f"{mm.name} has no address space on {self.device.name}")
+            try:
+                mm.mmap_lock.down_read()
+                try:
+                    self._migrate_vmas(svmm, mm, start, end, best_effort=True)
+                finally:
+                    mm.mmap_lock.up_read()
+            finally:
+                mm.mmput()
+        return stats.migrated_to_device_bytes - before
+
+    def _migrate_vmas(self, svmm: NouveauSvmm | None, mm: MmApi, start: int, end: int, *, best_effort: bool) -> None:
+        addr = start
+        while addr < end and (vma := mm.find_vma_intersection(addr, end)) is not None:
+            addr = max(addr, vma.start)
+            until = min(vma.end, end)
+            try:
+                self.dmem.migrate_vma(svmm, vma, addr, until)
+            except KernelError:
+                if not best_effort:
+                    raise
+            addr = until
+
+    def _populate(self, start: int, end: int, mm: MmApi) -> None:
+        """Populate for whoever calls populate_mm, mmap_lock held; ENODEV, or what migrate_vma_setup raises."""
+        cookie = self.device.dev_enter()
+        try:
+            with self.pm.populate():
+                svmm = next((each for each in self.svmms.values() if each.mm is mm), None)
+                self._migrate_vmas(svmm, mm, start, end, best_effort=False)
+        finally:
+            self.device.dev_exit(cookie)

@@ -1,0 +1,406 @@
+"""drivers/gpu/drm/nouveau/nouveau_dmem.c, as of Linux 7.3.4: device memory for processes, and moving pages to and fro.
+
+Page to buffer object: page_pgmap(page) -> container_of -> chunk -> bo, for a chunk is one object, pinned. Copies are
+queued folio by folio with one fence for a window, and migrate_vma_pages runs while they are in flight.
+"""
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from gpusvm.driver import Chunk, ChunkPool
+from gpusvm.drm import DMA_BIDIRECTIONAL, Bo, BoManager, Buddy, constant_u8
+from gpusvm.errors import KernelError
+from gpusvm.gpu import D2H, H2D, READ, WRITE
+from gpusvm.mm.api import (
+    MIGRATE_PFN_COMPOUND,
+    MIGRATE_PFN_MIGRATE,
+    MIGRATE_PFN_SHIFT,
+    MIGRATE_PFN_VALID,
+    MIGRATE_PFN_WRITE,
+    MIGRATE_VMA_SELECT_COMPOUND,
+    MIGRATE_VMA_SELECT_DEVICE_PRIVATE,
+    MIGRATE_VMA_SELECT_SYSTEM,
+    VM_FAULT_OOM,
+    VM_FAULT_SIGBUS,
+    MigrateVma,
+    Pfns,
+    VmaApi,
+    VmFault,
+    Words,
+)
+
+from gpusvm_nouveau.vmm import runs
+
+if TYPE_CHECKING:
+    from gpusvm.driver import Host
+
+    from gpusvm_nouveau.device import NouveauDevice
+    from gpusvm_nouveau.svmm import NouveauSvmm
+
+__all__ = ["ChunkBoMapping", "NouveauDmem"]
+
+_VALID = np.uint64(MIGRATE_PFN_VALID)
+_MIGRATE = np.uint64(MIGRATE_PFN_MIGRATE)
+_WRITE = np.uint64(MIGRATE_PFN_WRITE)
+_COMPOUND = np.uint64(MIGRATE_PFN_COMPOUND)
+_SHIFT = np.uint64(MIGRATE_PFN_SHIFT)
+
+STALE_QUIRK = "pfns_map_rejected"
+
+
+def _pfns(words: Words) -> Pfns:
+    return (words >> _SHIFT).astype(np.int64)
+
+
+def _words(pfns: Pfns) -> Words:
+    return pfns.astype(np.uint64) << _SHIFT | _VALID
+
+
+class ChunkBoMapping:
+    """Be the `BoMapping` of nouveau: the chunk that embeds the page's dev_pagemap is pinned to one object."""
+
+    def __init__(self, pool: ChunkPool) -> None:
+        self.pool = pool
+
+    def attach(self, bo: Bo, pfns: Pfns) -> None:
+        """Nothing to remember: the chunk knows its object."""
+
+    def bo_of(self, pfn: int) -> Bo:
+        """Return the object of a device page (nouveau_page_to_chunk)."""
+        bo: Bo = self.pool.chunk_of(pfn).bo
+        return bo
+
+    def split(self, head: int, tail: int) -> None:
+        """Count the tail as an allocation of its chunk (nouveau_dmem_folio_split)."""
+        self.pool.chunk_of(tail).callocated += 1
+
+    def free(self, pfn: int, order: int) -> None:
+        """Put the folio on its free list (nouveau_dmem_folio_free)."""
+        self.pool.free(pfn, order)
+
+
+class NouveauDmem:
+    """Own the device memory of one GPU (struct nouveau_dmem); it is the dev_pagemap_ops of its chunks."""
+
+    def __init__(self, host: "Host", device: "NouveauDevice") -> None:
+        memory = host.memory
+        geometry = memory.geometry
+        chunk_pages = host.tunables.chunk_bytes >> geometry.page_shift
+        self.device = device
+        self.kernel = host.kernel
+        self.memory = memory
+        self.bos = BoManager(host.kernel, Buddy(host.device.vram_bytes >> geometry.page_shift), name=host.device.name)
+        self.pool = ChunkPool(
+            host.kernel,
+            memory,
+            chunk_pages=chunk_pages,
+            owner=device.device,
+            ops=self,
+            # nouveau_dmem_chunk_alloc links all but one page of each 2 MiB, counting on without the gap, so that what
+            # is lost is the end of the chunk: 128 of 65536 pages.
+            lost_pages=chunk_pages >> geometry.pmd_order,
+            on_new=self._pin,
+        )
+        self.bo_mapping = ChunkBoMapping(self.pool)
+
+    # ---- dev_pagemap_ops -----------------------------------------------------------------------------------------
+
+    def migrate_to_ram(self, vmf: VmFault) -> int:
+        """Bring one page home, or the folio if a PMD maps it (nouveau_dmem_migrate_to_ram)."""
+        memory = self.memory
+        order = 0 if vmf.pte_level else memory.folio_order(vmf.page)
+        svmm: NouveauSvmm | None = memory.zone_device_data(memory.folio_head(vmf.page))
+        size = memory.geometry.page_size << order
+        start = vmf.address & -size
+        args = MigrateVma(
+            vma=vmf.vma,
+            start=start,
+            end=start + size,
+            src=np.zeros(1 << order, np.uint64),
+            dst=np.zeros(1 << order, np.uint64),
+            pgmap_owner=self.pool.owner,
+            flags=MIGRATE_VMA_SELECT_DEVICE_PRIVATE | (MIGRATE_VMA_SELECT_COMPOUND if order else 0),
+            fault_page=vmf.page,
+        )
+        try:
+            memory.migrate_vma_setup(args)
+        except KernelError:
+            return VM_FAULT_SIGBUS
+        if not args.cpages:
+            return 0
+        # A folio of the same order or nothing: there is no falling back to single pages.
+        page = memory.alloc_folio(order)
+        if page is None:
+            memory.migrate_vma_finalize(args)
+            return VM_FAULT_OOM
+        memory.folio_lock(page)
+        source = int(args.src[0]) >> MIGRATE_PFN_SHIFT
+        args.dst[0] = page << MIGRATE_PFN_SHIFT | MIGRATE_PFN_VALID | (MIGRATE_PFN_COMPOUND if order else 0)
+        with self.device.pm.cpu_fault():
+            through = self._copy_home(svmm, args, page, order)
+            if through is None:
+                args.dst[0] = 0
+                memory.folio_unlock(page)
+                memory.folio_put(page)
+                memory.migrate_vma_finalize(args)
+                return VM_FAULT_SIGBUS
+            memory.migrate_vma_pages(args)
+            self.device.engine.wait(through)
+        memory.copy_folio(page, source, 1 << order)
+        self.device.device.dma.unmap_pages(1)
+        memory.migrate_vma_finalize(args)
+        return 0
+
+    def folio_free(self, pfn: int, order: int) -> None:
+        """Take a folio back; its object stays pinned."""
+        self.bo_mapping.free(pfn, order)
+
+    def folios_free(self, pfns: Pfns) -> None:
+        """Take many single pages back."""
+        self.pool.free_many(pfns)
+
+    def folio_split(self, head: int, tail: int | None) -> None:
+        """Give a tail the svmm of the head (nouveau_dmem_folio_split)."""
+        if tail is not None:
+            self.memory.set_zone_device_data(tail, self.memory.zone_device_data(head))
+            self.bo_mapping.split(head, tail)
+
+    # ---- to the device -------------------------------------------------------------------------------------------
+
+    def migrate_vma(self, svmm: "NouveauSvmm | None", vma: VmaApi, start: int, end: int) -> None:
+        """Move what can move of [start, end), which lies in one VMA, mmap_lock held (nouveau_dmem_migrate_vma).
+
+        An error of migrate_vma_setup ends it; the windows before are done.
+        """
+        memory = self.memory
+        geometry = memory.geometry
+        for addr in range(start, end, geometry.pmd_size):
+            until = min(addr + geometry.pmd_size, end)
+            pages = (until - addr) >> geometry.page_shift
+            args = MigrateVma(
+                vma=vma,
+                start=addr,
+                end=until,
+                src=np.zeros(pages, np.uint64),
+                dst=np.zeros(pages, np.uint64),
+                pgmap_owner=self.pool.owner,
+                flags=MIGRATE_VMA_SELECT_SYSTEM | MIGRATE_VMA_SELECT_COMPOUND,
+            )
+            memory.migrate_vma_setup(args)
+            if args.cpages:
+                self._migrate_chunk(svmm, args)
+
+    def _migrate_chunk(self, svmm: "NouveauSvmm | None", args: MigrateVma) -> None:
+        """Copy one window and end its migration (nouveau_dmem_migrate_chunk)."""
+        memory, engine = self.memory, self.device.engine
+        src, dst = args.src, args.dst
+        if int(src[0]) & MIGRATE_PFN_COMPOUND:
+            rows = self._copy_folio(svmm, src, dst)
+        else:
+            rows = self._copy_pages(svmm, src, dst)
+        fence_ns = engine.busy_until_ns
+        memory.migrate_vma_pages(args)
+        engine.wait(fence_ns)
+        self._copied(src, dst)
+        self._map_moved(svmm, args)
+        self.device.device.dma.unmap_pages(rows)
+        memory.migrate_vma_finalize(args)
+
+    def _copy_folio(self, svmm: "NouveauSvmm | None", src: Words, dst: Words) -> int:
+        """Queue the copy of a PMD folio, or the clear of a hole of that size; how many DMA mappings it took."""
+        memory = self.memory
+        order = memory.geometry.pmd_order
+        pfn = self.pool.alloc(order)
+        if pfn is None:  # it is not split for single pages: it stays where it is
+            return 0
+        memory.zone_device_folio_init(pfn, self.pool.chunk_of(pfn).pagemap, order)
+        memory.set_zone_device_data(pfn, svmm)
+        word = int(src[0])
+        rows = 0
+        try:
+            if word & MIGRATE_PFN_VALID:
+                source = np.array([word >> MIGRATE_PFN_SHIFT], np.int64)
+                self.device.device.dma.map_pages(source, constant_u8(order, 1), DMA_BIDIRECTIONAL)
+                rows = 1
+                self.device.engine.copy(H2D, memory.geometry.pmd_size, 1)
+            else:
+                self._queue_clear(memory.geometry.pmd_size, 1)
+                memory.clear_folio(pfn, 1 << order)
+        except KernelError:
+            memory.folio_unlock(pfn)
+            memory.folio_put(pfn)
+            return 0
+        dst[0] = pfn << MIGRATE_PFN_SHIFT | MIGRATE_PFN_VALID | MIGRATE_PFN_COMPOUND | word & MIGRATE_PFN_WRITE
+        return rows
+
+    def _copy_pages(self, svmm: "NouveauSvmm | None", src: Words, dst: Words) -> int:
+        """Queue one copy or clear for each page that was collected; how many DMA mappings they took."""
+        memory = self.memory
+        wanted = np.flatnonzero(src & _MIGRATE)
+        pages = self.pool.alloc_many(0, len(wanted))
+        wanted = wanted[: len(pages)]  # an entry without a page is skipped
+        if not len(wanted):
+            return 0
+        for chunk, some in self.pool.by_chunk(pages):
+            memory.zone_device_folios_init(some, chunk.pagemap)
+        memory.set_zone_device_data(pages, svmm)
+        present = (src[wanted] & _VALID) != 0
+        rows = int(np.count_nonzero(present))
+        page_size = memory.geometry.page_size
+        if rows:
+            try:
+                sources = _pfns(src[wanted] if rows == len(wanted) else src[wanted[present]])
+                self.device.device.dma.map_pages(sources, constant_u8(0, rows), DMA_BIDIRECTIONAL)
+            except KernelError:
+                memory.folios_unlock(pages)
+                memory.folios_put(pages)
+                return 0
+            self.device.engine.copy(H2D, rows * page_size, rows)
+        holes = len(wanted) - rows
+        if holes:
+            self._queue_clear(holes * page_size, holes)
+            memory.clear_pages(pages[~present])
+        dst[wanted] = _words(pages) | src[wanted] & _WRITE
+        return rows
+
+    def _copied(self, src: Words, dst: Words) -> None:
+        """Move the contents of a window: the fence has been waited for."""
+        memory = self.memory
+        if int(dst[0]) & MIGRATE_PFN_COMPOUND:
+            if int(src[0]) & MIGRATE_PFN_VALID:
+                source, page = int(src[0]) >> MIGRATE_PFN_SHIFT, int(dst[0]) >> MIGRATE_PFN_SHIFT
+                memory.copy_folio(page, source, memory.geometry.pmd_nr)
+            return
+        copied = np.flatnonzero(((src & _VALID) != 0) & (dst != 0))
+        if len(copied):
+            memory.copy_pages(_pfns(dst[copied]), _pfns(src[copied]))
+
+    def _queue_clear(self, nbytes: int, folios: int) -> None:
+        """Queue clears of device memory, one command a folio."""
+        costs = self.kernel.costs
+        if costs is not None:
+            self.device.engine.run(folios * costs.bo_clear_ns(nbytes // folios))
+
+    def _map_moved(self, svmm: "NouveauSvmm | None", args: MigrateVma) -> None:
+        """Push the new GPU entries of what moved (nouveau_pfns_map): as written, nvkm rejects all of them.
+
+        The MIGRATE events of this migration were skipped as our own, so that entries of pages that were mapped before
+        still name the old ones.
+        """
+        src, dst = args.src, args.dst
+        geometry = self.memory.geometry
+        moved = np.flatnonzero(((src & _MIGRATE) != 0) & (dst != 0))
+        if not len(moved):
+            return
+        large = bool(int(dst[moved[0]]) & MIGRATE_PFN_COMPOUND)
+        pages = geometry.pmd_nr if large else len(moved)
+        if svmm is None or svmm.closed:
+            return
+        vpn = args.start >> geometry.page_shift
+        with svmm.mutex:
+            if self.device.quirks.pfns_map_rejected == "as_written":
+                spans = [(0, pages)] if large else runs(moved)
+                for first, last in spans:
+                    svmm.page_table.mark_stale(vpn + first, vpn + last, STALE_QUIRK)
+            elif large:
+                word = int(dst[0])
+                perm = READ | WRITE if word & MIGRATE_PFN_WRITE else READ
+                svmm.vmm.map_leaf(vpn, word >> MIGRATE_PFN_SHIFT, pages, perm)
+            else:
+                perms = np.zeros(len(dst), np.uint8)
+                perms[moved] = np.where((dst[moved] & _WRITE) != 0, np.uint8(READ | WRITE), np.uint8(READ))
+                svmm.vmm.map_scattered(vpn, _pfns(dst), perms)
+
+    # ---- home ----------------------------------------------------------------------------------------------------
+
+    def _copy_home(self, svmm: "NouveauSvmm | None", args: MigrateVma, page: int, order: int) -> int | None:
+        """Clear the GPU's entries and queue the copy of a folio; when it will be through, None if DMA mapping fails."""
+        if svmm is None:
+            return self._queue_home(page, order)
+        with svmm.mutex:
+            svmm.invalidate_range(args.start, args.end)
+            return self._queue_home(page, order)
+
+    def _queue_home(self, page: int, order: int) -> int | None:
+        device = self.device
+        try:
+            device.device.dma.map_pages(np.array([page], np.int64), constant_u8(order, 1), DMA_BIDIRECTIONAL)
+        except KernelError:
+            return None
+        return device.engine.copy(D2H, self.memory.geometry.page_size << order, 1)
+
+    # ---- the chunks ----------------------------------------------------------------------------------------------
+
+    def _pin(self, chunk: Chunk) -> None:
+        """Pin the object of a new chunk in VRAM (nouveau_bo_new_pin). ENOMEM: the VRAM has no room for a chunk."""
+        bo = self.bos.create(self.pool.chunk_pages, evictable=False, pinned=True)
+        bo.resv.unlock()
+        bo.container = chunk
+        chunk.bo = bo
+
+    def suspend(self) -> None:
+        """Unpin the chunks; TTM moves their objects to system memory (nouveau_dmem_suspend)."""
+        for chunk in self.pool.chunks:
+            chunk.bo.pinned = False
+        self._move_chunks(D2H)
+
+    def resume(self) -> None:
+        """Move the chunks' objects back and pin them (nouveau_dmem_resume)."""
+        self._move_chunks(H2D)
+        for chunk in self.pool.chunks:
+            chunk.bo.pinned = True
+
+    def _move_chunks(self, direction: Literal["d2h", "h2d"]) -> None:
+        engine = self.device.engine
+        for chunk in self.pool.chunks:
+            engine.copy(direction, chunk.pagemap.nr_pages << self.memory.geometry.page_shift, 1)
+        engine.wait(engine.busy_until_ns)
+
+    def fini(self) -> None:
+        """Bring every page home and give the chunks back (nouveau_dmem_fini). The device is awake."""
+        for chunk in list(self.pool.chunks):
+            if chunk.callocated:
+                self._evict_chunk(chunk)
+            self.pool.remove(chunk)
+            chunk.bo.put()
+
+    def _evict_chunk(self, chunk: Chunk) -> None:
+        """Move a whole chunk home by pfn, with one fence (nouveau_dmem_evict_chunk)."""
+        memory, engine, dma = self.memory, self.device.engine, self.device.device.dma
+        geometry = memory.geometry
+        nr = chunk.pagemap.nr_pages
+        src = np.zeros(nr, np.uint64)
+        dst = np.zeros(nr, np.uint64)
+        memory.migrate_device_range(src, chunk.first, nr)
+        wanted = np.flatnonzero(((src & _VALID) != 0) & ((src & _MIGRATE) != 0))
+        large = (src[wanted] & _COMPOUND) != 0
+        for i in wanted[large].tolist():
+            page = memory.alloc_folio(geometry.pmd_order)
+            if page is None:
+                continue
+            memory.folio_lock(page)
+            dst[i] = page << MIGRATE_PFN_SHIFT | MIGRATE_PFN_VALID | MIGRATE_PFN_COMPOUND
+            memory.copy_folio(page, int(src[i]) >> MIGRATE_PFN_SHIFT, geometry.pmd_nr)
+            engine.copy(D2H, geometry.pmd_size, 1)
+        small = wanted[~large]
+        if len(small):
+            pages = memory.alloc_pages_bulk(len(small))
+            if pages is None:
+                pages = np.array([self._alloc_nofail() for _ in range(len(small))], np.int64)
+            memory.folios_lock_new(pages)
+            dst[small] = _words(pages)
+            memory.copy_pages(pages, _pfns(src[small]))
+            engine.copy(D2H, len(small) * geometry.page_size, len(small))
+        rows = int(np.count_nonzero(dst))
+        if rows:
+            dma.map_pages(_pfns(dst[dst != 0]), constant_u8(0, rows), DMA_BIDIRECTIONAL)
+        memory.migrate_device_pages(src, dst, nr)
+        engine.wait(engine.busy_until_ns)
+        memory.migrate_device_finalize(src, dst, nr)
+        dma.unmap_pages(rows)
+
+    def _alloc_nofail(self) -> int:
+        """Allocate one page with __GFP_NOFAIL: wait until there is one."""
+        while (pfn := self.memory.alloc_folio(0)) is None:
+            self.kernel.sleep_ns(1_000_000)
+        return pfn

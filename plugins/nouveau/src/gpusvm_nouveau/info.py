@@ -1,0 +1,46 @@
+"""Describe the driver nouveau, without building anything."""
+
+from typing import TYPE_CHECKING
+
+from gpusvm.driver import ABI, Capabilities, DriverInfo, Host, no, yes
+
+from gpusvm_nouveau.tunables import NouveauQuirks, NouveauTunables, refuse
+
+if TYPE_CHECKING:
+    from gpusvm.driver import Driver
+
+__all__ = ["INFO"]
+
+
+def _make(host: Host) -> "Driver":
+    from gpusvm_nouveau.device import NouveauDevice
+
+    return NouveauDevice(host)
+
+
+INFO = DriverInfo(
+    name="nouveau",
+    summary="drivers/gpu/drm/nouveau on Pascal: a fault maps the page where it is, migration is by request",
+    abi=ABI,
+    kernel="7.3.4",
+    capabilities=Capabilities(
+        device_memory=yes("device-private pages from pinned 256 MiB chunks, 4 KiB or 2 MiB"),
+        migrate_on_fault=no("a fault maps the page where it is"),
+        explicit_populate=yes("SVM_BIND with MIGRATE, page by page, best effort"),
+        atomics=yes("device-exclusive system pages"),
+        eviction=no("the chunks are pinned; without room pages stay in system memory"),
+        runtime_pm=yes("a reference for each ioctl, none for pages, faults or copies"),
+        multi_device_p2p=no("a page on another GPU is faulted home"),
+        large_folios=yes("PMD folios, without falling back to single pages"),
+        prefetch=no("only prefetch faults of the hardware, which map what is present"),
+        mixed_units=yes("every page is mapped by itself"),
+        unplug=no("only the driver's end evacuates the chunks"),
+    ),
+    tunables=NouveauTunables,
+    quirks=NouveauQuirks,
+    embedding="inside a 256 MiB chunk, found by container_of from page_pgmap",
+    bo_mapping="one pinned buffer object per chunk, found through the pagemap; zone_device_data is the svmm",
+    pm="a reference per ioctl; pages hold none, so the device may suspend under them",
+    make=_make,
+    refuse=refuse,
+)

@@ -1,0 +1,111 @@
+"""drivers/gpu/drm/nouveau/nouveau_drm.c, as of Linux 7.3.4: runtime PM around ioctls, and nowhere else.
+
+No chunk, page, fault or copy holds a reference. The device may suspend while its pages are part of an address space:
+the chunks' buffer objects then move to system memory as objects, and the CPU's page tables keep naming device pages.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from gpusvm.drm import D0, RuntimePm
+
+if TYPE_CHECKING:
+    from gpusvm.driver import Host
+
+    from gpusvm_nouveau.device import NouveauDevice
+
+__all__ = ["IoctlPm"]
+
+_NOTHING = nullcontext()
+
+
+class _Awake:
+    """Hold a reference inside a with block; one object serves all tasks, since the holder is a name."""
+
+    __slots__ = ("_holder", "_rpm")
+
+    def __init__(self, rpm: RuntimePm, holder: str) -> None:
+        self._rpm = rpm
+        self._holder = holder
+
+    def __enter__(self) -> None:
+        self._rpm.get(self._holder)
+
+    def __exit__(self, *_: object) -> None:
+        self._rpm.put(self._holder)
+
+
+class IoctlPm:
+    """Hold nouveau's references; it is the `RuntimePmPolicy` and the callbacks of the device's `RuntimePm`.
+
+    `sleeping_copies` counts copies queued while the device was suspended.
+    """
+
+    def __init__(self, host: "Host", device: "NouveauDevice") -> None:
+        self.device = device
+        self.sleeping_copies = 0
+        self.rpm = RuntimePm(
+            host.kernel,
+            host.device.name,
+            autosuspend_ms=host.tunables.autosuspend_ms,
+            # Suspend leaves nothing in VRAM, so D3cold is always allowed where the board can do it.
+            d3cold_threshold_bytes=1 << 62 if host.device.d3cold_capable else 0,
+            callbacks=self,
+        )
+        self._ioctl = _Awake(self.rpm, "ioctl")
+        self._copy = _Awake(self.rpm, "migrate_to_ram")
+
+    @property
+    def asleep(self) -> bool:
+        """Tell whether the device is suspended."""
+        return self.rpm.state is not D0
+
+    def populate(self) -> AbstractContextManager[None]:
+        """Hold one for the call: in nouveau the ioctl around it does."""
+        return self._ioctl
+
+    def pages_present(self, bo: Any) -> None:
+        """Pages hold no reference."""
+
+    def pages_gone(self, bo: Any) -> None:
+        """Nothing to give back."""
+
+    def ioctl(self) -> AbstractContextManager[None]:
+        """Hold one for the time of the ioctl (nouveau_drm_ioctl)."""
+        return self._ioctl
+
+    def fault(self) -> AbstractContextManager[None]:
+        """Hold none: the fault worker relies on whoever launched the work."""
+        return _NOTHING
+
+    def cpu_fault(self) -> AbstractContextManager[None]:
+        """Surround the copy of a CPU fault: as written it wakes nobody."""
+        if self.device.quirks.sleeping_copy == "fixed":
+            return self._copy
+        if self.asleep:
+            self.sleeping_copies += 1
+            tracer = self.device.kernel.tracer
+            if tracer.on:
+                tracer.emit("copy_while_suspended", self.rpm.name)
+        return _NOTHING
+
+    def suspend(self) -> None:
+        """Stop the fault worker, unpin the chunks and let TTM move them away (nouveau_do_suspend)."""
+        self.device.queues.flush()
+        self.device.dmem.suspend()
+
+    def resume(self) -> None:
+        """Bring the chunks back and pin them (nouveau_dmem_resume); GPU entries are not written anew."""
+        self.device.dmem.resume()
+
+    # ---- PmCallbacks ---------------------------------------------------------------------------------------------
+
+    def runtime_suspend(self, state: str) -> None:
+        self.suspend()
+        self.device.kernel.charge("pm_suspend")
+
+    def runtime_resume(self, state: str) -> None:
+        self.resume()
+
+    def vram_used_bytes(self) -> int:
+        return self.device.dmem.bos.used_bytes

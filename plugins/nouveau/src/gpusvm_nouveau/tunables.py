@@ -1,0 +1,80 @@
+"""What of nouveau can be set: its tunables, and the places where 7.3 as written surprises."""
+
+from attrs import frozen
+from gpusvm.driver import quirk, tunable
+
+__all__ = ["NouveauQuirks", "NouveauTunables", "refuse"]
+
+_M = 1 << 20
+
+
+@frozen(kw_only=True)
+class NouveauTunables:
+    """Set how nouveau serves faults and keeps memory; the defaults are those of Linux 7.3.4."""
+
+    chunk_bytes: int = tunable(
+        256 * _M,
+        "Size of one chunk of device memory: one pinned buffer object, one dev_pagemap",
+        unit="bytes",
+        minimum=2 * _M,
+        power_of_two=True,
+        cite="nouveau_dmem.c:DMEM_CHUNK_SIZE, NR_CHUNKS",
+    )
+    fault_entries: int = tunable(
+        4096,
+        "Faults that the replayable fault buffer holds, 32 bytes each (assumed: the hardware tells it in a register)",
+        unit="count",
+        minimum=1,
+        cite="nvkm/subdev/fault/gp100.c:gp100_fault_buffer_info",
+    )
+    hmm_timeout_ms: int = tunable(
+        1000,
+        "How long a fault is tried again when its page is invalidated under it, before it is cancelled",
+        unit="ms",
+        minimum=1,
+        cite="hmm.h:HMM_RANGE_DEFAULT_TIMEOUT",
+    )
+    runpm: bool = tunable(
+        default=True,
+        doc="Runtime PM is on, as with switchable graphics or runpm=1",
+        unit="flag",
+        cite="nouveau_drm.c:nouveau_runtime_pm",
+    )
+    autosuspend_ms: int = tunable(
+        5000,
+        "How long the device stays awake after its last ioctl",
+        unit="ms",
+        minimum=0,
+        cite="nouveau_drm.c:nouveau_drm_device_init",
+    )
+
+
+@frozen(kw_only=True)
+class NouveauQuirks:
+    """Choose between nouveau as written and as a reviewer would want it."""
+
+    pfns_map_rejected: str = quirk(
+        "After a migration the new GPU mappings are rejected, for an order stands where a shift is expected, and own "
+        "MIGRATE events are skipped: GPU mappings of moved pages stay behind, stale",
+        cite="nouveau_dmem.c:nouveau_dmem_migrate_chunk; nvkm vmm.c:nvkm_vmm_pfn_map",
+    )
+    sticky_atomic: str = quirk(
+        "Once a batch had an atomic fault, every later fault of the batch is served as an atomic one",
+        cite="nouveau_svm.c:nouveau_svm_fault",
+    )
+    exclusive_retry: str = quirk(
+        "What make_device_exclusive itself invalidates (a PMD split, a page brought home, its own entry of the last "
+        "attempt) sends the atomic fault back, every time, until it is cancelled. Derived from the source, seen by "
+        "nobody, and no program with atomics would run on huge pages or after a migration: fixed by default",
+        cite="nouveau_svm.c:nouveau_atomic_range_fault; memory.c:remove_device_exclusive_entry",
+        default="fixed",
+    )
+    sleeping_copy: str = quirk(
+        "A CPU fault on a device page copies without waking the device, which may be suspended",
+        cite="nouveau_dmem.c:nouveau_dmem_migrate_to_ram",
+    )
+
+
+def refuse(tunables: NouveauTunables, quirks: NouveauQuirks) -> list[str]:
+    """Name the combinations that cannot work: nouveau has none."""
+    return []
