@@ -8,6 +8,7 @@ from cyclopts import App, CycloptsError
 
 from gpusvm.cli.compare import compare
 from gpusvm.cli.drivers import drivers
+from gpusvm.cli.new_driver import new_driver
 from gpusvm.cli.trace import trace
 from gpusvm.errors import InputError, ModelError, PluginError
 
@@ -33,6 +34,7 @@ app = App(
 app.command(compare)
 app.command(drivers)
 app.command(trace)
+app.command(new_driver)
 
 
 def main() -> None:
