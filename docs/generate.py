@@ -1,0 +1,51 @@
+"""Write the pages of the reference that are generated from code and data: `python docs/generate.py`.
+
+With `--check` nothing is written; the pages that are stale are named, and the exit status is 1.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from generators import contract, costs, drivers, locks, symbols
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+REFERENCE: Final = ROOT / "docs" / "reference"
+
+PAGES: Final[dict[str, Callable[[Path], str]]] = {
+    "kernel-symbols.md": symbols.page,
+    "driver-contract.md": contract.page,
+    "drivers.md": drivers.page,
+    "costs.md": costs.page,
+    "lock-order.md": locks.page,
+}
+
+
+def stale() -> list[str]:
+    """Name the pages that are not what the generators would write now."""
+    found = []
+    for name, page in PAGES.items():
+        path = REFERENCE / name
+        if not path.is_file() or path.read_text("utf-8") != page(ROOT):
+            found.append(name)
+    return found
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write all pages, or with `--check` name the stale ones; the exit status."""
+    if list(arguments) == ["--check"]:
+        names = stale()
+        for name in names:
+            sys.stdout.write(f"docs/reference/{name} is stale; run: uv run python docs/generate.py\n")
+        return 1 if names else 0
+    if arguments:
+        sys.stderr.write("usage: python docs/generate.py [--check]\n")
+        return 2
+    for name, page in PAGES.items():
+        (REFERENCE / name).write_text(page(ROOT), "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

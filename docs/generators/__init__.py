@@ -1,0 +1,1 @@
+"""Generate the reference pages that repeat what code and data say."""

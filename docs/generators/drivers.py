@@ -1,0 +1,115 @@
+"""Write a card for each driver that ships: what it says of itself, and what can be set."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+from gpusvm.driver import DriverInfo, format_size
+from gpusvm.mm.quirks import MmQuirks
+
+from generators.markdown import NOTICE, code, table
+from generators.shipped import SHIPPED, info_of
+from generators.sources import modules, summary
+
+__all__ = ["page"]
+
+
+def page(root: Path) -> str:
+    """Return docs/reference/drivers.md."""
+    infos = [info_of(name) for name in SHIPPED]
+    lines = [
+        "# Drivers",
+        "",
+        NOTICE,
+        "",
+        "The three drivers that ship. A tunable or quirk is set in a spec string: `xe:chunk_sizes=64K+4K`,",
+        "`xe:quirk.acked_failure=fixed`. The default of every quirk is `as_written`.",
+        "",
+        "## Side by side",
+        "",
+        *table(("", *SHIPPED), _side_by_side(infos)),
+    ]
+    for info in infos:
+        lines += ["", *_card(info)]
+    lines += [
+        "",
+        "## Quirks of the mm",
+        "",
+        "Places where Linux 7.3.4's own mm surprises; any driver's spec string may set them.",
+        "",
+        *table(("quirk", "as written"), _mm_quirks(root)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _side_by_side(infos: list[DriverInfo]) -> Iterator[tuple[str, ...]]:
+    yield ("embedding", *(info.embedding for info in infos))
+    yield ("page to bo", *(info.bo_mapping for info in infos))
+    yield ("runtime PM", *(info.pm for info in infos))
+    for name in dict(infos[0].capabilities.items()):
+        yield (code(name), *(str(getattr(info.capabilities, name)) for info in infos))
+
+
+def _card(info: DriverInfo) -> Iterator[str]:
+    yield f"## {info.name}"
+    yield ""
+    yield f"{info.summary}. Follows Linux {info.kernel}; driver ABI {'.'.join(map(str, info.abi))}."
+    yield ""
+    yield from table(
+        ("tunable", "default", "limits", "what it sets", "from"), map(_tunable, attrs.fields(info.tunables))
+    )
+    yield ""
+    quirks = [_quirk(each) for each in attrs.fields(info.quirks)]
+    if quirks:
+        yield from table(("quirk", "as written", "variants", "from"), quirks)
+    else:
+        yield "No quirks."
+
+
+def _tunable(field: "attrs.Attribute[Any]") -> tuple[str, str, str, str, str]:
+    meta = field.metadata
+    return code(field.name), _value(field.default, meta["unit"]), _limits(meta), meta["doc"], meta["cite"]
+
+
+def _value(value: Any, unit: str) -> str:
+    if isinstance(value, tuple):
+        return code("+".join(format_size(each) if unit == "bytes" else str(each) for each in value))
+    if unit == "bytes":
+        return code(format_size(value))
+    if unit in {"choice", "count"}:
+        return code(str(value))
+    if unit == "flag":
+        return code(str(value).lower())
+    return f"{code(str(value))} {unit}"
+
+
+def _limits(meta: Any) -> str:
+    unit, parts = meta["unit"], []
+    if meta["choices"] is not None:
+        parts.append(" or ".join(map(code, meta["choices"])))
+    low, high = meta["minimum"], meta["maximum"]
+    if low is not None and high is not None:
+        parts.append(f"{_value(low, unit)} to {_value(high, unit)}")
+    elif low is not None:
+        parts.append(f"at least {_value(low, unit)}")
+    elif high is not None:
+        parts.append(f"at most {_value(high, unit)}")
+    if meta["power_of_two"]:
+        parts.append("a power of two")
+    if meta["descending"]:
+        parts.append("descending")
+    return ", ".join(parts)
+
+
+def _quirk(field: "attrs.Attribute[Any]") -> tuple[str, str, str, str]:
+    variants = " or ".join(map(code, field.metadata["choices"]))
+    return code(field.name), field.metadata["doc"], variants, field.metadata["cite"]
+
+
+def _mm_quirks(root: Path) -> Iterator[tuple[str, str]]:
+    module = next(each for each in modules(root) if each.name == MmQuirks.__module__)
+    for definition in module.definitions:
+        cls, _, name = definition.name.rpartition(".")
+        if cls == MmQuirks.__name__:
+            yield code(name), summary(definition.doc)

@@ -1,0 +1,80 @@
+"""The documentation: generated pages are fresh, links lead somewhere, and the floors are those that are checked."""
+
+import inspect
+import re
+import tomllib
+from pathlib import Path
+
+import generate
+import pytest
+from generators import contract
+from gpusvm import driver
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def names(pages):
+    return [page.relative_to(DOCS).as_posix() for page in pages]
+
+
+@pytest.mark.parametrize("name", generate.PAGES)
+def test_generated_page_is_fresh(name):
+    expected = generate.PAGES[name](ROOT)
+    assert (DOCS / "reference" / name).read_text("utf-8") == expected, "run: uv run python docs/generate.py"
+
+
+@pytest.mark.parametrize("page", names(PAGES))
+def test_every_link_of_a_page_leads_somewhere(page):
+    path = DOCS / page
+    targets = [target.partition("#")[0] for target in LINK.findall(path.read_text("utf-8"))]
+    local = [target for target in targets if target and "://" not in target]
+    assert [target for target in local if not (path.parent / target).exists()] == []
+
+
+def test_index_links_every_page():
+    linked = {(DOCS / target).resolve() for target in LINK.findall((DOCS / "index.md").read_text("utf-8"))}
+    assert names(page for page in PAGES if page.name != "index.md" and page.resolve() not in linked) == []
+
+
+def test_design_page_has_the_floors_that_import_linter_checks():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"]
+    floors = next(each for each in settings["contracts"] if each["id"] == "floors")["layers"]
+    table = (DOCS / "explanation" / "design.md").read_text("utf-8").partition("<!-- floors -->")[2]
+    rooms = [re.findall(r"`(\w+)/?`", line.split("|")[1]) for line in table.splitlines() if line.startswith("| `")]
+    assert rooms == [re.findall(r"\w+", layer) for layer in floors]
+
+
+def public(cls):
+    return [name for name in vars(cls) if not name.startswith("_")] + [
+        name for name in cls.__annotations__ if name not in vars(cls) and not name.startswith("_")
+    ]
+
+
+@pytest.mark.parametrize("name", [n for n in driver.__all__ if getattr(getattr(driver, n), "_is_protocol", False)])
+def test_every_protocol_and_op_of_the_contract_is_documented(name):
+    page = (DOCS / "reference" / "driver-contract.md").read_text("utf-8")
+    match = re.search(rf"^### {name}\n(.*?)(?=^##|\Z)", page, flags=re.DOTALL | re.MULTILINE)
+    assert match is not None, f"{name} is in no section of docs/generators/contract.py"
+    cls = getattr(driver, name)
+    for op in public(cls):
+        found = re.search(rf"^- `{op}\((.*?)\)( -> .*?)?`", match[1], flags=re.MULTILINE)
+        if not inspect.isfunction(vars(cls).get(op)):
+            assert re.search(rf"^- `{op}: ", match[1], flags=re.MULTILINE), op
+            continue
+        assert found, op
+        parameters = [p for p in inspect.signature(vars(cls)[op]).parameters if p != "self"]
+        shown = re.findall(r"(?:^|, )(\w+)(?=[:,)=]|$)", found[1])
+        assert shown == parameters, op
+
+
+def test_every_hook_is_documented():
+    from gpusvm.plugins import hookspecs
+
+    hooks = [name for name, value in vars(hookspecs).items() if hasattr(value, f"{hookspecs.PROJECT}_spec")]
+    listed = [each for _, _, members in contract.SECTIONS for each in members]
+    assert hooks
+    assert [name for name in hooks if f"gpusvm.plugins.hookspecs.{name}" not in listed] == []
