@@ -55,6 +55,8 @@ def cpu_access(memory: "MemoryManager", mm: "MmStruct", vpns: Pfns, is_write: Bo
     while at < n:
         stop = min(n, at + piece)
         good, pfns = _look_up(memory, mm, vpns[at:stop], is_write[at:stop])
+        if mm.had_prot_none:
+            good = _before_prot_none(memory, mm, vpns[at : at + good])
         if good:
             memory.contents.access_many(mm, vpns[at : at + good], pfns[:good], is_write[at : at + good])
             at += good
@@ -121,6 +123,19 @@ def _look_up_block(
             return stop - begin
         allowed = ~writes
     return stop - begin if allowed.all() else int(allowed.argmin())
+
+
+def _before_prot_none(memory: "MemoryManager", mm: "MmStruct", vpns: Pfns) -> int:
+    # How many of the accesses come before the first to an area without any access: its entries are pte_protnone, which is a
+    # matter of the area here and no bit of the entry.
+    shift = memory.geometry.page_shift
+    good = len(vpns)
+    for vma in mm.vmas:
+        if not is_accessible(vma):
+            inside = (vpns >= vma.start >> shift) & (vpns < vma.end >> shift)
+            if inside.any():
+                good = min(good, int(inside.argmax()))
+    return good
 
 
 _MAPPED: Final = (PmdKind.THP, PmdKind.HUGE_ZERO)
@@ -198,7 +213,9 @@ def _touch(memory: "MemoryManager", mm: "MmStruct", address: int, *, write: bool
     while True:
         entry = page_table.lookup(address)
         i = (address >> shift) & inside
-        if isinstance(entry, PteTable):
+        if mm.had_prot_none and not is_accessible(mm.vma_lookup(address)):
+            pass
+        elif isinstance(entry, PteTable):
             if (entry.write & entry.present if write else entry.present) >> i & 1:
                 return entry.m_pfn[i]
         elif isinstance(entry, PmdLeaf) and entry.kind in _MAPPED and (entry.write or not write):

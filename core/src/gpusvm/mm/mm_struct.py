@@ -30,6 +30,7 @@ class MmStruct:
 
     __slots__ = (
         "flags",
+        "had_prot_none",
         "id",
         "memory",
         "mm_count",
@@ -56,6 +57,8 @@ class MmStruct:
         self.mm_count = 1
         self.flags = 0
         self.oom_in_a_row = 0
+        # Some area allowed no access once, though it may have pages: only then do accesses look at areas.
+        self.had_prot_none = False
         self.notifiers: NotifierSubscriptions | None = None
         kernel.ledger.get("mm_users", name)
 

@@ -46,6 +46,8 @@ def mprotect(memory: "MemoryManager", mm: "MmStruct", start: int, length: int, p
                 raise KernelError(EACCES, f"mprotect of {vma!r} to {prot}, which it may never be")
             stop = min(vma.end, end)
             if flags != vma.flags:
+                if not flags & VM_ACCESS_FLAGS:
+                    mm.had_prot_none = True
                 vma = modify_flags(memory, vma, at, stop, flags)
                 _change_protection(memory, vma, at, stop)
             at = stop

@@ -127,9 +127,9 @@ class VmaTree:
         vma.end = end
 
 
-def is_accessible(vma: Vma) -> bool:
-    """Tell whether any access is allowed (vma_is_accessible)."""
-    return bool(vma.flags & VM_ACCESS_FLAGS)
+def is_accessible(vma: Vma | None) -> bool:
+    """Tell whether there is an area and it allows any access (vma_is_accessible)."""
+    return vma is not None and bool(vma.flags & VM_ACCESS_FLAGS)
 
 
 def thp_allowed(memory: "MemoryManager", vma: Vma, block: int) -> bool:

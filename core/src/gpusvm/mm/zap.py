@@ -53,7 +53,7 @@ def zap_range(memory: "MemoryManager", vma: "Vma", start: int, end: int) -> None
                 entry,
                 span((first - entry.base) >> geometry.page_shift, (stop - first) >> geometry.page_shift),
             )
-    memory.contents.forget(mm, start >> geometry.page_shift, (end - start) >> geometry.page_shift)
+    memory.contents.forget(mm, start >> geometry.page_shift, end >> geometry.page_shift)
 
 
 def _zap_huge_pmd(memory: "MemoryManager", mm: "MmStruct", block: int, leaf: PmdLeaf) -> None:
