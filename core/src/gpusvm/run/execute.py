@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gpusvm.check import check_quiescent
 from gpusvm.driver import Driver, read_spec
 from gpusvm.errors import InputError, KernelError, ModelError
 from gpusvm.kernel import SeededChoices
@@ -57,6 +58,9 @@ def execute(spec: RunSpec, /, *, drivers: "Registry | None" = None, events_to: P
         result["assumed_ns"] = sum(
             ns for event, ns in machine.kernel.charged.items() if event in profile.assumed_events
         )
+        if spec.checked:
+            machine.kernel.settle()
+            check_quiescent(machine.memory)
         machine.teardown()
         result["integrity"] = _integrity(machine)
         if spec.events:

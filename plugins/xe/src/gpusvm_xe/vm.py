@@ -128,7 +128,7 @@ class XeVm:
         """Bring [start, end) to VRAM and map it (DRM_XE_VM_BIND_OP_PREFETCH); the bytes that moved.
 
         Range by range; what cannot move is mapped where it is, or left, and the ioctl succeeds all the same. ENODEV
-        after unplug, ENOENT for a closed VM.
+        after unplug, ENOENT for a closed VM, and the errno of a VMA that can have no range (EPERM: not writable).
         """
         driver = self.driver
         cookie = driver.device.dev_enter()
@@ -138,17 +138,19 @@ class XeVm:
                 if self.closed:
                     raise KernelError(errno.ENOENT, f"the address space {self.asid} is closed")
                 self.garbage.collect()
-                addr: int | None = max(start, self.start)
-                while addr is not None and addr < min(end, self.end):
-                    addr = self.gpusvm.find_vma_start(addr, end)
-                    if addr is None:
+                addr, end = max(start, self.start), min(end, self.end)
+                while addr < end:
+                    # Holes are passed over; whatever else refuses a range ends the ioctl (vm_bind_ioctl_ops_create).
+                    found = self.gpusvm.find_vma_start(addr, end)
+                    if found is None:
                         break
-                    addr = max(addr, start)
+                    addr = max(addr, found)
                     try:
                         range_ = self.gpusvm.range_find_or_insert(addr, self.start, self.end, self.ctx_prefetch)
-                    except KernelError:
-                        addr += 1 << self.page_shift  # not for the GPU: registers, or not writable
-                        continue
+                    except KernelError as error:
+                        if error.errno == errno.ENOENT:
+                            continue  # unmapped meanwhile
+                        raise
                     assert isinstance(range_, XeSvmRange)
                     moved += self._prefetch(range_)
                     addr = range_.end
