@@ -110,24 +110,23 @@ class GpuPageTable:
 
     def unmap(self, vpn: int, end_vpn: int) -> int:
         """Clear the entries of [vpn, end_vpn); the number that were mapped."""
-        cleared = 0
-        for window in self._windows:
-            first, end = max(vpn, window.base), min(end_vpn, window.end)
-            if first < end:
-                entries = window.perm[first - window.base : end - window.base]
-                cleared += int(np.count_nonzero(entries))
-                entries[:] = 0
-        self.mapped_pages -= cleared
-        return cleared
+        return self.clear(vpn, end_vpn)[0]
 
-    def remote_pages(self, vpn: int, end_vpn: int) -> int:
-        """Count the entries of [vpn, end_vpn) that point to system memory."""
-        found = 0
+    def clear(self, vpn: int, end_vpn: int) -> tuple[int, int]:
+        """Clear the entries of [vpn, end_vpn); how many were mapped, and how many of those to system memory."""
+        cleared = remote = 0
         for window in self._windows:
-            first, end = max(vpn, window.base), min(end_vpn, window.end)
+            base = window.base
+            first, end = max(vpn, base), min(end_vpn, base + len(window.perm))
             if first < end:
-                found += int(np.count_nonzero(window.perm[first - window.base : end - window.base] & REMOTE))
-        return found
+                entries = window.perm[first - base : end - base]
+                mapped = int(np.count_nonzero(entries))
+                if mapped:
+                    cleared += mapped
+                    remote += int(np.count_nonzero(entries & REMOTE))
+                    entries[:] = 0
+        self.mapped_pages -= cleared
+        return cleared, remote
 
     def perms(self, vpn: int, end_vpn: int) -> Perms:
         """Return a copy of the permission bytes of [vpn, end_vpn)."""

@@ -34,7 +34,7 @@ class Vmm:
         self.large_pages = geometry.pmd_nr
         self._order = constant_u8(0, 1)
         self._large_order = constant_u8(geometry.pmd_order, 1)
-        self._large: dict[int, None] = {}  # first pages of the 2 MiB leaves
+        self._large: dict[int, int] = {}  # first page of each 2 MiB leaf -> its permissions
 
     def map_leaf(self, vpn: int, pfn: int, pages: int, perm: int) -> None:
         """Write one leaf of 1 page or of a PMD (gp100_vmm_pgt_pfn, gp100_vmm_pd0_pfn). EFAULT if DMA mapping fails."""
@@ -44,7 +44,7 @@ class Vmm:
             order = self._large_order if large else self._order
             self.dma.map_pages(np.array([pfn], np.int64), order, DMA_BIDIRECTIONAL)
         if large:
-            self._large[vpn] = None
+            self._large[vpn] = perm
         self.page_table.map_run(vpn, pfn, pages, perm)
         self._written(1)
 
@@ -78,16 +78,14 @@ class Vmm:
         rows = 0
         if self._large:
             vpn, end_vpn, rows = self._clear_large(vpn, end_vpn)
-        rows += table.remote_pages(vpn, end_vpn)
-        cleared = table.unmap(vpn, end_vpn)
-        if rows:
-            self.dma.unmap_pages(rows)
+        cleared, remote = table.clear(vpn, end_vpn)
+        if remote:
+            self.dma.unmap_pages(rows + remote)
         return cleared
 
     def _clear_large(self, vpn: int, end_vpn: int) -> tuple[int, int, int]:
-        """Forget the large leaves of a range. Returns the range widened to them, and what their rows lack or exceed.
-
-        A large leaf of system memory is one DMA mapping, but each of its pages will be counted as one.
+        """Forget the large leaves of a range. Returns the range widened to them, and by how much the count of its
+        pages in system memory exceeds the DMA mappings, as a negative number: a large leaf is one mapping.
         """
         nr = self.large_pages
         large = self._large
@@ -98,9 +96,8 @@ class Vmm:
             hit = [block for block in large if block + nr > vpn and block < end_vpn]
         correction = 0
         for block in hit:
-            del large[block]
             vpn, end_vpn = min(vpn, block), max(end_vpn, block + nr)
-            if self.page_table.remote_pages(block, block + nr):
+            if large.pop(block) & REMOTE:
                 correction += 1 - nr
         return vpn, end_vpn, correction
 
