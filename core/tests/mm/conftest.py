@@ -26,6 +26,7 @@ from gpusvm.mm.api import (
 )
 from gpusvm.mm.memory_manager import MemoryManager
 from gpusvm.mm.mm_struct import MmStruct
+from gpusvm.mm.page import PG_ANON_EXCLUSIVE
 from gpusvm.mm.quirks import MmQuirks
 
 PAGE = 4096
@@ -288,6 +289,29 @@ class Lab:
     def flags(self, pfn: int) -> int:
         zone = self.pages.zone(pfn)
         return zone.m_flags[pfn - zone.base]
+
+    def share(self, n: int, *, name: str = "q") -> MmStruct:
+        """Make a second process that maps the first `n` small pages of the first, both read-only then, as fork does."""
+        memory, mm = self.memory, self.mm
+        two = memory.mm_alloc(name)
+        two.mmap(BASE, n * PAGE, PROT_READ)
+        memory.rmap.anon_vma_clone(two.vma_lookup(BASE), mm.vma_lookup(BASE))
+        block = BASE >> memory.geometry.pmd_shift
+        for i in range(n):
+            source = mm.page_table.entries[block + i // self.nr]
+            table = two.page_table.table(block + i // self.nr)
+            bit = 1 << i % self.nr
+            page = source.m_pfn[i % self.nr]
+            zone = self.pages.zone(page)
+            self.pages.folio_get(page)
+            memory.rmap.folio_add_anon_rmap_pte(page, exclusive=False)
+            zone.m_flags[page - zone.base] &= ~PG_ANON_EXCLUSIVE
+            source.set_write(bit, 0)
+            (table.set_private if source.private & bit else table.set_present)(bit, page, 0)
+            two.rss[0] += 1
+            vpn = np.array([self.va(i) // PAGE])
+            memory.contents._expect(two, vpn, memory.contents.expected_many(mm, vpn))
+        return two
 
     def check_quiescent(self) -> None:
         """What must hold when nothing is under way: no lock, no migration entry, references that add up."""
