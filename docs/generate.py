@@ -1,6 +1,7 @@
 """Write the pages of the reference that are generated from code and data: `python docs/generate.py`.
 
-With `--check` nothing is written; the pages that are stale are named, and the exit status is 1.
+With `--check` nothing is written; the pages that are stale are named, and the exit status is 1. With `--outputs` the
+commands that the tutorial shows are run, which takes a minute, and their output is put behind them.
 """
 
 import sys
@@ -8,10 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from generators import contract, costs, drivers, locks, symbols
+from generators import console, contract, costs, drivers, locks, symbols
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 REFERENCE: Final = ROOT / "docs" / "reference"
+TUTORIAL: Final = ROOT / "docs" / "tutorial" / "first-ten-minutes.md"
 
 PAGES: Final[dict[str, Callable[[Path], str]]] = {
     "kernel-symbols.md": symbols.page,
@@ -33,14 +35,17 @@ def stale() -> list[str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write all pages, or with `--check` name the stale ones; the exit status."""
+    """Write all pages, or do what the module's docstring says of `--check` and `--outputs`; the exit status."""
     if list(arguments) == ["--check"]:
         names = stale()
         for name in names:
             sys.stdout.write(f"docs/reference/{name} is stale; run: uv run python docs/generate.py\n")
         return 1 if names else 0
+    if list(arguments) == ["--outputs"]:
+        TUTORIAL.write_text(console.refreshed(TUTORIAL.read_text("utf-8")), "utf-8")
+        return 0
     if arguments:
-        sys.stderr.write("usage: python docs/generate.py [--check]\n")
+        sys.stderr.write("usage: python docs/generate.py [--check | --outputs]\n")
         return 2
     for name, page in PAGES.items():
         (REFERENCE / name).write_text(page(ROOT), "utf-8")

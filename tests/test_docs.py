@@ -1,13 +1,14 @@
 """The documentation: generated pages are fresh, links lead somewhere, and the floors are those that are checked."""
 
 import inspect
+import pkgutil
 import re
 import tomllib
 from pathlib import Path
 
 import generate
 import pytest
-from generators import contract
+from generators import console, contract
 from gpusvm import driver
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,6 +34,22 @@ def test_every_link_of_a_page_leads_somewhere(page):
     targets = [target.partition("#")[0] for target in LINK.findall(path.read_text("utf-8"))]
     local = [target for target in targets if target and "://" not in target]
     assert [target for target in local if not (path.parent / target).exists()] == []
+
+
+DOTTED = re.compile(r"`(gpusvm(?:_\w+)?(?:\.\w+)+)(?:\(.*?\))?`")
+NOT_OURS = {"gpusvm.drivers"}  # the entry point group
+
+
+@pytest.mark.parametrize("page", names(page for page in PAGES if page.name not in generate.PAGES))
+def test_every_python_name_in_a_page_exists(page):
+    for name in set(DOTTED.findall((DOCS / page).read_text("utf-8"))) - NOT_OURS:
+        pkgutil.resolve_name(name)
+
+
+@pytest.mark.slow
+def test_the_tutorial_shows_what_its_commands_print():
+    text = generate.TUTORIAL.read_text("utf-8")
+    assert text == console.refreshed(text), "run: uv run python docs/generate.py --outputs"
 
 
 def test_index_links_every_page():

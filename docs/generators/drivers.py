@@ -24,7 +24,7 @@ def page(root: Path) -> str:
         NOTICE,
         "",
         "The three drivers that ship. A tunable or quirk is set in a spec string: `xe:chunk_sizes=64K+4K`,",
-        "`xe:quirk.acked_failure=fixed`. The default of every quirk is `as_written`.",
+        "`xe:quirk.acked_failure=fixed`.",
         "",
         "## Side by side",
         "",
@@ -62,7 +62,7 @@ def _card(info: DriverInfo) -> Iterator[str]:
     yield ""
     quirks = [_quirk(each) for each in attrs.fields(info.quirks)]
     if quirks:
-        yield from table(("quirk", "as written", "variants", "from"), quirks)
+        yield from table(("quirk", "as written", "default", "from"), quirks)
     else:
         yield "No quirks."
 
@@ -103,7 +103,9 @@ def _limits(meta: Any) -> str:
 
 
 def _quirk(field: "attrs.Attribute[Any]") -> tuple[str, str, str, str]:
-    variants = " or ".join(map(code, field.metadata["choices"]))
+    default: str = field.default or ""
+    others = [each for each in field.metadata["choices"] if each != default]
+    variants = f"{code(default)}, else {' or '.join(map(code, others))}" if others else f"{code(default)} only"
     return code(field.name), field.metadata["doc"], variants, field.metadata["cite"]
 
 
