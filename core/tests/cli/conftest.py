@@ -27,7 +27,7 @@ def only_acme(acme, monkeypatch):
     monkeypatch.setenv("GPUSVM_DRIVERS", f"none,acme={acme / 'gpusvm_acme' / 'plugin.py'}")
 
 
-def write_pingpong(path, *, pages, rounds):
+def _write_pingpong(path, *, pages, rounds):
     """Write a trace in which CPU and GPU write the same pages in turn."""
     turns = np.tile(np.repeat([CPU, GPU], pages), rounds)
     return write_trace(
@@ -42,10 +42,23 @@ def write_pingpong(path, *, pages, rounds):
     )
 
 
+@pytest.fixture(scope="session")
+def write_pingpong():
+    return _write_pingpong
+
+
 @pytest.fixture
 def tiny(tmp_path):
     path = tmp_path / "tiny.parquet"
-    write_pingpong(path, pages=64, rounds=2)
+    _write_pingpong(path, pages=64, rounds=2)
+    return path
+
+
+@pytest.fixture
+def slow(tmp_path):
+    """A trace that takes seconds where `tiny` takes milliseconds."""
+    path = tmp_path / "slow.parquet"
+    _write_pingpong(path, pages=1024, rounds=24)
     return path
 
 

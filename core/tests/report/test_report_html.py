@@ -56,7 +56,8 @@ def test_the_page_has_a_table_and_a_chart_for_each_workload(comparison):
     assert parsed.tags.count("svg") == 2
     labels = [value for name, value in parsed.attributes if name == "aria-label"]
     assert labels[0] == (
-        "Time in GPU faults, by stage, summed over the faults, triad: xe 13.9 ms, nouveau 198 ms, dmirror 441 ms, xe:chunk_sizes=64K+4K 47.3 ms"
+        "Time in GPU faults, by stage, summed over the faults, triad: "
+        "xe 13.9 ms, nouveau 198 ms, dmirror 441 ms, xe:chunk_sizes=64K+4K 47.3 ms"
     )
     cells = [cell.strip() for cell in parsed.cells]
     start = cells.index("simulated time")

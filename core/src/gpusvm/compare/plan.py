@@ -1,6 +1,7 @@
 """Turn what the user names into the runs of a comparison, and find what is wrong with it before anything is run."""
 
 import hashlib
+import json
 import platform
 from collections.abc import Sequence
 from importlib import metadata
@@ -14,6 +15,7 @@ from gpusvm.errors import InputError, nearest
 from gpusvm.run.spec import Quirks, RunSpec, Thp
 
 if TYPE_CHECKING:
+    from gpusvm.machine import Topology
     from gpusvm.plugins import Registry
 
 __all__ = ["DEFAULT_VRAM", "Plan", "PlannedRun", "make_plan", "read_size"]
@@ -70,8 +72,8 @@ def make_plan(
     if seed < 0:
         raise InputError(f"--seed: expected 0 or more, got {seed}")
     vram_bytes = _vram(vram)
-    cost_hash = _fingerprint(load_profile(str(costs)))
-    topology_hash = _fingerprint(load_topology(topology))
+    cost_hash = load_profile(str(costs)).sha256
+    topology_hash = _hash(load_topology(topology))
     texts = [drivers] if isinstance(drivers, str) else list(drivers or registry)
     if not texts:
         raise InputError(
@@ -148,9 +150,8 @@ def _workloads(workloads: str | Path | Sequence[str | Path] | None) -> list[str]
     return [each for name in names for each in (bundled() if name == "all" else (str(name),))]
 
 
-def _fingerprint(document: object) -> str:
-    """Hash the values of a document that has been read, so that comments and spelling in its file do not count."""
-    return hashlib.sha256(repr(document).encode()).hexdigest()
+def _hash(topology: "Topology") -> str:
+    return hashlib.sha256(json.dumps(attrs.asdict(topology), sort_keys=True).encode()).hexdigest()
 
 
 def _one_of(option: str, value: str, valid: Sequence[str]) -> None:

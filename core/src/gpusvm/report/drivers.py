@@ -33,13 +33,12 @@ def survey_document(survey: Survey) -> dict[str, Any]:
 
 def print_survey(survey: Survey, *, full: bool, file: IO[str] | None = None) -> None:
     """Print a block for each driver, with its tunables and quirks if `full`, and a line for each problem."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(file=file, highlight=False)
-    if not console.is_terminal:
-        console = Console(file=file, highlight=False, width=200)
+    from gpusvm.report.console import open_console
+
+    console = open_console(file, width=200)
     for driver in survey.drivers.drivers:
         info = driver.info
         version = f" {driver.version}" if driver.version else ""

@@ -11,14 +11,15 @@ __all__ = ["print_comparison"]
 
 def print_comparison(comparison: Comparison, *, file: IO[str] | None = None) -> None:
     """Print the tables of `comparison`, in colour on a terminal; in a pipe as wide as they need to be."""
-    from rich.console import Console
+    from rich.text import Text
 
-    console = Console(file=file, highlight=False)
-    if not console.is_terminal:
-        console = Console(file=file, highlight=False, width=_width(comparison))
+    from gpusvm.report.console import open_console
+
+    console = open_console(file, width=_width(comparison))
     for table in comparison.tables():
+        console.print(Text(table.workload, style="bold"), soft_wrap=True)
+        console.print(Text(conditions_text(table)), soft_wrap=True)
         console.print(_rich(table))
-        console.print()
     console.print("* marks the least of a row. – does not apply.", style="dim")
 
 
@@ -27,14 +28,7 @@ def _rich(table: Table) -> "object":
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    shown = RichTable(
-        title=Text(table.workload, style="bold"),
-        caption=Text(conditions_text(table)),
-        title_justify="left",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
+    shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
     shown.add_column("", no_wrap=True)
     for index, column in enumerate(table.columns):
         head = Text(f"{column} (failed)" if index in table.failed else column, style="bold")

@@ -11,13 +11,12 @@ __all__ = ["print_trace_info"]
 def print_trace_info(info: Mapping[str, Any], *, file: IO[str] | None = None) -> None:
     """Print what `gpusvm.trace_info` returns: numbers, then the allocations and kernels."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(file=file, highlight=False)
-    if not console.is_terminal:
-        console = Console(file=file, highlight=False, width=200)
+    from gpusvm.report.console import open_console
+
+    console = open_console(file, width=200)
     console.print(Text.assemble((info["name"], "bold"), f"  {info['about']}"))
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)
