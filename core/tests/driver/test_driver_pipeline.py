@@ -4,7 +4,6 @@ import contextlib
 import errno
 
 import pytest
-
 from gpusvm.driver import STAGES, CallerFaults, FaultAccounts, FaultPipeline, FaultQueues, QueueFaults, Restart
 from gpusvm.errors import KernelError
 from gpusvm.kernel import Kernel

@@ -2,7 +2,6 @@
 
 import pytest
 from attrs import frozen
-
 from gpusvm.driver import (
     ABI,
     Capabilities,
@@ -28,7 +27,7 @@ class Tunables:
     )
     queues: int = tunable(4, "Queues", unit="count", minimum=1, maximum=64)
     page_to_bo: str = tunable("zdd", "How", unit="choice", choices=("zdd", "offset"))
-    batching: bool = tunable(False, "Whether", unit="flag")  # noqa: FBT003 - the default of a flag
+    batching: bool = tunable(False, "Whether", unit="flag")
 
 
 @frozen(kw_only=True)
