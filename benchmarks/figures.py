@@ -3,7 +3,8 @@
     uv run python benchmarks/figures.py            all of them, about three minutes
     uv run python benchmarks/figures.py faults     some: hits, faults, growth, memory, realtime
 
-Rates are the best of several repetitions in one process; compare figures of one session only, machines differ and drift.
+Rates are the best of several repetitions in one process; compare figures of one session only, machines differ and
+drift.
 """
 
 import argparse
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-
 from gpusvm.driver import ACCESS_WRITE
 from gpusvm.gpu import READ, WRITE
 from gpusvm.plugins import load_drivers

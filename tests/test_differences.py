@@ -6,7 +6,6 @@ Each test runs all three drivers, so that none of them can drift without being c
 from collections.abc import Callable, Iterator
 
 import pytest
-
 from gpusvm.testing import Bench
 
 MIB = 1 << 20

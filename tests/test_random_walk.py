@@ -1,10 +1,9 @@
-"""Small concurrent programs under random orders: nothing that the model checks may break on any driver, in any order."""
+"""Small concurrent programs under random orders: no order may break what the model checks, on any driver."""
 
 from collections.abc import Callable
 
 import attrs
 import pytest
-
 from gpusvm.check import check_quiescent
 from gpusvm.errors import CpuSignal, KernelError
 from gpusvm.explore import Program, random_walk

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import attrs
 import pytest
-
 from gpusvm.errors import InputError
 from gpusvm.run.execute import execute
 from gpusvm.run.spec import RunSpec

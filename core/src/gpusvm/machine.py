@@ -117,7 +117,8 @@ class Machine:
             )
         if vram_bytes < geometry.pmd_size:
             raise InputError(
-                f"VRAM of {vram_bytes} bytes is smaller than one range ({geometry.pmd_size} bytes); give it at least that"
+                f"VRAM of {vram_bytes} bytes is smaller than one range ({geometry.pmd_size} bytes); "
+                "give it at least that"
             )
         if vram_bytes % geometry.page_size:
             raise InputError(

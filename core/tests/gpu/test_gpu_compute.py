@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-
 from gpusvm.errors import KernelError
 from gpusvm.gpu import NEED_OF_OP, READ, WRITE, ComputeEngine, FaultEntry, GpuPageTable, Link
 from gpusvm.kernel import Kernel
@@ -12,7 +11,7 @@ from gpusvm.mm import MemoryManager
 
 
 class Gpu:
-    """One page table and one engine; a `driver` task maps each faulting page after `service_ns`, one after the other."""
+    """One page table and one engine; a `driver` task maps each faulting page after `service_ns`, one by one."""
 
     def __init__(self, *, service_ns: int, pages_per_sm: int = 32, buffer: int = 1000) -> None:
         self.kernel = Kernel()

@@ -2,13 +2,12 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from gpusvm.errors import ModelError
 from gpusvm.gpu import ATOMIC, NEED_OF_OP, READ, REMOTE, WRITE, GpuPageTable
 from gpusvm.kernel import Kernel
 from gpusvm.mm import MemoryManager
+from hypothesis import given
+from hypothesis import strategies as st
 
 RAM_PAGES = 256
 

@@ -1,7 +1,8 @@
 """Check what must hold of the mm while no task is inside a migrate, split, zap or fault operation.
 
-Each function checks one or two of the numbered rules (mm.md §18: the rules that the kernel asserts or that follow from its
-code) and yields a `Violation` for each place that breaks it. They read only; struct pages are compared a zone at a time.
+Each function checks one or two of the numbered rules (mm.md §18: the rules that the kernel asserts or that follow
+from its code) and yields a `Violation` for each place that breaks it. They read only; struct pages are compared a
+zone at a time.
 """
 
 from collections.abc import Callable, Iterator
@@ -49,10 +50,7 @@ class _Mappings:
 
 
 def _mappings(memory: MemoryManager) -> list[_Mappings]:
-    found = [
-        _Mappings(zone, *(np.zeros(zone.nr, np.int64) for _ in range(3)))  # type: ignore[arg-type]  # three arrays
-        for zone in memory.pages.zones
-    ]
+    found = [_Mappings(zone, *(np.zeros(zone.nr, np.int64) for _ in range(3))) for zone in memory.pages.zones]
 
     def add(pfns: npt.NDArray[np.int64], column: str) -> None:
         for each in found:
@@ -127,7 +125,8 @@ def _no_migration(memory: MemoryManager, mappings: list[_Mappings]) -> Iterator[
         zone = each.zone
         for i in np.flatnonzero(each.migration)[:_SHOWN].tolist():
             yield Violation(
-                invariant=15, what=f"pfn {zone.base + i:#x} has {each.migration[i]} migration entries, nobody migrates it"
+                invariant=15,
+                what=f"pfn {zone.base + i:#x} has {each.migration[i]} migration entries, nobody migrates it",
             )
         for i in np.flatnonzero(zone.flags & PG_LOCKED)[:_SHOWN].tolist():
             yield Violation(invariant=25, what=f"folio {zone.base + i:#x} is still locked")
@@ -140,9 +139,7 @@ def _exclusive(memory: MemoryManager, mappings: list[_Mappings]) -> Iterator[Vio
         zone = each.zone
         shared = ((zone.flags & PG_ANON_EXCLUSIVE) != 0) & (each.pte > 1)
         for i in np.flatnonzero(shared)[:_SHOWN].tolist():
-            yield Violation(
-                invariant=8, what=f"pfn {zone.base + i:#x} is AnonExclusive, but {each.pte[i]} PTEs map it"
-            )
+            yield Violation(invariant=8, what=f"pfn {zone.base + i:#x} is AnonExclusive, but {each.pte[i]} PTEs map it")
     for mm in memory.mms:
         for block, entry in mm.page_table.entries.items():
             if isinstance(entry, PmdLeaf):
@@ -187,7 +184,7 @@ def _writable(memory: MemoryManager, mappings: list[_Mappings]) -> Iterator[Viol
 
 
 def _kinds(memory: MemoryManager, mappings: list[_Mappings]) -> Iterator[Violation]:
-    """26, 27 and 35: present entries name no device-private page, device-private ones nothing else, live and anonymous."""
+    """26, 27, 35: present entries name no device-private page, private ones nothing else, live and anonymous."""
     pages = memory.pages
     for mm in memory.mms:
         table = mm.page_table
@@ -198,7 +195,9 @@ def _kinds(memory: MemoryManager, mappings: list[_Mappings]) -> Iterator[Violati
                     continue
                 zone = pages.zone(entry.pfn)
                 if (entry.kind is PmdKind.PRIVATE) != zone.private and entry.kind is not PmdKind.MIGRATION:
-                    yield Violation(invariant=26, what=f"{mm.name} has {entry} at {start:#x}, which names a page of {zone}")
+                    yield Violation(
+                        invariant=26, what=f"{mm.name} has {entry} at {start:#x}, which names a page of {zone}"
+                    )
                 if zone.order[entry.pfn - zone.base] != memory.geometry.pmd_order:
                     yield Violation(invariant=35, what=f"{mm.name} has {entry} at {start:#x}, no head of a PMD folio")
                 continue
@@ -278,7 +277,9 @@ def _rss(memory: MemoryManager, mappings: list[_Mappings]) -> Iterator[Violation
             else:
                 pages += (entry.used & ~entry.zero).bit_count()
         if pages != mm.rss[MM_ANONPAGES]:
-            yield Violation(invariant=46, what=f"{mm.name} counts {mm.rss[MM_ANONPAGES]} pages, its entries name {pages}")
+            yield Violation(
+                invariant=46, what=f"{mm.name} counts {mm.rss[MM_ANONPAGES]} pages, its entries name {pages}"
+            )
 
 
 Check = Callable[[MemoryManager, list[_Mappings]], Iterator[Violation]]

@@ -14,8 +14,8 @@ Program = Callable[[Choices], None]
 """A program builds its machine in mode "explored" with the choices it is given, runs its tasks to the end and checks
 what has to hold. It has to do the same for the same choices."""
 
-# A seed of its own for each schedule, so that a walk can be continued anywhere; not the step of the generator itself, or
-# neighbouring schedules would be one sequence, shifted.
+# A seed of its own for each schedule, so that a walk can be continued anywhere; not the step of the generator itself,
+# or neighbouring schedules would be one sequence, shifted.
 _SEED_STEP: Final = 0xD1342543DE82EF95
 
 

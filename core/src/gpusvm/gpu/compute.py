@@ -1,8 +1,8 @@
-"""The compute units: they run a launch's accesses in order, SM by SM, and each holds a bounded number of faulting pages.
+"""The compute units: they run a launch's accesses in order, SM by SM; each holds a bounded number of faulting pages.
 
-A trace says when a program touched a page on a GPU that never faulted. Here an access whose translation is missing waits
-for its fault; the other warps of its streaming multiprocessor (SM) go on until the SM holds `pages_per_sm` faulting pages,
-then the whole SM stalls, and what it lost is carried over to its later accesses.
+A trace says when a program touched a page on a GPU that never faulted. Here an access whose translation is missing
+waits for its fault; the other warps of its streaming multiprocessor (SM) go on until the SM holds `pages_per_sm`
+faulting pages, then the whole SM stalls, and what it lost is carried over to its later accesses.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,9 +21,10 @@ __all__ = ["ComputeEngine", "FaultEntry", "RaiseFaults"]
 Int64s = npt.NDArray[np.int64]
 Uint8s = npt.NDArray[np.uint8]
 
-# While faults are outstanding the SMs advance in steps, so that replies which come close together are taken up together: it
-# bounds how late an SM notices a reply. A step is this long, and as much again for each _STEP_PAGES pages that wait, for
-# the more wait, the longer each of them does: with a reply a microsecond it stays about a fiftieth of the latency.
+# While faults are outstanding the SMs advance in steps, so that replies which come close together are taken up
+# together: it bounds how late an SM notices a reply. A step is this long, and as much again for each _STEP_PAGES
+# pages that wait, for the more wait, the longer each of them does: with a reply a microsecond it stays about a
+# fiftieth of the latency.
 _STEP_NS: Final = 5_000
 _STEP_PAGES: Final = 256
 # Faults offered beyond the replies since the buffer was last full.
@@ -67,8 +68,8 @@ class ComputeEngine:
     """Run launches, one at a time, in the task that calls `run`.
 
     `raise_faults` hands faulting pages to the fault source in order and returns how many it took (its buffer may be
-    full; the rest is offered again). Accesses to system memory occupy `link`, as much as the costs say of a row. The errno
-    of a refused fault is raised as a KernelError.
+    full; the rest is offered again). Accesses to system memory occupy `link`, as much as the costs say of a row. The
+    errno of a refused fault is raised as a KernelError.
     """
 
     def __init__(

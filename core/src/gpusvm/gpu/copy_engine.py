@@ -2,7 +2,7 @@
 
 from typing import Final, Literal
 
-from gpusvm.gpu.link import D2H, H2D, Link
+from gpusvm.gpu.link import Link
 from gpusvm.kernel import Kernel
 
 __all__ = ["D2D", "CopyEngine", "Direction", "Shape"]
@@ -36,7 +36,7 @@ class CopyEngine:
         costs = kernel.costs
         ns = costs.copy_ns(self.shape, direction, nbytes, pieces) if costs is not None else 0
         kernel.stats.copies += 1
-        if direction == H2D or direction == D2H:  # noqa: PLR1714 - narrows the literal for mypy
+        if direction != D2D:
             # The command occupies the link from when the engine can take it.
             start = max(kernel.now_ns, self.busy_until_ns, after_ns)
             through = self.link.occupy_from(direction, start, ns)

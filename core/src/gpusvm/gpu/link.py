@@ -13,8 +13,8 @@ D2H: Final = "d2h"
 class Link:
     """Share one full-duplex link among copy engines and remote accesses.
 
-    `occupy` reserves a direction for some ns behind what is already reserved and returns when it will be through; nobody
-    sleeps here.
+    `occupy` reserves a direction for some ns behind what is already reserved and returns when it will be through;
+    nobody sleeps here.
     """
 
     def __init__(self, kernel: Kernel, name: str = "link") -> None:

@@ -1,8 +1,8 @@
-"""The GPU's own page table: what a GPU virtual address maps to, kept flat so that a batch of accesses is filtered at once.
+"""The GPU's own page table: what a GPU virtual address maps to, kept flat to filter a batch of accesses at once.
 
-One window holds, for a run of virtual pages, one permission byte and one pfn each, as NumPy arrays that are committed as
-they are touched. Levels and leaf sizes matter to a driver's bind cost, not to what an access finds, so they stay with the
-driver.
+One window holds, for a run of virtual pages, one permission byte and one pfn each, as NumPy arrays that are committed
+as they are touched. Levels and leaf sizes matter to a driver's bind cost, not to what an access finds, so they stay
+with the driver.
 """
 
 from typing import Final
@@ -39,7 +39,7 @@ _WINDOW_PAGES: Final = 1 << 18
 
 @define(eq=False)
 class PteWindow:
-    """Hold the entries of the virtual pages [base, base + len(perm)): `perm` uint8, 0 for not mapped, and `pfn` int64."""
+    """Hold the entries of virtual pages [base, base + len(perm)): `perm` uint8, 0 for not mapped; `pfn` int64."""
 
     base: int
     perm: Perms
@@ -54,9 +54,9 @@ class PteWindow:
 class GpuPageTable:
     """Map virtual pages of one process for one GPU address space.
 
-    Virtual pages are `address >> page_shift`; ranges are half open. `map_run` and `map_pages` overwrite, as writing a PTE
-    does. An access is checked against the contents of memory (`MemoryManagerApi.contents`), through whatever pfn the entry
-    holds, stale or not.
+    Virtual pages are `address >> page_shift`; ranges are half open. `map_run` and `map_pages` overwrite, as writing a
+    PTE does. An access is checked against the contents of memory (`MemoryManagerApi.contents`), through whatever pfn
+    the entry holds, stale or not.
     """
 
     def __init__(self, kernel: Kernel, memory: MemoryManagerApi, mm: MmApi) -> None:
@@ -171,7 +171,8 @@ class GpuPageTable:
         window = self._covering(vpns)
         if window is None:
             return self._missing_slowly(vpns, need)
-        return (window.perm[vpns - window.base] & need) != need
+        missing: Bools = (window.perm[vpns - window.base] & need) != need
+        return missing
 
     def access(self, vpns: Vpns, need: Perms) -> tuple[int, int]:
         """Perform a batch of accesses that do not fault; how many reads and how many writes went to system memory.
@@ -238,7 +239,8 @@ class GpuPageTable:
         for window in self._windows:
             inside = (vpns >= window.base) & (vpns < window.end)
             found[inside] = window.perm[vpns[inside] - window.base]
-        return (found & need) != need
+        missing: Bools = (found & need) != need
+        return missing
 
     def _covering(self, vpns: Vpns) -> PteWindow | None:
         """Return the one window that holds every page of a batch, if there is one."""

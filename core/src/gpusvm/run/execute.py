@@ -136,9 +136,9 @@ def _latency(latency: "np.typing.NDArray[np.int64]") -> FaultLatency:
 
 
 def _pm(driver: Driver) -> Pm | None:
-    if not driver.info.capabilities.runtime_pm:
-        return None
     pm = driver.device.pm
+    if pm is None:
+        return None
     return Pm(resumes=pm.resumes, awake_ns=pm.awake_ns, refs_max=pm.refs_max)
 
 

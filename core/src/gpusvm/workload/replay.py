@@ -1,8 +1,8 @@
 """Replay a trace on a machine: its host phases through the CPU, its launches through the GPU, in the program's order.
 
 The GPU of the trace never faulted, so the trace says when accesses *would* come; here they wait for their faults, and
-whatever a phase or launch loses is carried over. Within a launch the intervals are scaled by how much the log slowed the
-kernels down.
+whatever a phase or launch loses is carried over. Within a launch the intervals are scaled by how much the log slowed
+the kernels down.
 """
 
 from collections.abc import Callable
