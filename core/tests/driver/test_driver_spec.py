@@ -47,6 +47,10 @@ def refuse(tunables, quirks):
     return []
 
 
+def make(host):
+    raise AssertionError(host)
+
+
 def info(name, *, explicit=True):
     capability = yes("as the kernel does")
     return DriverInfo(
@@ -72,7 +76,7 @@ def info(name, *, explicit=True):
         embedding="a",
         bo_mapping="b",
         pm="c",
-        make=lambda host: None,
+        make=make,
         refuse=refuse,
     )
 
@@ -128,8 +132,10 @@ def test_one_option_fixes_all_quirks_that_the_string_does_not_name():
         ("xe:ques=1", "driver spec 'xe:ques=1': unknown key 'ques' of driver xe; did you mean 'queues'?"),
         (
             "xe:quirk.sticky_atomics=fixed",
-            "driver spec 'xe:quirk.sticky_atomics=fixed': unknown key 'quirk.sticky_atomics' of driver xe; "
-            "did you mean 'quirk.sticky_atomic'?",
+            (
+                "driver spec 'xe:quirk.sticky_atomics=fixed': unknown key 'quirk.sticky_atomics' of driver xe; "
+                "did you mean 'quirk.sticky_atomic'?"
+            ),
         ),
         (
             "xe:quirk.sticky_atomic=fix",
@@ -137,8 +143,10 @@ def test_one_option_fixes_all_quirks_that_the_string_does_not_name():
         ),
         (
             "xe:quirk.no_events=fixed",
-            "driver spec 'xe:quirk.no_events=fixed': quirk.no_events: this quirk has no variant 'fixed', "
-            "only 'as_written'",
+            (
+                "driver spec 'xe:quirk.no_events=fixed': quirk.no_events: this quirk has no variant 'fixed', "
+                "only 'as_written'"
+            ),
         ),
         (
             "xe:page_to_bo=ofset",
@@ -156,14 +164,18 @@ def test_one_option_fixes_all_quirks_that_the_string_does_not_name():
         ("xe:chunk_sizes=4M", "driver spec 'xe:chunk_sizes=4M': chunk_sizes: expected at most 2M, got '4M'"),
         (
             "xe:chunk_sizes=4K+64K",
-            "driver spec 'xe:chunk_sizes=4K+64K': chunk_sizes: expected values that fall from left to right, "
-            "got '4K+64K'",
+            (
+                "driver spec 'xe:chunk_sizes=4K+64K': chunk_sizes: expected values that fall from left to right, "
+                "got '4K+64K'"
+            ),
         ),
         ("xe:populate=now", "driver spec 'xe:populate=now': populate: unknown value 'now'; valid: fault, explicit"),
         (
             "plain:populate=explicit",
-            "driver spec 'plain:populate=explicit': populate: driver plain has no explicit populate: "
-            "there is no such ioctl",
+            (
+                "driver spec 'plain:populate=explicit': populate: driver plain has no explicit populate: "
+                "there is no such ioctl"
+            ),
         ),
         (
             "xe:page_to_bo=offset,queues=1",

@@ -1,7 +1,7 @@
 """The time of one fault with the profile xe-bmg against what the xe THP series measured on hardware.
 
-Francois Dugast, "Enable THP support in drm_pagemap" (dri-devel, 2026-01-05), one 2 MiB range, in us, with
-4 KiB folios and with one PMD folio.
+Francois Dugast, "Enable THP support in drm_pagemap" (dri-devel, 2026-01-05), one 2 MiB range, in us, with 4 KiB
+folios and with one PMD folio.
 """
 
 import pytest

@@ -30,11 +30,18 @@ class CopyEngine:
         self.busy_until_ns = 0
         self.busy_ns = 0
 
-    def copy(self, direction: Direction, nbytes: int, pieces: int, *, after_ns: int = 0) -> int:
-        """Queue one copy of `nbytes` in `pieces`, not before `after_ns`; the time in ns at which it is done."""
+    def copy(self, direction: Direction, nbytes: int, pieces: int, *, after_ns: int = 0, chained: bool = False) -> int:
+        """Queue one copy of `nbytes` in `pieces`, not before `after_ns`; the time in ns at which it is done.
+
+        The base cost of a copy is of one that is waited for. A `chained` command follows another at once, and costs
+        what one more piece costs an engine that copies piece by piece, in place of the base.
+        """
         kernel = self.kernel
         costs = kernel.costs
         ns = costs.copy_ns(self.shape, direction, nbytes, pieces) if costs is not None else 0
+        if chained and ns:
+            assert costs is not None
+            ns += costs.copies["per_piece", direction].per_piece_ns - costs.copies[self.shape, direction].base_ns
         kernel.stats.copies += 1
         if direction != D2D:
             # The command occupies the link from when the engine can take it.

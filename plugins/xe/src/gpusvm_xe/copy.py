@@ -95,8 +95,8 @@ class XeDevmemOps:
         ):
             through = engine.copy(direction, size, rows, after_ns=after_ns)
         else:
-            for nbytes, pieces in self._commands(device_pfns, addrs):
-                through = engine.copy(direction, nbytes, pieces, after_ns=after_ns)
+            for n, (nbytes, pieces) in enumerate(self._commands(device_pfns, addrs)):
+                through = engine.copy(direction, nbytes, pieces, after_ns=after_ns, chained=n > 0)
         engine.wait(through)
 
     def _commands(self, device_pfns: Pfns, addrs: PagemapAddrs) -> list[tuple[int, int]]:
