@@ -128,6 +128,7 @@ class ChunkPool:
         self.lock = kernel.spinlock("dmem->lock")
         self.mutex = kernel.mutex("dmem->mutex")
         self.drm_pagemap: DrmPagemap | None = None
+        self._uncounted = False  # the gauge has the drm_pagemap in place of the first chunk to come
 
     # ---- the embedding -------------------------------------------------------------------------------------------
 
@@ -148,22 +149,26 @@ class ChunkPool:
         """Return the one drm_pagemap that stands for all chunks, making it if need be: a way in for populate_mm.
 
         It is an adapter, as drivers of this kind have no drm_pagemap in Linux. Its dev_pagemap is a template without
-        pages, which has the owner of all chunks; the gauge "pagemap" counts the chunks alone.
+        pages, which has the owner of all chunks; the gauge "pagemap" counts the chunks alone, once there are any.
         """
         if self.drm_pagemap is None:
             template = DevPagemap(
                 type=MEMORY_DEVICE_PRIVATE, start_pfn=0, nr_pages=0, owner=self.owner, ops=self.ops, container=self
             )
-            self.kernel.gauges.dec("pagemap")
+            self._uncounted = not self.chunks
+            if self.chunks:
+                self.kernel.gauges.dec("pagemap")
             self.drm_pagemap = DrmPagemap(self.memory, drm, template, _AdapterOps(populate), container=self)
         return self.drm_pagemap
 
     def withdraw(self) -> None:
         """Drop the drm_pagemap."""
         if self.drm_pagemap is not None:
-            self.kernel.gauges.inc("pagemap")
+            if not self._uncounted:
+                self.kernel.gauges.inc("pagemap")
             self.drm_pagemap.put()
             self.drm_pagemap = None
+            self._uncounted = False
 
     def chunk_of(self, pfn: int) -> Chunk:
         """Return the chunk of a device page: container_of(page_pgmap(page))."""
@@ -237,7 +242,10 @@ class ChunkPool:
             return False
         with self.mutex:
             self.chunks.append(chunk)
-            self.kernel.gauges.inc("pagemap")
+            if self._uncounted:
+                self._uncounted = False
+            else:
+                self.kernel.gauges.inc("pagemap")
         if order:
             free, pfns = self.free_folios, np.arange(chunk.first, chunk.end, 1 << order)
         else:

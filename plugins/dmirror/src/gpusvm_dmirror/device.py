@@ -128,8 +128,8 @@ class DmirrorDevice:
 
     def shutdown(self) -> None:
         """Remove the device: evacuate it and give its memory back."""
-        self.release()
         self.pool.withdraw()
+        self.release()
         self.device.put()
 
     def describe(self) -> Mapping[str, Any]:

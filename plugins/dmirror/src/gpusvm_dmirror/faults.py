@@ -43,6 +43,10 @@ class DmirrorPipeline(FaultPipeline):
     def receive(self, batch: Sequence[GpuFault]) -> None:
         """Nothing travels: the fault is a function call."""
 
+    def respond(self, job: FaultJob, answer: int) -> None:
+        """Return from the call."""
+        job.fault.complete(answer)
+
     def begin(self, job: FaultJob) -> bool:
         """Take the address space of the file (dmirror_fault: mmget_not_zero)."""
         mirror: Dmirror | None = next((file for file in self.device.files if file.inst == job.fault.inst), None)

@@ -268,6 +268,12 @@ class NouveauPipeline(FaultPipeline):
             job.enter(STAGE_ACK)
             self._served.append(job)
 
+    def respond(self, job: FaultJob, answer: int) -> None:
+        """Let the access go on, which the replay has paid for, or cancel it."""
+        if answer:
+            self.kernel.charge("gpu_replay")
+        job.fault.complete(answer)
+
     def replay(self, batch: Sequence[GpuFault]) -> None:
         """Tell the GPU once to try everything again, if anything was served (nouveau_svm_fault_replay)."""
         served, self._served = self._served, []
