@@ -1,5 +1,6 @@
 """List every number of the bundled cost profiles with its source."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from gpusvm.kernel import Costs
 from gpusvm.run.costs import CostProfile, bundled_profiles, load_profile
 
 from generators.markdown import NOTICE, cell, code, table
+from generators.sources import modules
 
 __all__ = ["page"]
 
@@ -41,12 +43,31 @@ def page(root: Path) -> str:
     profiles = [load_profile(name) for name in bundled_profiles()]
     rows = [(code(p.name), *(str(_count(p, kind)) for kind in KINDS), cell(p.summary)) for p in profiles]
     lines = [HEAD, "", *table(("profile", *(f"{kind}:" for kind in KINDS), "what it is"), rows)]
+    idle = _charged_nowhere(root)
+    if idle:
+        lines += ["", f"In every profile, and charged nowhere yet: {', '.join(map(code, idle))}."]
     for profile in profiles:
         lines += ["", f"## {profile.name}", ""]
         lines += table(("event", "ns:", "kind", "source"), _events(profile))
         lines += ["", "Copies: `base + per piece * pieces + per byte * bytes`.", ""]
         lines += table(("copy", "base ns:", "per piece ns:", "ns per byte:", "kind", "source"), _copies(profile))
     return "\n".join(lines) + "\n"
+
+
+def _charged_nowhere(root: Path) -> list[str]:
+    """Name the events that no code outside the profiles and their reader mentions."""
+    text = "".join(
+        (root / module.file).read_text("utf-8")
+        for module in modules(root)
+        if module.name not in {Costs.__module__, CostProfile.__module__}
+    )
+    names = [field.name for field in attrs.fields(Costs) if field.name not in {"copies", "assumed"}]
+    # Costs itself puts these together: bo_clear_ns and remote_ns.
+    return [
+        name
+        for name in names
+        if not name.startswith(("bo_clear_", "remote_ns_")) and not re.search(rf"\b{name}\b", text)
+    ]
 
 
 def _count(profile: CostProfile, kind: str) -> int:
