@@ -10,7 +10,7 @@ trace = App(name="trace", help="Look at page-touch traces.", help_format="plaint
 
 
 @trace.command
-def info(file: str, *, json: Flag = False) -> int:
+def info(file: str, /, *, json: Flag = False) -> int:
     """Describe a trace in numbers.
 
     Parameters
