@@ -1,6 +1,8 @@
 """List every number of the bundled cost profiles with its source."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,11 +40,20 @@ The sums that `xe-bmg` was solved from are at the head of `core/src/gpusvm/run/p
 `uv run pytest core/tests/run/test_costs.py` checks both."""
 
 
+CALIBRATION = """\
+What one fault on xe costs with `xe-bmg`, as this prints it:
+
+```sh
+uv run python benchmarks/calibration.py
+```"""
+
+
 def page(root: Path) -> str:
     """Return docs/reference/costs.md."""
     profiles = [load_profile(name) for name in bundled_profiles()]
     rows = [(code(p.name), *(str(_count(p, kind)) for kind in KINDS), cell(p.summary)) for p in profiles]
     lines = [HEAD, "", *table(("profile", *(f"{kind}:" for kind in KINDS), "what it is"), rows)]
+    lines += ["", "## Calibrated and predicted", "", CALIBRATION, "", "```text", *_calibration(root), "```"]
     idle = _charged_nowhere(root)
     if idle:
         lines += ["", f"In every profile, and charged nowhere yet: {', '.join(map(code, idle))}."]
@@ -52,6 +63,13 @@ def page(root: Path) -> str:
         lines += ["", "Copies: `base + per piece * pieces + per byte * bytes`.", ""]
         lines += table(("copy", "base ns:", "per piece ns:", "ns per byte:", "kind", "source"), _copies(profile))
     return "\n".join(lines) + "\n"
+
+
+def _calibration(root: Path) -> list[str]:
+    """Run the command and return the lines that it prints."""
+    command = [sys.executable, str(root / "benchmarks" / "calibration.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 - a script of this repository
+    return [line.rstrip() for line in done.stdout.strip().splitlines()]
 
 
 def _charged_nowhere(root: Path) -> list[str]:
