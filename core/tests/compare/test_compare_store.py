@@ -70,6 +70,16 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["compare.json", "run.json", "runs"]
 
 
+def test_a_write_that_the_system_refuses_is_named(tmp_path):
+    store = RunDirectory(tmp_path)
+    store.begin(DOCUMENT)
+    (tmp_path / "compare.json").mkdir()
+    with pytest.raises(InputError) as caught:
+        store.write("compare.json", "whole")
+    assert str(caught.value) == f"{tmp_path}/compare.json: cannot be written: Is a directory"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["compare.json", "run.json", "runs"]
+
+
 def test_a_damaged_result_is_named(tmp_path):
     store = RunDirectory(tmp_path)
     store.begin(DOCUMENT)

@@ -50,11 +50,14 @@ class RunDirectory:
         existed = top.exists()
         try:
             (self.path / _RUNS).mkdir(parents=True, exist_ok=True)
-            self._created = None if existed else top
-            self.write(_RUN, _dump(document))
         except OSError as exc:
-            self.discard()
             raise InputError(f"{self.path}: cannot be written: {exc.strerror or exc}") from None
+        self._created = None if existed else top
+        try:
+            self.write(_RUN, _dump(document))
+        except InputError:
+            self.discard()
+            raise
 
     def discard(self) -> None:
         """Remove what `begin` created, if no run has finished in it."""
@@ -83,12 +86,14 @@ class RunDirectory:
         return self.path / _RUNS / f"{key}.events.jsonl"
 
     def write(self, name: str, text: str) -> Path:
-        """Write one file of the directory, whole or not at all."""
+        """Write one file of the directory, whole or not at all; raises InputError if that cannot be done."""
         path = self.path / name
         pending = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             pending.write_text(text, encoding="utf-8")
             pending.replace(path)
+        except OSError as exc:
+            raise InputError(f"{path}: cannot be written: {exc.strerror or exc}") from None
         finally:
             pending.unlink(missing_ok=True)
         return path
