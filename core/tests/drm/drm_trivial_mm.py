@@ -376,6 +376,9 @@ class TrivialMemory:
             self.pages[pfn] = Page(refcount=1)
         return np.array(free, np.int64)
 
+    def folio_head(self, pfn):
+        return pfn
+
     def folio_get(self, pfn):
         self.page(pfn).refcount += 1
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from gpusvm.drm.pages import HMM_RANGE_DEFAULT_TIMEOUT_NS
 from gpusvm.errors import KernelError
-from gpusvm.mm.api import HMM_PFN_PFN_MASK, HMM_PFN_VALID, DevPagemap, HmmRange
+from gpusvm.mm.api import HMM_PFN_ORDER_SHIFT, HMM_PFN_PFN_MASK, HMM_PFN_VALID, DevPagemap, HmmRange
 
 if TYPE_CHECKING:
     from gpusvm.drm.gpusvm import GpuSvm
@@ -60,6 +60,13 @@ def scan_mm(range_: "GpuSvmRange", dev_private_owner: object | None, pagemap: De
         lock.up_read()
     try:
         words = hmm_range.hmm_pfns
+        word = int(words[0])
+        if word & HMM_PFN_VALID and 1 << ((word >> HMM_PFN_ORDER_SHIFT) & 0x1F) >= range_.npages > 1:
+            # one mapping of the CPU covers the range, which is aligned to its size: its first page tells all
+            pfn = word & HMM_PFN_PFN_MASK
+            if not memory.is_device_private(pfn):
+                return SCAN_SYSTEM
+            return SCAN_EQUAL if memory.page_pgmap(pfn) is pagemap else SCAN_OTHER
         if not int(np.bitwise_and.reduce(words)) & HMM_PFN_VALID:
             return SCAN_UNPOPULATED
         pfns = (words & _PFN_MASK).view(np.int64)
