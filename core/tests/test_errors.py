@@ -15,6 +15,7 @@ def test_a_kernel_error_has_the_errno_and_its_name():
     assert str(KernelError(errno.EBUSY)) == "-EBUSY"
     assert str(KernelError(errno.ENOMEM, "no folio of order 9")) == "-ENOMEM: no folio of order 9"
     assert str(KernelError(9999)) == "-9999"
+    assert str(KernelError(errno.EOPNOTSUPP)) == "-EOPNOTSUPP"  # and not POSIX's name for the same number
 
 
 @pytest.mark.parametrize("number", [0, -errno.EBUSY])

@@ -32,6 +32,10 @@ __all__ = [
 ]
 
 
+# Python knows two names for this number and prefers POSIX's; the kernel has one.
+_NAMES = {**_errno.errorcode, _errno.EOPNOTSUPP: "EOPNOTSUPP"}
+
+
 class GpusvmError(Exception):
     """Be the root of everything that gpusvm raises on purpose."""
 
@@ -55,7 +59,7 @@ class KernelError(GpusvmError):
         self.detail = detail
 
     def __str__(self) -> str:
-        name = f"-{_errno.errorcode.get(self.errno, self.errno)}"
+        name = f"-{_NAMES.get(self.errno, self.errno)}"
         return f"{name}: {self.detail}" if self.detail else name
 
 
