@@ -364,7 +364,9 @@ def test_hole_of_one_block(lab):
 
 
 @pytest.mark.parametrize(
-    ("variant", "words"), [("as_written", "H..............."), ("fixed", "H.......H.......")], ids=["as_written", "fixed"]
+    ("variant", "words"),
+    [("as_written", "H..............."), ("fixed", "H.......H.......")],
+    ids=["as_written", "fixed"],
 )
 def test_hole_under_an_empty_pud(lab, variant, words):
     one = lab(quirks=MmQuirks(mm_s4=variant))

@@ -163,4 +163,3 @@ def test_page_of_two_processes_faulted_home_by_one(lab):
     one.check_quiescent()
     assert one.memory.cpu_read(two, one.va(0)) == one.read(0)[0]
     two.exit()
-
