@@ -3,7 +3,6 @@
 from errno import EAGAIN, EINVAL, EOVERFLOW
 
 import pytest
-
 from gpusvm.errors import KernelError, LockdepError, ModelError
 from gpusvm.kernel import Kernel
 from gpusvm.mm import Geometry, MemoryManager, MmQuirks
@@ -68,9 +67,7 @@ class Bench:
         self.log: list = []
 
     def insert(self, start: int, n: int, name: str = "a", **options) -> MmuIntervalNotifier:
-        return self.memory.mmu_interval_notifier_insert(
-            self.mm, start * PAGE, n * PAGE, Ops(name, self.log, **options)
-        )
+        return self.memory.mmu_interval_notifier_insert(self.mm, start * PAGE, n * PAGE, Ops(name, self.log, **options))
 
     def open(self, start: int, n: int, *, flags: int = MMU_NOTIFIER_RANGE_BLOCKABLE) -> tuple[int, MmuNotifierRange]:
         range_ = MmuNotifierRange(self.mm, start * PAGE, (start + n) * PAGE, MMU_NOTIFY_CLEAR, flags=flags)

@@ -1,13 +1,12 @@
 """Interval notifiers against a second model without sequence numbers, and under random interleavings."""
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-
 from gpusvm.kernel import Kernel, SeededChoices
 from gpusvm.mm import Geometry, MemoryManager
 from gpusvm.mm.api import MMU_NOTIFY_CLEAR, MmuNotifierRange
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 PAGE = 4096
 

@@ -2,12 +2,11 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from gpusvm.kernel import Kernel
 from gpusvm.mm import Geometry, MemoryManager
 from gpusvm.mm.pgtable import PmdKind, PmdLeaf, Pte, PteKind, PteTable
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 NR = 8
 

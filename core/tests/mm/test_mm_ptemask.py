@@ -1,10 +1,9 @@
 """Masks, arrays of truth values, arrays of indices and runs say the same."""
 
 import numpy as np
+from gpusvm.mm import ptemask
 from hypothesis import given
 from hypothesis import strategies as st
-
-from gpusvm.mm import ptemask
 
 masks = st.one_of(
     st.integers(0, (1 << 512) - 1),

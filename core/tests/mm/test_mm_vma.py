@@ -3,7 +3,6 @@
 from errno import EACCES, EINVAL, ENOMEM
 
 import pytest
-
 from gpusvm.errors import CpuSignal, KernelError, ModelError
 from gpusvm.mm.api import PROT_NONE, PROT_READ, PROT_WRITE, VM_HUGEPAGE, VM_MAYWRITE, VM_SHARED
 from gpusvm.mm.pgtable import PmdKind, Pte, PteKind
@@ -115,7 +114,12 @@ def test_mmap_finds_room_and_aligns_what_can_be_huge(lab) -> None:
     [
         (BASE, 0, EINVAL, "-EINVAL: mmap of 0 bytes"),
         (BASE + 1, PAGE, EINVAL, "-EINVAL: mmap at 0x40000001, which is not a multiple of 4096"),
-        ((1 << 47) - PAGE, 2 * PAGE, ENOMEM, "-ENOMEM: mmap of 0x7ffffffff000-0x800000001000, outside the address space"),
+        (
+            (1 << 47) - PAGE,
+            2 * PAGE,
+            ENOMEM,
+            "-ENOMEM: mmap of 0x7ffffffff000-0x800000001000, outside the address space",
+        ),
     ],
 )
 def test_mmap_refuses(lab, addr: int, length: int, errno: int, message: str) -> None:

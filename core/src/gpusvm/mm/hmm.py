@@ -358,6 +358,8 @@ def hmm_range_fault(memory: "MemoryManager", range_: HmmRange) -> None:
     sub = range_.notifier
     seq = range_.notifier_seq
     kernel = memory.kernel
+    faulted: tuple[int, int, int] | None = None
+    before = kernel.now_ns
     while True:
         # mmu_interval_check_retry
         if sub.invalidate_seq != seq:
@@ -365,6 +367,10 @@ def hmm_range_fault(memory: "MemoryManager", range_: HmmRange) -> None:
         if walk.walk():
             return
         if walk.pending is not None:
+            if walk.pending == faulted:
+                # The fault has mended nothing: whoever keeps it from doing so has to come to it.
+                memory.refault(before)
+            faulted, before = walk.pending, kernel.now_ns
             kernel.step()
             walk.do_fault()
 
