@@ -1,3 +1,4 @@
+import attrs
 import pytest
 from gpusvm.compare import METRICS
 from gpusvm.errors import InputError
@@ -20,6 +21,12 @@ def test_a_table_has_a_column_for_each_driver_and_a_row_for_each_metric(comparis
         "topology": "single",
         "seed": 0,
     }
+
+
+def test_fixed_quirks_are_a_condition(comparison):
+    runs = [{**run, "spec": {**run["spec"], "quirks": "fixed"}} for run in comparison.document["runs"]]
+    fixed = attrs.evolve(comparison, document={**comparison.document, "runs": runs})
+    assert fixed.table("triad").conditions["quirks"] == "fixed"
 
 
 def test_the_least_value_is_best(comparison):
@@ -50,8 +57,6 @@ def test_mismatches_of_named_quirks_are_summed(comparison):
 
 
 def test_a_failed_run_leaves_its_column(comparison):
-    import attrs
-
     without = attrs.evolve(comparison, runs=tuple(run for run in comparison.runs if run["driver"] != "nouveau"))
     table = without.table("bfs")
     assert table.failed == (1,)

@@ -55,7 +55,9 @@ class Comparison:
         if workload not in self.workloads:
             raise InputError(f"table(): unknown workload {workload!r}; {nearest(workload, self.workloads)}")
         found = {run["driver"]: run for run in self.runs if run["workload"] == workload}
-        return make_table(workload, self.drivers, found)
+        specs = [planned["spec"] for planned in self.document.get("runs", ())]
+        fixed = any(spec["quirks"] == "fixed" for spec in specs)
+        return make_table(workload, self.drivers, found, extra={"quirks": "fixed"} if fixed else {})
 
     def tables(self) -> tuple[Table, ...]:
         """Return the table of each workload."""

@@ -94,8 +94,13 @@ class Table:
     rows: tuple[Row, ...]
 
 
-def make_table(workload: str, columns: Sequence[str], runs: Mapping[str, RunResult]) -> Table:
-    """Build the table of `workload` from its runs by driver spec; a column without a run is one that failed."""
+def make_table(
+    workload: str, columns: Sequence[str], runs: Mapping[str, RunResult], *, extra: Mapping[str, Any]
+) -> Table:
+    """Build the table of `workload` from its runs by driver spec; a column without a run is one that failed.
+
+    `extra` are conditions that the runs share and do not name.
+    """
     found = [runs.get(column) for column in columns]
     rows = []
     for metric in METRICS:
@@ -104,7 +109,10 @@ def make_table(workload: str, columns: Sequence[str], runs: Mapping[str, RunResu
     first: Mapping[str, Any] = next((run for run in found if run is not None), {})
     return Table(
         workload=workload,
-        conditions={key: first[key] for key in ("vram_bytes", "thp", "costs", "topology", "seed") if key in first},
+        conditions={
+            **{key: first[key] for key in ("vram_bytes", "thp", "costs", "topology", "seed") if key in first},
+            **extra,
+        },
         columns=tuple(columns),
         failed=tuple(i for i, run in enumerate(found) if run is None),
         rows=tuple(rows),
