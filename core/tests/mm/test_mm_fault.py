@@ -275,7 +275,7 @@ def test_a_driver_out_of_memory_is_asked_again(lab) -> None:
     one.read(0)
     assert one.kernel.stats.cpu_faults == 3
     one.device.migrate(one.mm, BASE, BASE + PAGE)
-    one.device.migrate_to_ram = lambda vmf: VM_FAULT_OOM
+    one.device.migrate_to_ram = lambda _: VM_FAULT_OOM
     with pytest.raises(CpuSignal, match=r"^SIGKILL at 0x40000000$"):
         one.read(0)
 
@@ -482,12 +482,13 @@ def test_a_batch_brings_device_pages_home(lab) -> None:
 
 
 class Costs:
-    table = {
-        "cpu_minor_fault_4k": 500,
-        "cpu_minor_fault_2m": 90_000,
-        "cpu_fault": 2_000,
-        "notifier_callback": 0,
-    }
+    def __init__(self) -> None:
+        self.table = {
+            "cpu_minor_fault_4k": 500,
+            "cpu_minor_fault_2m": 90_000,
+            "cpu_fault": 2_000,
+            "notifier_callback": 0,
+        }
 
 
 @pytest.mark.parametrize(("thp", "ns", "faults"), [("never", 24 * 500, 24), ("always", 3 * 90_000, 3)])

@@ -253,7 +253,7 @@ def test_a_window_that_may_not_block_can_be_refused_and_is_then_closed() -> None
 
 def test_a_callback_in_a_window_that_may_not_block_must_not_sleep() -> None:
     one = Bench()
-    one.insert(0, 4, during=lambda sub, range_: one.kernel.sleep_ns(5))
+    one.insert(0, 4, during=lambda *_: one.kernel.sleep_ns(5))
     with pytest.raises(LockdepError):
         one.open(0, 1, flags=0)
 
@@ -332,7 +332,7 @@ def test_removing_twice_or_from_a_callback_is_an_error() -> None:
     with pytest.raises(ModelError) as caught:
         one.memory.mmu_interval_notifier_remove(sub)
     assert str(caught.value) == "MmuIntervalNotifier(p, 0x0..0x3fff, seq=1) is removed twice"
-    one.insert(0, 4, during=lambda sub, range_: one.memory.mmu_interval_notifier_remove(sub))
+    one.insert(0, 4, during=lambda sub, _: one.memory.mmu_interval_notifier_remove(sub))
     with pytest.raises(ModelError) as caught:
         one.open(0, 1)
     assert "is removed inside a notifier callback, which would wait for itself" in str(caught.value)
@@ -340,7 +340,7 @@ def test_removing_twice_or_from_a_callback_is_an_error() -> None:
 
 def test_taking_mmap_lock_in_a_callback_is_an_error() -> None:
     one = Bench()
-    one.insert(0, 4, during=lambda sub, range_: one.mm.mmap_lock.down_read())
+    one.insert(0, 4, during=lambda *_: one.mm.mmap_lock.down_read())
     with pytest.raises(LockdepError):
         one.open(0, 1)
 
@@ -424,7 +424,8 @@ def test_the_tree_finds_what_a_list_would_find() -> None:
 
 def test_callbacks_are_charged_and_counted() -> None:
     class Costs:
-        table = {"notifier_callback": 700}
+        def __init__(self) -> None:
+            self.table = {"notifier_callback": 700}
 
     kernel = Kernel(costs=Costs())
     memory = MemoryManager(kernel, ram_pages=64)

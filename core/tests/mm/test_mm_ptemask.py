@@ -1,5 +1,7 @@
 """Masks, arrays of truth values, arrays of indices and runs say the same."""
 
+from itertools import pairwise
+
 import numpy as np
 from gpusvm.mm import ptemask
 from hypothesis import given
@@ -32,7 +34,7 @@ def test_the_four_forms_agree(mask: int) -> None:
 def test_runs_are_maximal(mask: int) -> None:
     runs = ptemask.runs(mask)
     assert all(n > 0 for _, n in runs)
-    assert all(first + n < following for (first, n), (following, _) in zip(runs, runs[1:], strict=False))
+    assert all(first + n < following for (first, n), (following, _) in pairwise(runs))
     if mask:
         assert ptemask.is_run(mask) == (len(runs) == 1)
         assert ptemask.lowest(mask) == runs[0][0]

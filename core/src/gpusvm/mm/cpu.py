@@ -126,8 +126,8 @@ def _look_up_block(
 
 
 def _before_prot_none(memory: "MemoryManager", mm: "MmStruct", vpns: Pfns) -> int:
-    # How many of the accesses come before the first to an area without any access: its entries are pte_protnone, which is a
-    # matter of the area here and no bit of the entry.
+    # How many of the accesses come before the first to an area without any access: its entries are pte_protnone, which
+    # is a matter of the area here and no bit of the entry.
     shift = memory.geometry.page_shift
     good = len(vpns)
     for vma in mm.vmas:
