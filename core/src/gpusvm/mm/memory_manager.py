@@ -82,7 +82,7 @@ class MemoryManager:
 
     # address spaces
 
-    def mm_create(self, name: str) -> MmStruct:
+    def mm_alloc(self, name: str) -> MmStruct:
         """Make an empty address space with one user, the process; `MmStruct.exit` drops that."""
         self._mm_ids += 1
         mm = MmStruct(self, name, self._mm_ids)
