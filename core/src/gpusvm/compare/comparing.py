@@ -8,7 +8,7 @@ import attrs
 
 from gpusvm.compare.comparison import Comparison, InterruptedComparison
 from gpusvm.compare.executor import Executor, SerialExecutor
-from gpusvm.compare.jobs import Failure, Job, Outcome, run_job
+from gpusvm.compare.jobs import Failure, Installed, Job, Outcome, run_job
 from gpusvm.compare.plan import DEFAULT_VRAM, Plan, PlannedRun, make_plan
 from gpusvm.compare.progress import Meter, ProgressListener
 from gpusvm.compare.store import RunDirectory
@@ -84,8 +84,7 @@ def compare(
         plan,
         store=store,
         executor=SerialExecutor() if executor is None else executor,
-        registry=registry,
-        without=tuple(without),
+        drivers=Installed(tuple(without), loaded) if registry is None else registry,
         progress=progress,
     )
 
@@ -95,12 +94,11 @@ def run_plan(
     *,
     store: RunDirectory | None,
     executor: Executor,
-    registry: "Registry | None" = None,
-    without: tuple[str, ...] = (),
+    drivers: "Installed | Registry | None" = None,
     progress: ProgressListener | None = None,
     run: Callable[[Job], Outcome] = run_job,
 ) -> Comparison:
-    """Run a checked plan; a `registry` travels to the workers, without one they load the plugins themselves.
+    """Run a checked plan, with `drivers`, by default the plan's own.
 
     Raises what `compare` does. If a run refuses its spec although the plan was checked, the others are dropped, and a
     directory that was made for this plan and holds no finished run is removed.
@@ -119,8 +117,7 @@ def run_plan(
         Job(
             spec=planned.spec,
             events_to=store.events(planned.key) if store is not None and planned.spec.events else None,
-            registry=registry,
-            without=without,
+            drivers=plan.registry if drivers is None else drivers,
         )
         for planned in to_do
     ]

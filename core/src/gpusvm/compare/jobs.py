@@ -13,17 +13,34 @@ from gpusvm.run.spec import RunResult, RunSpec
 if TYPE_CHECKING:
     from gpusvm.plugins import Registry
 
-__all__ = ["Failure", "Job", "Outcome", "run_job"]
+__all__ = ["Failure", "Installed", "Job", "Outcome", "run_job"]
+
+
+@frozen
+class Installed:
+    """Stand for the installed drivers but those in `without`.
+
+    In another process they are loaded again: what a plugin's classes are called there, pickle may not know.
+    """
+
+    without: tuple[str, ...]
+    loaded: "Registry | None" = None
+
+    def __reduce__(self) -> tuple[type["Installed"], tuple[tuple[str, ...]]]:
+        return Installed, (self.without,)
+
+    def registry(self) -> "Registry":
+        """Return the drivers, loading them once in each process."""
+        return _load(self.without) if self.loaded is None else self.loaded
 
 
 @frozen(kw_only=True)
 class Job:
-    """Hold what a worker needs; without a `registry` it loads the plugins itself, but for those in `without`."""
+    """Hold what a worker needs; a registry, made in Python, travels as it is."""
 
     spec: RunSpec
     events_to: Path | None
-    registry: "Registry | None"
-    without: tuple[str, ...]
+    drivers: "Installed | Registry"
 
 
 @frozen(kw_only=True)
@@ -51,7 +68,7 @@ def run_job(job: Job) -> Outcome:
     from gpusvm.run.execute import execute
 
     try:
-        registry = job.registry if job.registry is not None else _drivers(job.without)
+        registry = job.drivers.registry() if isinstance(job.drivers, Installed) else job.drivers
         if job.events_to is None:
             return Outcome(result=execute(job.spec, drivers=registry))
         pending = job.events_to.with_name(f".{job.events_to.name}")
@@ -72,8 +89,7 @@ def run_job(job: Job) -> Outcome:
 
 
 @functools.cache
-def _drivers(without: tuple[str, ...]) -> "Registry":
-    """Load the plugins once in each worker."""
+def _load(without: tuple[str, ...]) -> "Registry":
     from gpusvm.plugins import load_drivers
 
     return load_drivers(without=without)
