@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gpusvm.drm import DMA_TO_DEVICE, GpuSvm, GpuSvmCtx, GpuSvmRange
 from gpusvm.drm.pages import segments
-from gpusvm.errors import KernelError, ModelError
+from gpusvm.errors import CpuSignal, KernelError, ModelError
 from gpusvm.kernel import Kernel, SeededChoices
 from gpusvm.mm.api import (
     HMM_PFN_ORDER_SHIFT,
@@ -364,3 +364,58 @@ def test_faults_evictions_and_cpu_touches_race(machine, seed):
         task.join()
     m.read(0x200, 512)
     assert (m.devices[0].in_use, m.devices[1].in_use) == (0, 0)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_races_with_failures_and_unmaps_leave_nothing_behind(machine, seed):
+    """Allocations and mappings fail, memory is unmapped under everybody's feet; in the end all is accounted for."""
+    kernel = Kernel(mode="explored", choices=SeededChoices(seed))
+    m = machine(
+        kernel=kernel,
+        devices=2,
+        thp="always" if seed % 2 else "never",
+        iommu=seed % 3 == 0,
+        same_owner=seed % 5 != 0,
+        quirk="fixed",
+    )
+    m.mmap(0x200, 1024)
+    m.write(0x200, 64)
+
+    def gpu(file):
+        for i in range(4):
+            file.fault((0x200 + 90 * i) * PAGE, retry=True, allow_mixed=bool(i & 1), target=m.devices[(seed + i) % 2])
+
+    def cpu():
+        for page in (0x203, 0x21F, 0x405, 0x200, 0x230):
+            with suppress(CpuSignal):
+                m.read(page)
+            with suppress(CpuSignal):
+                m.write(page + 1)
+
+    def unmapper():
+        m.mm.munmap(0x210 * PAGE, 3 * PAGE)
+        kernel.cond_resched()
+        m.mm.munmap(0x5F0 * PAGE, 16 * PAGE)
+
+    def evictor():
+        for _ in range(4):
+            for device in m.devices:
+                if device.allocations:
+                    with suppress(KernelError):
+                        device.evict()
+            kernel.cond_resched()
+
+    sites = ("alloc.folio", "alloc.pages", "dma.map", "dma.link", "gpusvm.range", "gpusvm.notifier", "pagemap.zdd")
+    kernel.explore_failures(sites, failures_max=6)
+    tasks = [
+        kernel.spawn(gpu, m.files[0], name="gpu0"),
+        kernel.spawn(gpu, m.files[1], name="gpu1"),
+        kernel.spawn(cpu, name="cpu"),
+        kernel.spawn(unmapper, name="unmapper"),
+        kernel.spawn(evictor, name="evictor"),
+    ]
+    for task in tasks:
+        task.join()
+    assert kernel.injector.failed
+    kernel.explore_failures((), failures_max=0)
+    m.read(0x220, 0x3D0)
