@@ -201,8 +201,14 @@ class NouveauDmem:
         fence_ns = engine.busy_until_ns
         memory.migrate_vma_pages(args)
         engine.wait(fence_ns)
-        self._copied(src, dst)
-        self._map_moved(svmm, args)
+        if svmm is None or svmm.closed:
+            self._copied(src, dst)
+        else:
+            # One step as far as the GPU can see: what it writes to the old pages until here is copied, what it writes
+            # later is lost.
+            with svmm.mutex:
+                self._copied(src, dst)
+                self._map_moved(svmm, args)
         self.device.device.dma.unmap_pages(rows)
         memory.migrate_vma_finalize(args)
 
@@ -281,8 +287,8 @@ class NouveauDmem:
         if costs is not None:
             self.device.engine.run(folios * costs.bo_clear_ns(nbytes // folios))
 
-    def _map_moved(self, svmm: "NouveauSvmm | None", args: MigrateVma) -> None:
-        """Push the new GPU entries of what moved (nouveau_pfns_map): as written, nvkm rejects all of them.
+    def _map_moved(self, svmm: "NouveauSvmm", args: MigrateVma) -> None:
+        """Push the new GPU entries of what moved, mutex held (nouveau_pfns_map): as written, nvkm rejects all of them.
 
         The MIGRATE events of this migration were skipped as our own, so that entries of pages that were mapped before
         still name the old ones.
@@ -293,23 +299,18 @@ class NouveauDmem:
         if not len(moved):
             return
         large = bool(int(dst[moved[0]]) & MIGRATE_PFN_COMPOUND)
-        pages = geometry.pmd_nr if large else len(moved)
-        if svmm is None or svmm.closed:
-            return
         vpn = args.start >> geometry.page_shift
-        with svmm.mutex:
-            if self.device.quirks.pfns_map_rejected == "as_written":
-                spans = [(0, pages)] if large else runs(moved)
-                for first, last in spans:
-                    svmm.page_table.mark_stale(vpn + first, vpn + last, STALE_QUIRK)
-            elif large:
-                word = int(dst[0])
-                perm = READ | WRITE if word & MIGRATE_PFN_WRITE else READ
-                svmm.vmm.map_leaf(vpn, word >> MIGRATE_PFN_SHIFT, pages, perm)
-            else:
-                perms = np.zeros(len(dst), np.uint8)
-                perms[moved] = np.where((dst[moved] & _WRITE) != 0, np.uint8(READ | WRITE), np.uint8(READ))
-                svmm.vmm.map_scattered(vpn, _pfns(dst), perms)
+        if self.device.quirks.pfns_map_rejected == "as_written":
+            for first, last in [(0, geometry.pmd_nr)] if large else runs(moved):
+                svmm.page_table.mark_stale(vpn + first, vpn + last, STALE_QUIRK)
+        elif large:
+            word = int(dst[0])
+            perm = READ | WRITE if word & MIGRATE_PFN_WRITE else READ
+            svmm.vmm.map_leaf(vpn, word >> MIGRATE_PFN_SHIFT, geometry.pmd_nr, perm)
+        else:
+            perms = np.zeros(len(dst), np.uint8)
+            perms[moved] = np.where((dst[moved] & _WRITE) != 0, np.uint8(READ | WRITE), np.uint8(READ))
+            svmm.vmm.map_scattered(vpn, _pfns(dst), perms)
 
     # ---- home ----------------------------------------------------------------------------------------------------
 

@@ -238,9 +238,7 @@ class NouveauPipeline(FaultPipeline):
         chunk = self.device.dmem.pool.chunk_of(head + pages)
         nr = chunk.pagemap.nr_pages
         pfns = (np.arange(head, head + pages) - chunk.first) % nr + chunk.first
-        svmm.vmm.map_leaf(vpn, int(pfns[0]), pages, perm)
-        svmm.page_table.map_pages(vpn, pfns, perm)
-        svmm.page_table.mark_stale(vpn, vpn + pages, "mm_s1")
+        svmm.vmm.map_wrong_block(vpn, pfns, perm, "mm_s1")
 
     # ---- ack -----------------------------------------------------------------------------------------------------
 

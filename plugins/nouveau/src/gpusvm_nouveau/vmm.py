@@ -57,6 +57,18 @@ class Vmm:
         self.page_table.map_pages(vpn, pfns, perms)
         self._written(leaves)
 
+    def map_wrong_block(self, vpn: int, pfns: "Pfns", perm: int, quirk: str) -> None:
+        """Write a 2 MiB leaf over the device pages `pfns`, which `quirk` made the wrong ones.
+
+        It is marked before anything is charged, for until then no access can come between.
+        """
+        pages = len(pfns)
+        self._clear(vpn, vpn + pages)
+        self._large[vpn] = perm
+        self.page_table.map_pages(vpn, pfns, perm)
+        self.page_table.mark_stale(vpn, vpn + pages, quirk)
+        self._written(1)
+
     def unmap(self, vpn: int, end_vpn: int) -> int:
         """Clear what is mapped of [vpn, end_vpn) (nvkm_vmm_pfn_unmap); how many pages were.
 
