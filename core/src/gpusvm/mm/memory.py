@@ -117,7 +117,8 @@ def _do_huge_pmd_wp_page(memory: "MemoryManager", vma: "Vma", block: int, leaf: 
     else:
         zone = pages.ram if leaf.pfn < pages.ram_pages else pages.zone(leaf.pfn)
         i = leaf.pfn - zone.base
-        if not zone.m_flags[i] & PG_ANON_EXCLUSIVE:
+        locked = not zone.m_flags[i] & PG_ANON_EXCLUSIVE
+        if locked:
             if not pages.folio_trylock(leaf.pfn):
                 pages.folio_get(leaf.pfn)
                 pages.folio_lock(leaf.pfn)
@@ -129,10 +130,12 @@ def _do_huge_pmd_wp_page(memory: "MemoryManager", vma: "Vma", block: int, leaf: 
             if zone.m_refcount[i] == 1:
                 # Nobody else can have it any more: the mapping takes the folio over.
                 zone.m_flags[i] |= PG_ANON_EXCLUSIVE
+        exclusive = bool(zone.m_flags[i] & PG_ANON_EXCLUSIVE)
+        if exclusive and vma.flags & VM_WRITE:
+            page_table.set_leaf(block, leaf.kind, leaf.pfn, write=True, dirty=True)
+        if locked:
             pages.folio_unlock(leaf.pfn)
-        if zone.m_flags[i] & PG_ANON_EXCLUSIVE:
-            if vma.flags & VM_WRITE:
-                page_table.set_leaf(block, leaf.kind, leaf.pfn, write=True, dirty=True)
+        if exclusive:
             return DONE
     split_huge_pmd(memory, vma, block << page_table.pmd_shift)
     return VM_FAULT_FALLBACK
@@ -332,33 +335,36 @@ def _do_wp_page(memory: "MemoryManager", vma: "Vma", address: int, table: PteTab
     pfn = table.m_pfn[i]
     zone = pages.ram if pfn < pages.ram_pages else pages.zone(pfn)
     at = pfn - zone.base
-    if zone.m_flags[at] & PG_ANON_EXCLUSIVE or _can_reuse(memory, vma, pfn):
+    exclusive = zone.m_flags[at] & PG_ANON_EXCLUSIVE
+    locked = -1 if exclusive else _lock_to_reuse(memory, vma, pfn)
+    if exclusive or locked >= 0:
         zone.m_flags[at] |= PG_ANON_EXCLUSIVE
         # wp_page_reuse: maybe_mkwrite
         table.set_write(bit, bit if vma.flags & VM_WRITE else 0)
         table.set_dirty(bit)
+        if locked >= 0:
+            pages.folio_unlock(locked)
         return DONE
     return _wp_page_copy(memory, vma, address, table, i)
 
 
-def _can_reuse(memory: "MemoryManager", vma: "Vma", pfn: int) -> bool:
-    # wp_can_reuse_anon_folio: nobody else has a reference, so whoever shared the page once is gone.
+def _lock_to_reuse(memory: "MemoryManager", vma: "Vma", pfn: int) -> int:
+    # wp_can_reuse_anon_folio: the folio, locked, if nobody else has a reference, so that whoever shared the page once is
+    # gone; else -1. The kernel unlocks first, but under the page-table lock.
     pages = memory.pages
     head = pages.folio_head(pfn)
     zone = pages.zone(head)
     h = head - zone.base
     if zone.m_order[h]:
         # __wp_can_reuse_large_anon_folio: every reference is a mapping, and every mapping is ours.
-        if zone.m_mapcount[h] != zone.m_refcount[h]:
-            return False
-        return all(place[0].mm is vma.mm for place in memory.rmap.places(head))
+        ours = all(place[0].mm is vma.mm for place in memory.rmap.places(head))
+        return head if ours and zone.m_mapcount[h] == zone.m_refcount[h] and pages.folio_trylock(head) else -1
     if zone.m_refcount[h] != 1 or not pages.folio_trylock(head):
-        return False
+        return -1
     if vma.anon_vma is not None:
         # folio_move_anon_rmap
         zone.m_anon_vma[h] = vma.anon_vma.id
-    pages.folio_unlock(head)
-    return True
+    return head
 
 
 def _wp_page_copy(memory: "MemoryManager", vma: "Vma", address: int, table: PteTable, i: int) -> int:
