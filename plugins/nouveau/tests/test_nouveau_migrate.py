@@ -2,9 +2,10 @@
 
 import errno
 
+import numpy as np
 import pytest
 from gpusvm.errors import KernelError
-from gpusvm.gpu import READ, REMOTE, STALE, WRITE
+from gpusvm.gpu import NEED_OF_OP, READ, REMOTE, STALE, WRITE
 from gpusvm.mm.api import PROT_READ
 
 K, M = 1 << 10, 1 << 20
@@ -237,3 +238,21 @@ def test_populating_for_a_process_that_has_no_svmm_maps_nothing(bench):
     assert b.kernel.stats.migrated_to_device_bytes == 4 * PAGE
     b.memory.cpu_read(other.mm, 1 << 40)
     assert b.kernel.stats.migrated_to_ram_bytes == PAGE
+
+
+def test_a_wrong_mapping_is_marked_before_the_gpu_can_use_it(bench):
+    b = bench()
+    addr = b.map(PMD)
+    b.cpu_write(addr, 512)
+    b.vm.populate(addr, addr + PMD)
+    charge = b.kernel.charge
+
+    def use_it_while_time_passes(event, n=1):
+        if event == "bind_base":
+            b.vm.page_table.access(np.array([addr // PAGE + 5]), NEED_OF_OP[:1])
+        charge(event, n)
+
+    b.kernel.charge = use_it_while_time_passes
+    b.gpu_read(addr + 5 * PAGE)
+    contents = b.memory.contents
+    assert (contents.mismatch_count, contents.known) == (0, {"mm_s1": 2})
