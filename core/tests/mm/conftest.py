@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-
 from gpusvm.errors import KernelError
 from gpusvm.kernel import Kernel
 from gpusvm.mm.api import (

@@ -8,7 +8,6 @@ from functools import partial
 
 import numpy as np
 import pytest
-
 from gpusvm.errors import KernelError, ModelError
 from gpusvm.mm.api import (
     MEMORY_DEVICE_COHERENT,
@@ -466,5 +465,5 @@ def test_setup_needs_mmap_lock(lab):
     one = lab()
     one.map(4)
     args = MigrateVma(one.mm.vmas[0], one.va(0), one.va(4), *np.zeros((2, 4), np.uint64), one.device.owner, SYSTEM)
-    with pytest.raises(ModelError, match="^migrate_vma_setup without the mmap_lock of p$"):
+    with pytest.raises(ModelError, match=r"^migrate_vma_setup without the mmap_lock of p$"):
         one.memory.migrate_vma_setup(args)

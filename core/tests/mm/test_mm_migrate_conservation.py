@@ -1,9 +1,6 @@
 """No sequence of operations may lose, move or invent what was written (mm.md §18, invariant 23), whatever path it takes."""
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
 from gpusvm.errors import CpuSignal
 from gpusvm.kernel import SeededChoices
 from gpusvm.mm.api import (
@@ -14,6 +11,8 @@ from gpusvm.mm.api import (
     PROT_WRITE,
 )
 from gpusvm.mm.quirks import MmQuirks
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 RW = PROT_READ | PROT_WRITE
 

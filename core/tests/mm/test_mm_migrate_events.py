@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from gpusvm.mm.api import (
     MIGRATE_VMA_SELECT_COMPOUND,
     MIGRATE_VMA_SELECT_DEVICE_PRIVATE,

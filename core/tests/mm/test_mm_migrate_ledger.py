@@ -1,7 +1,6 @@
 """The reference ledgers of mm.md §6.11, step by step: refcount/mapcount of every page that takes part."""
 
 import numpy as np
-
 from gpusvm.mm.api import (
     MIGRATE_PFN_COMPOUND,
     MIGRATE_PFN_MIGRATE,

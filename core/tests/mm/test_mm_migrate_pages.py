@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from gpusvm.errors import ModelError
 from gpusvm.mm.api import (
     MIGRATE_PFN_COMPOUND,
@@ -315,7 +314,7 @@ def test_compound_hole_needs_all_small_destinations(lab):
     one.write(8)
     args = one.device.setup(one.mm, one.va(0), one.va(8), flags=SYSTEM | COMPOUND)
     args.dst[0] = one.device.alloc() << MIGRATE_PFN_SHIFT | VALID
-    with pytest.raises(ModelError, match="^a compound hole at word 0 got small destinations, but not all 8$"):
+    with pytest.raises(ModelError, match=r"^a compound hole at word 0 got small destinations, but not all 8$"):
         one.memory.migrate_vma_pages(args)
 
 

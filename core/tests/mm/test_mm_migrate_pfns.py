@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from gpusvm.mm.api import (
     MIGRATE_PFN_COMPOUND,
     MIGRATE_PFN_MIGRATE,

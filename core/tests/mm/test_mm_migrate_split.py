@@ -4,7 +4,6 @@ from errno import EAGAIN, EBUSY, EINVAL
 
 import numpy as np
 import pytest
-
 from gpusvm.errors import CpuSignal, DeadlockError
 from gpusvm.mm.api import MIGRATE_VMA_SELECT_COMPOUND, MIGRATE_VMA_SELECT_SYSTEM, PROT_READ, PROT_WRITE
 from gpusvm.mm.page import PG_ANON_EXCLUSIVE, PG_LOCKED, PG_LRU

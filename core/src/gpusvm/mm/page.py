@@ -122,6 +122,18 @@ class Zone:
         return f"Zone({self.base:#x}-{self.end:#x}, {'RAM' if self.pgmap is None else 'device'})"
 
 
+class _LockWait:
+    """Be the tasks that wait for one folio's lock: their queue, where its flags are, and how many they are."""
+
+    __slots__ = ("flags", "i", "queue", "users")
+
+    def __init__(self, queue: WaitQueue, flags: memoryview, i: int) -> None:
+        self.queue = queue
+        self.flags = flags
+        self.i = i
+        self.users = 0
+
+
 class PageMap:
     """Keep every struct page of a machine: references, locks, orders, and the system allocator.
 
@@ -159,7 +171,7 @@ class PageMap:
         self._fresh = 0  # pfns from here on were never given out, so their contents were never poisoned
         self.free_device_folio: Callable[[Zone, int], None] = _no_device
         self.free_device_folios: Callable[[Zone, Index], None] = _no_devices
-        self._waiters: dict[int, WaitQueue] = {}  # by head pfn, only while somebody waits
+        self._waiters: dict[int, _LockWait] = {}  # by head pfn, only while somebody waits
         self.lock_owner: Final[dict[int, str]] = {}  # folios locked one by one, in checked mode: who, for messages
 
     # --- where a pfn lies
@@ -345,12 +357,20 @@ class PageMap:
         flags = zone.m_flags
         if not flags[i] & PG_LOCKED:
             return
-        queue = self._waiters.get(pfn)
-        if queue is None:
+        wait = self._waiters.get(pfn)
+        if wait is None:
             owner = self.lock_owner.get(pfn)
             held = f", locked by {owner}" if owner else ""
-            queue = self._waiters[pfn] = self.kernel.waitqueue(f"folio lock of pfn {pfn:#x}{held}")
-        queue.wait_event(lambda: not flags[i] & PG_LOCKED)
+            queue = self.kernel.waitqueue(f"folio lock of pfn {pfn:#x}{held}")
+            wait = self._waiters[pfn] = _LockWait(queue, flags, i)
+        # Who is woken may find it locked again and sleep on, so the queue stays until the last has gone.
+        wait.users += 1
+        try:
+            wait.queue.wait_event(lambda: not flags[i] & PG_LOCKED)
+        finally:
+            wait.users -= 1
+            if not wait.users:
+                del self._waiters[pfn]
 
     def folio_unlock(self, pfn: int) -> None:
         """Unlock and wake who waits."""
@@ -400,17 +420,18 @@ class PageMap:
                 where = int(np.flatnonzero(held == 0)[0])
                 pfn = zone.base + (index.start + where if isinstance(index, slice) else int(index[where]))
                 raise ModelError(f"folio_unlock of folio {pfn:#x}, which is not locked")
+        zone.flags[index] = flags & ~np.uint16(PG_LOCKED)
+        if self.lock_owner:
             for pfn in [pfn for pfn in self.lock_owner if not self.folio_locked(pfn)]:
                 del self.lock_owner[pfn]
-        zone.flags[index] = flags & ~np.uint16(PG_LOCKED)
         if self._waiters:
             self._wake()
 
     def _wake(self) -> None:
         """Wake who waits for a lock that is free now; there are seldom any."""
-        for pfn in list(self._waiters):
-            if not self.folio_locked(pfn):
-                self._waiters.pop(pfn).wake_up_all()
+        for wait in list(self._waiters.values()):
+            if not wait.flags[wait.i] & PG_LOCKED:
+                wait.queue.wake_up_all()
 
     # --- the system allocator
 

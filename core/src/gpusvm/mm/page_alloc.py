@@ -104,6 +104,8 @@ class PageAllocator:
         """Take `n` single pages, in runs as long as can be had; all or None."""
         if n > self.free_pages:
             return None
+        if not n:
+            return RAMP[:0]
         width = self._nr
         if n == width and not self.partial:  # the usual case of a migration: a whole block
             block = self._block()
