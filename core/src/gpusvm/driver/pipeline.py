@@ -109,7 +109,8 @@ class FaultPipeline:
         """Wait until the GPU's messages have arrived, and decode them; faults raised together travel together."""
         kernel = self.kernel
         if kernel.costs is not None:
-            arrival = max(fault.time_ns for fault in batch) + kernel.costs.table["gpu_fault_delivery"]
+            raised = batch[0].time_ns if len(batch) == 1 else max(fault.time_ns for fault in batch)
+            arrival = raised + kernel.costs.table["gpu_fault_delivery"]
             if arrival > kernel.now_ns:
                 kernel.charge_ns("gpu_fault_delivery", arrival - kernel.now_ns)
         kernel.charge("fault_buffer_entry", len(batch))

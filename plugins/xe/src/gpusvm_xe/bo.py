@@ -7,7 +7,7 @@ eviction list are never bumped, so the oldest goes first.
 
 import errno
 from bisect import bisect_right, insort
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 from gpusvm.drm import Bo, BoManager, Buddy, Devmem, evict_to_ram
@@ -28,6 +28,9 @@ __all__ = ["OffsetBoMapping", "XeBoMapping", "XeVram", "ZddBoMapping"]
 class XeBoMapping(Protocol):
     """From a page of VRAM to its object (`gpusvm.driver.BoMapping`)."""
 
+    indexed: ClassVar[bool]
+    """Whether it keeps an index of its own, and has to be told of every object."""
+
     def attach(self, bo: Bo, pfns: Pfns) -> None: ...
 
     def bo_of(self, pfn: int) -> Bo: ...
@@ -39,6 +42,8 @@ class XeBoMapping(Protocol):
 
 class ZddBoMapping:
     """Go through zone_device_data: page -> zdd -> devmem -> bo (xe_svm.c:to_xe_bo). Core sets it for every page."""
+
+    indexed: ClassVar[bool] = False
 
     def __init__(self, memory: MemoryManagerApi) -> None:
         self.memory = memory
@@ -60,6 +65,8 @@ class ZddBoMapping:
 
 class OffsetBoMapping:
     """Look the page's offset in VRAM up among the objects: needs no field in the page, but an ordered index."""
+
+    indexed: ClassVar[bool] = True
 
     def __init__(self, memory: MemoryManagerApi) -> None:
         self.memory = memory
@@ -119,7 +126,8 @@ class XeVram:
         costs = self.kernel.costs
         clear_ns = 0 if costs is None else costs.bo_clear_ns(size_pages << self.page_shift)
         fence = EngineFence(self.kernel, "bo_clear", self.engine.run(clear_ns))
-        self.mapping.attach(bo, self.pfns(bo))
+        if self.mapping.indexed:
+            self.mapping.attach(bo, self.pfns(bo))
         return bo, fence
 
     def pfns(self, bo: Bo) -> Pfns:
@@ -135,7 +143,8 @@ class XeVram:
         """Give back what the pages of an allocation held; they are all gone. May be in atomic context."""
         bo: Bo = devmem.container
         devmem.pre_migrate_fence = None
-        self.mapping.free(self.first_pfn + bo.blocks[0][0], (bo.size_pages - 1).bit_length())
+        if self.mapping.indexed:
+            self.mapping.free(self.first_pfn + bo.blocks[0][0], (bo.size_pages - 1).bit_length())
         bo.put_async()
         self.pm.pages_gone(bo)
 

@@ -7,6 +7,7 @@ embedded in the drm_pagemap, a pagemap for PCI p2p, which embeds a dev_pagemap i
 import errno
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 from gpusvm.drm import (
     DRM_INTERCONNECT_DRIVER,
     Bo,
@@ -39,6 +40,9 @@ XE_INTERCONNECT_P2P: Final = DRM_INTERCONNECT_DRIVER + 1
 # Where VRAM begins in the device's own address space, and on the PCI bus (vr->dpa_base, vr->io_start).
 _DPA_BASE: Final = 0
 _IO_START: Final = 1 << 40
+
+# What every fault but an atomic one migrates with.
+_NO_TIMESLICE: Final = MigrateDetails()
 
 
 class XePagemap:
@@ -83,7 +87,7 @@ class XePagemap:
 
     def page_to_dpa(self, pfns: Pfns) -> Words:
         """Return the device's own addresses of its pages (xe_page_to_dpa)."""
-        return ((pfns << self.page_shift) - (self.hpa_base - _DPA_BASE)).astype("uint64")
+        return ((pfns << self.page_shift) - (self.hpa_base - _DPA_BASE)).view(np.uint64)
 
     def page_to_pcie(self, pfns: Pfns) -> Pfns:
         """Return the frames at which the PCI bus sees the pages (xe_page_to_pcie)."""
@@ -152,7 +156,8 @@ class XePagemap:
         # Held until the last page is gone: devmem_release gives it back, also when none arrives.
         driver.pm.pages_present(bo)
         try:
-            migrate_to_devmem(devmem, mm, start, end, MigrateDetails(timeslice_ms=timeslice_ms))
+            details = MigrateDetails(timeslice_ms=timeslice_ms) if timeslice_ms else _NO_TIMESLICE
+            migrate_to_devmem(devmem, mm, start, end, details)
         finally:
             bo.resv.unlock()
             bo.put("populate_mm")
