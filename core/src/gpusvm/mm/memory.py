@@ -349,8 +349,8 @@ def _do_wp_page(memory: "MemoryManager", vma: "Vma", address: int, table: PteTab
 
 
 def _lock_to_reuse(memory: "MemoryManager", vma: "Vma", pfn: int) -> int:
-    # wp_can_reuse_anon_folio: the folio, locked, if nobody else has a reference, so that whoever shared the page once is
-    # gone; else -1. The kernel unlocks first, but under the page-table lock.
+    # wp_can_reuse_anon_folio: the folio, locked, if nobody else has a reference, so that whoever shared the page once
+    # is gone; else -1. The kernel unlocks first, but under the page-table lock.
     pages = memory.pages
     head = pages.folio_head(pfn)
     zone = pages.zone(head)
