@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from gpusvm.errors import KernelError, ModelError
 from gpusvm.gpu.link import D2H, H2D, Link
-from gpusvm.gpu.page_table import ATOMIC, WRITE, GpuPageTable
+from gpusvm.gpu.page_table import ATOMIC, REMOTE, WRITE, GpuPageTable
 from gpusvm.kernel import Kernel
 
 __all__ = ["ComputeEngine", "FaultEntry", "RaiseFaults"]
@@ -43,10 +43,11 @@ class FaultEntry:
     sets it), `time_ns` when it was raised.
     """
 
-    __slots__ = ("access", "addr", "engine", "inst", "replies", "rows", "sm", "time_ns", "vpn")
+    __slots__ = ("access", "addr", "inst", "launch", "replies", "rows", "sm", "time_ns", "vpn")
 
-    def __init__(self, engine: "ComputeEngine", sm: int, vpn: int, access: int) -> None:
-        self.engine = engine
+    def __init__(self, launch: "_Launch", sm: int, vpn: int, access: int) -> None:
+        engine = launch.engine
+        self.launch = launch
         self.sm = sm
         self.vpn = vpn
         self.addr = vpn << engine.page_shift
@@ -57,8 +58,8 @@ class FaultEntry:
         self.replies = 0
 
     def complete(self, errno: int) -> None:
-        """Take the driver's answer: 0 makes the accesses run again, anything else ends the launch."""
-        self.engine.replied(self, errno)
+        """Take the driver's answer: 0 makes the accesses run again at once, anything else ends the launch."""
+        self.launch.replied(self, errno)
 
 
 RaiseFaults = Callable[[Sequence[FaultEntry]], int]
@@ -170,6 +171,7 @@ class _Launch:
         self.held = [0] * len(self.sms)
         self.pages: dict[tuple[int, int], FaultEntry] = {}
         self.unsent: list[FaultEntry] = []
+        self.remote_reads = self.remote_writes = 0  # of accesses that replies let through, not charged yet
         self.may_send: int | None = None  # how many to offer; None while the buffer has not been full
 
     @property
@@ -301,10 +303,30 @@ class _Launch:
         return rows[hits]
 
     def _hold(self, rank: int, vpn: int, need: int) -> FaultEntry:
-        page = FaultEntry(self.engine, int(self.sms[rank]), vpn, _access(need))
+        page = FaultEntry(self, int(self.sms[rank]), vpn, _access(need))
         self.pages[rank, vpn] = page
         self.unsent.append(page)
         return page
+
+    def replied(self, page: FaultEntry, errno: int) -> None:
+        """Run the accesses behind an answered page, in the driver's task: before it does anything else, as on a GPU.
+
+        What they free (a stalled SM, a place in the buffer) is taken up in the launch's own task.
+        """
+        if not errno:
+            access_one, need = self.engine.page_table.access_one, self.need
+            missing = []
+            for row in page.rows:
+                perm = access_one(page.vpn, int(need[row]))
+                if not perm:
+                    missing.append(row)
+                elif perm & REMOTE:
+                    if need[row] & WRITE:
+                        self.remote_writes += 1
+                    else:
+                        self.remote_reads += 1
+            page.rows = missing
+        self.engine.replied(page, errno)
 
     def _send(self) -> None:
         """Offer the driver the faults it has not been told of; behind a full buffer, only as many as may fit."""
@@ -315,27 +337,18 @@ class _Launch:
             del self.unsent[:taken]
 
     def _retry(self, replies: list[FaultEntry]) -> None:
-        """Run the accesses behind each answered page again; those that still miss fault again."""
+        """Go on behind each answered page; the accesses that still miss there fault again."""
         if self.may_send is not None:
             self.may_send += len(replies) + _OFFERED
+        if self.remote_reads or self.remote_writes:
+            through = self.engine.charge_remote(self.remote_reads, self.remote_writes)
+            self.delay += max(0, through - self.kernel.now_ns)
+            self.remote_reads = self.remote_writes = 0
         ranks = np.searchsorted(self.sms, [page.sm for page in replies]).tolist()
-        rows = np.fromiter((row for page in replies for row in page.rows), np.int64)
-        missing = self.engine.page_table.missing(self.vpns[rows], self.need[rows])
-        hits = rows[~missing]
-        if len(hits):
-            reads, writes = self.engine.page_table.access(self.vpns[hits], self.need[hits])
-            if reads or writes:
-                through = self.engine.charge_remote(reads, writes)
-                self.delay += max(0, through - self.kernel.now_ns)
         now = self.kernel.now_ns
-        at = 0
         for page, rank in zip(replies, ranks, strict=True):
-            count = len(page.rows)
-            again = [row for row, miss in zip(page.rows, missing[at : at + count].tolist(), strict=True) if miss]
-            at += count
-            if again:
-                page.rows = again
-                page.access = max(_access(int(need)) for need in self.need[again])
+            if page.rows:
+                page.access = max(_access(int(need)) for need in self.need[page.rows])
                 page.replies += 1
                 page.time_ns = now
                 if page.replies > _MOST_REPLIES:

@@ -192,6 +192,28 @@ class GpuPageTable:
                 remote_writes += writes
         return remote_reads, remote_writes
 
+    def access_one(self, vpn: int, need: int) -> int:
+        """Perform one access unless it faults; the entry's permissions, or 0 for a fault."""
+        for window in self._windows:
+            if window.base <= vpn < window.end:
+                i = vpn - window.base
+                perm = int(window.perm[i])
+                if perm & need != need:
+                    return 0
+                pfn = int(window.pfn[i])
+                if perm & STALE:
+                    one = slice(i, i + 1)
+                    needs = np.array([need], np.uint8)
+                    self._access_stale(window.perm[one], np.array([vpn], np.int64), window.pfn[one], needs)
+                    return perm
+                contents = self.memory.contents
+                if need & (WRITE | ATOMIC) != WRITE:
+                    contents.read(self.mm, vpn, pfn)
+                if need & WRITE:
+                    contents.write(self.mm, vpn, pfn)
+                return perm
+        return 0
+
     def _access(self, window: PteWindow, vpns: Vpns, need: Perms) -> tuple[int, int]:
         index = vpns - window.base
         perm = window.perm[index]

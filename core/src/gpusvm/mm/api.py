@@ -319,6 +319,12 @@ class DevPagemap:
 class ContentsApi(Protocol):
     """What memory holds, as a device that accesses it by its own page table needs it."""
 
+    def read(self, mm: MmApi, vpn: int, pfn: int) -> int:
+        """Read the page `pfn` as `vpn` of `mm`, and check it; the token that was found."""
+
+    def write(self, mm: MmApi, vpn: int, pfn: int, *, writer: int = 0) -> int:
+        """Write it; the new token."""
+
     def read_many(self, mm: MmApi, vpns: Pfns, pfns: Pfns, *, quirk: str | None = None) -> None:
         """Read the pages `pfns` as `vpns` of `mm`, and check them; `quirk` names what left the mappings stale."""
 
