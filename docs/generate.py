@@ -1,7 +1,7 @@
 """Write the pages of the reference that are generated from code and data: `python docs/generate.py`.
 
 With `--check` nothing is written; the pages that are stale are named, and the exit status is 1. With `--outputs` the
-commands that the tutorial shows are run, which takes a minute, and their output is put behind them.
+commands that the README and the tutorial show are run, which takes a minute, and their output is put behind them.
 """
 
 import sys
@@ -13,7 +13,7 @@ from generators import console, contract, costs, drivers, locks, symbols
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 REFERENCE: Final = ROOT / "docs" / "reference"
-TUTORIAL: Final = ROOT / "docs" / "tutorial" / "first-ten-minutes.md"
+WITH_OUTPUTS: Final = (ROOT / "README.md", ROOT / "docs" / "tutorial" / "first-ten-minutes.md")
 
 PAGES: Final[dict[str, Callable[[Path], str]]] = {
     "kernel-symbols.md": symbols.page,
@@ -42,7 +42,8 @@ def main(arguments: Sequence[str]) -> int:
             sys.stdout.write(f"docs/reference/{name} is stale; run: uv run python docs/generate.py\n")
         return 1 if names else 0
     if list(arguments) == ["--outputs"]:
-        TUTORIAL.write_text(console.refreshed(TUTORIAL.read_text("utf-8")), "utf-8")
+        for path in WITH_OUTPUTS:
+            path.write_text(console.refreshed(path.read_text("utf-8")), "utf-8")
         return 0
     if arguments:
         sys.stderr.write("usage: python docs/generate.py [--check | --outputs]\n")

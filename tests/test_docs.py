@@ -47,8 +47,9 @@ def test_every_python_name_in_a_page_exists(page):
 
 
 @pytest.mark.slow
-def test_the_tutorial_shows_what_its_commands_print():
-    text = generate.TUTORIAL.read_text("utf-8")
+@pytest.mark.parametrize("page", generate.WITH_OUTPUTS, ids=lambda page: page.name)
+def test_a_page_shows_what_its_commands_print(page):
+    text = page.read_text("utf-8")
     assert text == console.refreshed(text), "run: uv run python docs/generate.py --outputs"
 
 
