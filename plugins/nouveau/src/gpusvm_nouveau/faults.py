@@ -89,8 +89,9 @@ class NouveauPipeline(FaultPipeline):
         batch = buffer.drain()
         if batch:
             super().receive(batch)
-            batch += buffer.drain()  # what came while the interrupt was on its way
-            self.kernel.charge("fault_buffer_entry", len(batch))
+            late = buffer.drain()  # what came while the interrupt was on its way
+            self.kernel.charge("fault_buffer_entry", len(late))
+            batch += late
             batch.sort(key=sort_key)
         return batch
 

@@ -102,7 +102,6 @@ class IoctlPm:
 
     def runtime_suspend(self, state: str) -> None:
         self.suspend()
-        self.device.kernel.charge("pm_suspend")
 
     def runtime_resume(self, state: str) -> None:
         self.resume()

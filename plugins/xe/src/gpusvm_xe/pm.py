@@ -41,7 +41,6 @@ class XeRuntimePm:
 
     def __init__(self, host: "Host", vram: "XeVram | None") -> None:
         tunables = host.tunables
-        self.kernel = host.kernel
         self.vram = vram
         self.rpm = RuntimePm(
             host.kernel,
@@ -89,7 +88,6 @@ class XeRuntimePm:
 
     def runtime_suspend(self, state: str) -> None:
         self.suspend()
-        self.kernel.charge("pm_suspend")
 
     def runtime_resume(self, state: str) -> None:
         self.resume()
