@@ -73,10 +73,16 @@ class GpuSvmNotifier:
             keys = sorted(key for key in blocks if first <= key <= last)
         for key in keys:
             ranges = blocks.get(key)
-            if ranges is not None:
-                for found in ranges if len(ranges) == 1 else tuple(ranges):
-                    if found.start < end and found.end > start:
-                        yield found
+            if ranges is None:
+                continue
+            i = 0
+            if len(ranges) > 1 and start > ranges[0].start:
+                i = bisect_right(ranges, start, key=_start) - 1
+            for found in ranges[i:]:
+                if found.start >= end:
+                    break
+                if found.end > start:
+                    yield found
 
     def insert(self, new: "GpuSvmRange") -> None:
         """Add a range that overlaps no other (drm_gpusvm_range_insert)."""

@@ -57,9 +57,16 @@ class XeSvm:
         vm = self.vm
         start = max(mmu_range.start, notifier.start)
         end = min(mmu_range.end, notifier.end)
-        if notifier.range_find(start, end) is None:
+        first = notifier.range_find(start, end)
+        if first is None:
             return
-        touched = [range_ for range_ in notifier.ranges(start, end) if isinstance(range_, XeSvmRange)]
+        assert isinstance(first, XeSvmRange)
+        if end <= first.end:  # an eviction clears page by page
+            if not first.pages.has_dma_mapping and mmu_range.event != MMU_NOTIFY_UNMAP:
+                return
+            touched = [first]
+        else:
+            touched = [range_ for range_ in notifier.ranges(start, end) if isinstance(range_, XeSvmRange)]
         tracer = self.kernel.tracer
         if tracer.on:
             tracer.emit("svm_invalidate", start, end, mmu_range.event, len(touched))
