@@ -208,3 +208,17 @@ def test_populate_ends_at_a_vma_that_is_not_for_the_gpu(bench):
         b.vm.populate(addr, addr + PMD)
     assert caught.value.errno == errno.EPERM
     assert b.device_pages(addr, 512) == 256
+
+
+def test_a_policy_may_wait_for_more_faults_and_an_atomic_does_not(bench):
+    b = bench("xe:migrate_after=3")
+    addr = b.map(2 * PMD)
+    b.cpu_write(addr, 1024)
+    for expected in ("system", "system", "device"):
+        b.gpu_write(addr)
+        assert b.where(addr) == expected
+        if expected == "system":
+            b.mm.mprotect(addr, PAGE, 1)  # the GPU has to fault again
+            b.mm.mprotect(addr, PAGE, 3)
+    b.gpu_atomic(addr + PMD)
+    assert b.where(addr + PMD) == "device"

@@ -54,6 +54,7 @@ def test_the_defaults_are_the_kernels():
         "queue_entries": 2048,
         "slice_ms": 20,
         "timeslice_ms": 5,
+        "migrate_after": 1,
         "tries": 1,
         "atomic_tries": 3,
         "populate_attempts": 2,

@@ -31,6 +31,7 @@ from gpusvm.driver.unit import FaultUnit, RangeUnit
 from gpusvm.errors import KernelError
 
 if TYPE_CHECKING:
+    from gpusvm.driver.protocols import FaultPolicy
     from gpusvm.drm import DrmPagemap
     from gpusvm.gpu import FaultBuffer
     from gpusvm.kernel import Kernel
@@ -89,14 +90,15 @@ class FaultJob:
 
 
 class FaultPipeline:
-    """Serve the faults of one device."""
+    """Serve the faults of one device. `policy` decides about migration; without one nothing migrates on a fault."""
 
     restart_limit: ClassVar[int | None] = None
     """Restarts of one fault after which it is answered with EBUSY; None for no bound, as most drivers have it."""
 
-    def __init__(self, kernel: "Kernel", accounts: FaultAccounts) -> None:
+    def __init__(self, kernel: "Kernel", accounts: FaultAccounts, *, policy: "FaultPolicy | None" = None) -> None:
         self.kernel = kernel
         self.accounts = accounts
+        self.policy = policy
         self._delivery_ns = 0 if kernel.costs is None else kernel.costs.table["gpu_fault_delivery"]
 
     # ---- queue ---------------------------------------------------------------------------------------------------
@@ -194,8 +196,14 @@ class FaultPipeline:
     # ---- migrate -------------------------------------------------------------------------------------------------
 
     def place(self, job: FaultJob) -> "DrmPagemap | None":
-        """Decide, for the device that took the fault, which pagemap to populate; None leaves the memory where it is."""
-        return None
+        """Ask the policy of the device that took the fault which pagemap to populate; None leaves the memory alone."""
+        policy, unit = self.policy, job.unit
+        if policy is None:
+            return None
+        state = unit.state
+        if state is None:
+            state = unit.state = policy.new_state(unit)
+        return policy.place(job.fault, unit, state)
 
     def migrate(self, job: FaultJob) -> bool:
         """Populate the pagemap that `place` chose. Best effort: what did not move is mapped where it is."""

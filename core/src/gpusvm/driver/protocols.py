@@ -157,7 +157,8 @@ class RuntimePmPolicy(Protocol):
 class FaultPolicy(Protocol):
     """Decide, for the device that took a fault, whether to migrate and to where.
 
-    `state` is whatever `new_state` returned for this range or window when it was first seen; the pipeline keeps it.
+    `state` is what `new_state` returned when the unit was first seen. The unit keeps it: a range for its life, a bare
+    window for the one fault.
     """
 
     def new_state(self, unit: FaultUnit) -> Any:

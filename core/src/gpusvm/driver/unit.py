@@ -5,7 +5,7 @@ GPU's page table only through `commit`, which checks under the driver's lock tha
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -27,7 +27,9 @@ __all__ = ["FaultUnit", "NotifierWindow", "RangeUnit"]
 
 
 class FaultUnit(Protocol):
-    """Stand for [start, end) while a fault on it is served."""
+    """Stand for [start, end) while a fault on it is served; `state` is the `FaultPolicy`'s, None to begin with."""
+
+    state: Any
 
     @property
     def start(self) -> int: ...
@@ -59,6 +61,15 @@ class RangeUnit:
     def __init__(self, gpusvm: "GpuSvm", range_: "GpuSvmRange") -> None:
         self.gpusvm = gpusvm
         self.range = range_
+
+    @property
+    def state(self) -> Any:
+        """What the policy remembers of the range, as long as that lives."""
+        return self.range.policy_state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        self.range.policy_state = state
 
     @property
     def start(self) -> int:
@@ -99,7 +110,7 @@ class NotifierWindow:
     mutex that the driver's invalidate callback takes.
     """
 
-    __slots__ = ("_own", "end", "lock", "memory", "notifier", "seq", "start")
+    __slots__ = ("_own", "end", "lock", "memory", "notifier", "seq", "start", "state")
 
     def __init__(
         self, memory: MemoryManagerApi, notifier: IntervalNotifier, *, start: int, end: int, lock: "Mutex"
@@ -110,6 +121,7 @@ class NotifierWindow:
         self.end = end
         self.lock = lock
         self.seq = 0
+        self.state: Any = None
         self._own = False
 
     @classmethod

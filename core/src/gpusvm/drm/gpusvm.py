@@ -269,6 +269,7 @@ class GpuSvm:
         range_.pages = GpuSvmPages(self.drm)
         range_.migrate_devmem = migrate_devmem
         range_.partial_unmap = False
+        range_.policy_state = None
         range_.removed = False
         range_.refcount = 1
         notifier.insert(range_)

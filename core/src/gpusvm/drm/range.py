@@ -2,7 +2,7 @@
 GPU maps.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gpusvm.errors import ModelError
 from gpusvm.mm.api import MmuNotifierRange
@@ -17,8 +17,9 @@ class GpuSvmRange:
     """Be one range; a driver's own class derives from it and is built by ``GpuSvmOps.range_alloc`` without arguments.
 
     [start, end) is one chunk: a power of two in size, aligned to it, never longer than a PMD. `pages` is how this
-    gpusvm's device maps it. `migrate_devmem`, fixed at creation, says that its memory can go to a device.
-    `partial_unmap`: part of it was unmapped. References: one of the tree, and whoever calls get.
+    gpusvm's device maps it. `policy_state` is what the driver remembers of its faults. `migrate_devmem`, fixed at
+    creation, says that its memory can go to a device. `partial_unmap`: part of it was unmapped. References: one of
+    the tree, and whoever calls get.
     """
 
     __slots__ = (
@@ -29,6 +30,7 @@ class GpuSvmRange:
         "npages",
         "pages",
         "partial_unmap",
+        "policy_state",
         "refcount",
         "removed",
         "start",
@@ -42,6 +44,7 @@ class GpuSvmRange:
     npages: int
     migrate_devmem: bool
     partial_unmap: bool
+    policy_state: Any
     removed: bool
     refcount: int
 

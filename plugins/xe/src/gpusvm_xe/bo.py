@@ -123,9 +123,7 @@ class XeVram:
         """Allocate and lock an object, evicting older ones, and queue its clear; ENOMEM. `validation` is held."""
         bo = self.bos.create(size_pages)
         # A device object without system pages behind it "needs clear" (xe_bo_move): holes then read as zero.
-        costs = self.kernel.costs
-        clear_ns = 0 if costs is None else costs.bo_clear_ns(size_pages << self.page_shift)
-        fence = EngineFence(self.kernel, "bo_clear", self.engine.run(clear_ns))
+        fence = EngineFence(self.kernel, "bo_clear", self.engine.clear(size_pages << self.page_shift))
         if self.mapping.indexed:
             self.mapping.attach(bo, self.pfns(bo))
         return bo, fence

@@ -8,7 +8,7 @@ migrate, how often to try, and what an error of each stage means.
 import errno
 from typing import TYPE_CHECKING
 
-from gpusvm.driver import ACCESS_ATOMIC, FaultJob, FaultPipeline, RangeUnit, Restart
+from gpusvm.driver import ACCESS_ATOMIC, FaultJob, FaultPipeline, FaultUnit, GpuFault, RangeUnit, Restart
 from gpusvm.drm import DrmPagemap
 from gpusvm.errors import KernelError
 
@@ -17,17 +17,36 @@ from gpusvm_xe.svm import alloc_vram
 if TYPE_CHECKING:
     from gpusvm_xe.driver import XeDriver
 
-__all__ = ["XeFaults"]
+__all__ = ["MigrateAfter", "XeFaults"]
 
 # Errors of get_pages that say that the CPU's mappings changed meanwhile.
 _MOVED = frozenset({errno.EOPNOTSUPP, errno.EFAULT, errno.EPERM})
+
+
+class MigrateAfter:
+    """Migrate a range to the faulting device's VRAM at its n-th fault (`gpusvm.driver.FaultPolicy`); xe: at the
+    first.
+    """
+
+    def __init__(self, driver: "XeDriver", faults: int) -> None:
+        self.driver = driver
+        self.faults = faults
+
+    def new_state(self, unit: FaultUnit) -> list[int]:
+        """Count the faults of a range."""
+        return [0]
+
+    def place(self, fault: GpuFault, unit: FaultUnit, state: list[int]) -> DrmPagemap | None:
+        state[0] += 1
+        xpagemap = self.driver.xpagemap
+        return None if xpagemap is None or state[0] < self.faults else xpagemap.dpagemap
 
 
 class XeFaults(FaultPipeline):
     """Serve faults as xe does: migrate first, map what is there otherwise."""
 
     def __init__(self, driver: "XeDriver") -> None:
-        super().__init__(driver.kernel, driver.accounts)
+        super().__init__(driver.kernel, driver.accounts, policy=MigrateAfter(driver, driver.tunables.migrate_after))
         self.driver = driver
         self._discrete = driver.spec.discrete
         self._acked_failure = driver.quirks.acked_failure == "as_written"
@@ -84,7 +103,7 @@ class XeFaults(FaultPipeline):
         xpagemap = self.driver.xpagemap
         if xpagemap is None or not range_.migrate_devmem or range_.pages.has_devmem_pages:
             return None
-        return xpagemap.dpagemap
+        return xpagemap.dpagemap if job.scratch.devmem_only else super().place(job)
 
     def migrate(self, job: FaultJob) -> bool:
         job.tries -= 1

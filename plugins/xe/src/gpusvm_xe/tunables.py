@@ -67,6 +67,13 @@ class XeTunables:
         minimum=0,
         cite="xe_device.c:atomic_svm_timeslice_ms",
     )
+    migrate_after: int = tunable(
+        1,
+        "Faults that a range takes before it migrates; atomics do not wait",
+        unit="count",
+        minimum=1,
+        cite="xe_svm.c:xe_svm_range_needs_migrate_to_vram: at the first",
+    )
     tries: int = tunable(
         1,
         "Attempts to migrate for one fault, before the memory is mapped where it is",
