@@ -69,8 +69,9 @@ class ComputeEngine:
     """Run launches, one at a time, in the task that calls `run`.
 
     `raise_faults` hands faulting pages to the fault source in order and returns how many it took (its buffer may be
-    full; the rest is offered again). Accesses to system memory occupy `link`, as much as the costs say of a row. The
-    errno of a refused fault is raised as a KernelError.
+    full; the rest is offered again). Accesses to system memory occupy `link`, as much as the costs say of a row: what
+    the link cannot carry in time delays every SM, and a launch is not over before its last access is through. The errno
+    of a refused fault is raised as a KernelError.
     """
 
     def __init__(
@@ -111,17 +112,24 @@ class ComputeEngine:
             _Launch(self, time_ns, vpns, need, sm).run()
             self.accesses += len(vpns)
 
+    @property
+    def remote_latency_ns(self) -> int:
+        """Return how long one access to system memory takes on a link that is free."""
+        costs = self.kernel.costs
+        return 0 if costs is None else costs.remote_access_latency
+
     def charge_remote(self, reads: int, writes: int) -> int:
-        """Occupy the link for a batch's accesses to system memory; the time in ns at which they are through."""
+        """Occupy the link for a batch's accesses to system memory; the time in ns when it will have carried them."""
         kernel = self.kernel
         costs = kernel.costs
+        through = kernel.now_ns
         if costs is None:
-            return kernel.now_ns
+            return through
         row = costs.remote_bytes_per_row
         read_ns, write_ns = costs.remote_ns(reads * row), costs.remote_ns(writes * row)
         kernel.stats.remote_bytes += (reads + writes) * row
         kernel.stats.remote_ns += read_ns + write_ns
-        through = kernel.now_ns + costs.remote_access_latency
+        kernel.account("remote_ns_per_byte", read_ns + write_ns)
         if read_ns:
             through = max(through, self.link.occupy(H2D, read_ns))
         if write_ns:
@@ -172,6 +180,8 @@ class _Launch:
         self.pages: dict[tuple[int, int], FaultEntry] = {}
         self.unsent: list[FaultEntry] = []
         self.remote_reads = self.remote_writes = 0  # of accesses that replies let through, not charged yet
+        self.link_ns = 0  # when the link will have carried what the launch accessed so far
+        self.through_ns = 0  # when the last of those accesses will be through
         self.may_send: int | None = None  # how many to offer; None while the buffer has not been full
 
     @property
@@ -193,7 +203,11 @@ class _Launch:
                     self.engine.wait_for_reply()
                     self.kernel.sleep_ns(self.step_ns)
             else:
-                return
+                break
+        left_ns = self.through_ns - self.kernel.now_ns
+        if left_ns > 0:
+            self.kernel.account("remote_access_latency", min(left_ns, self.engine.remote_latency_ns))
+            self.kernel.sleep_ns(left_ns)
 
     def _due_ns(self, running: npt.NDArray[np.bool_]) -> int:
         """Return when the next access of a running SM is due."""
@@ -231,13 +245,14 @@ class _Launch:
         else:
             self._adapt(len(rows))
         self.next = np.where(running, stop, self.next)
-        through = 0
+        remote = False
         if len(rows):
             reads, writes = self.engine.page_table.access(self.vpns[rows], self.need[rows])
-            if reads or writes:
-                through = self.engine.charge_remote(reads, writes)
+            remote = self._occupy_link(reads, writes)
         self._send()
-        self._sleep_until(horizon, through)
+        horizon = self._sleep_until(horizon)
+        if remote:
+            self.through_ns = max(self.through_ns, horizon + self.engine.remote_latency_ns)
 
     def _adapt(self, rows: int) -> None:
         if rows < _BATCH // 2 and self.engine._step_ns < _LONGEST_STEP_NS:
@@ -245,18 +260,30 @@ class _Launch:
         elif rows > _BATCH * 2:
             self.engine._step_ns = max(1000, self.engine._step_ns // 2)
 
-    def _sleep_until(self, horizon: int, through: int) -> None:
-        """Sleep to the horizon, and further until remote accesses are through: that delay is everybody's."""
+    def _occupy_link(self, reads: int, writes: int) -> bool:
+        """Let the link carry accesses to system memory that are made now; False if there are none."""
+        if not reads and not writes:
+            return False
+        self.link_ns = max(self.link_ns, self.engine.charge_remote(reads, writes))
+        self.through_ns = max(self.through_ns, self.link_ns, self.kernel.now_ns + self.engine.remote_latency_ns)
+        return True
+
+    def _sleep_until(self, horizon: int) -> int:
+        """Sleep to the horizon, or until the link has carried what was accessed: that delay is everybody's.
+
+        Returns the time that the launch has come to.
+        """
         if not self.pages and not bool((self.next < self.end).any()):
             # The last access of the launch ends it, not the step.
             last = int((self.time[self.end - 1] + self.delay).max()) + self.started_ns
             horizon = min(horizon, max(last, self.kernel.now_ns))
-        if through > horizon:
-            self.delay += through - horizon
-            horizon = through
+        if self.link_ns > horizon:
+            self.delay += self.link_ns - horizon
+            horizon = self.link_ns
         now = self.kernel.now_ns
         if horizon > now:
             self.kernel.sleep_ns(horizon - now)
+        return horizon
 
     def _horizon_key(self, horizon: int) -> Int64s:
         past = np.clip(horizon - self.started_ns - self.delay, -1, self.stride - 1)
@@ -340,10 +367,8 @@ class _Launch:
         """Go on behind each answered page; the accesses that still miss there fault again."""
         if self.may_send is not None:
             self.may_send += len(replies) + _OFFERED
-        if self.remote_reads or self.remote_writes:
-            through = self.engine.charge_remote(self.remote_reads, self.remote_writes)
-            self.delay += max(0, through - self.kernel.now_ns)
-            self.remote_reads = self.remote_writes = 0
+        self._occupy_link(self.remote_reads, self.remote_writes)
+        self.remote_reads = self.remote_writes = 0
         ranks = np.searchsorted(self.sms, [page.sm for page in replies]).tolist()
         now = self.kernel.now_ns
         for page, rank in zip(replies, ranks, strict=True):

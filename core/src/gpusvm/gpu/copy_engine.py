@@ -2,7 +2,7 @@
 
 from typing import Final, Literal
 
-from gpusvm.gpu.link import Link
+from gpusvm.gpu.link import D2H, H2D, Link
 from gpusvm.kernel import Kernel
 
 __all__ = ["D2D", "CopyEngine", "Direction", "Shape"]
@@ -18,8 +18,9 @@ class CopyEngine:
 
     `shape` says what a copy of scattered pages is: "gather", one command over many entries (xe's blit), or "per_piece",
     a command for each piece (nouveau's copy class). Nothing sleeps in `copy` and `clear`: they return the time in ns at
-    which the engine will be through, and `wait` sleeps up to one. What the pages hold is moved by whoever knows the
-    pages (`MemoryManagerApi.copy_pages`), not here.
+    which the engine will be through, and `wait` sleeps up to one. The engine's time is accounted under the constants
+    that it rests on (`Kernel.account`). What the pages hold is moved by whoever knows the pages
+    (`MemoryManagerApi.copy_pages`), not here.
     """
 
     def __init__(self, kernel: Kernel, link: Link, *, shape: Shape, name: str = "copy") -> None:
@@ -27,6 +28,7 @@ class CopyEngine:
         self.link = link
         self.shape = shape
         self.name = name
+        self._events = {direction: f"copy_{shape}_{direction}" for direction in (H2D, D2H, D2D)}
         self.busy_until_ns = 0
         self.busy_ns = 0
 
@@ -42,6 +44,7 @@ class CopyEngine:
         if chained and ns:
             assert costs is not None
             ns += costs.copies["per_piece", direction].per_piece_ns - costs.copies[self.shape, direction].base_ns
+        kernel.account(self._events[direction], ns)
         kernel.stats.copies += 1
         if direction != D2D:
             # The command occupies the link from when the engine can take it.
@@ -56,9 +59,21 @@ class CopyEngine:
             tracer.emit("copy", self.name, direction, nbytes, pieces, through)
         return through
 
-    def run(self, ns: int, *, after_ns: int = 0) -> int:
-        """Queue a command that takes `ns` and does not use the link (a clear); the time at which it is done."""
-        self.busy_until_ns = max(self.kernel.now_ns, self.busy_until_ns, after_ns) + ns
+    def clear(self, nbytes: int, pieces: int = 1) -> int:
+        """Queue clears of `nbytes` of device memory in all, a command a piece; the time in ns at which they are done.
+
+        The base cost is of one that is waited for. Those that follow it at once cost what one more piece costs an
+        engine that copies piece by piece.
+        """
+        kernel = self.kernel
+        costs = kernel.costs
+        ns = 0
+        if costs is not None:
+            base_ns = costs.bo_clear_base + (pieces - 1) * costs.copies["per_piece", H2D].per_piece_ns
+            ns = base_ns + costs.bo_clear_ns(nbytes) - costs.bo_clear_base
+            kernel.account("bo_clear_base", base_ns)
+            kernel.account("bo_clear_per_byte", ns - base_ns)
+        self.busy_until_ns = max(kernel.now_ns, self.busy_until_ns) + ns
         self.busy_ns += ns
         return self.busy_until_ns
 

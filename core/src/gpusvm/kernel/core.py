@@ -89,8 +89,8 @@ class Kernel:
 
     ``observer`` is None or an object with methods that are looked up by name when something happens: in explored mode
     ``step(task, operation, what)`` at each yield point, `what` being the lock, queue or (object, field) that is touched
-    next. ``charged`` sums the ns that were charged, by event. Close a kernel that may have waiting tasks, or use it as
-    a context manager.
+    next. ``charged`` sums the ns that were charged to tasks or accounted for engines, by event. Close a kernel that may
+    have waiting tasks, or use it as a context manager.
     """
 
     def __init__(
@@ -170,6 +170,10 @@ class Kernel:
         task.time_ns = now = task.time_ns + ns
         if now > self.next_due and not task.preempt_count:
             self.resched()
+
+    def account(self, event: str, ns: int) -> None:
+        """Account time that no task spends, an engine's or the link's, under `event`; whoever waits for it sleeps."""
+        self.charged[event] += ns
 
     def sleep_ns(self, ns: int) -> None:
         """Sleep; everything due before the end of it, timers too, happens first."""

@@ -3,6 +3,7 @@
 import gc
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,9 +56,7 @@ def execute(spec: RunSpec, /, *, drivers: "Registry | None" = None, events_to: P
         machine.kernel.tracer.on = spec.events
         result = _replay(machine, spec, trace, explicit=driver_spec.populate == "explicit", name=driver_spec.name)
         result["driver"] = driver_spec.text
-        result["assumed_ns"] = sum(
-            ns for event, ns in machine.kernel.charged.items() if event in profile.assumed_events
-        )
+        result["assumed_ns"] = _assumed_ns(machine.kernel.charged, profile.assumed_events)
         if spec.checked:
             machine.kernel.settle()
             check_quiescent(machine.memory)
@@ -123,6 +122,14 @@ def _replay(machine: Machine, spec: RunSpec, trace: Trace, *, explicit: bool, na
         objects=_objects(machine),
         integrity=Integrity(reads_checked=0, mismatches=0, known={}),
     )
+
+
+def _assumed_ns(charged: Mapping[str, int], assumed: frozenset[str]) -> int:
+    """Sum what tasks, engines and the link spent on events whose cost is assumed (see `RunResult`)."""
+    events = set(assumed)
+    if "remote_bytes_per_row" in events:  # how long the link is busy depends on it as on its rate
+        events.add("remote_ns_per_byte")
+    return sum(ns for event, ns in charged.items() if event in events)
 
 
 def _latency(latency: "np.typing.NDArray[np.int64]") -> FaultLatency:

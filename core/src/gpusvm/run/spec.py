@@ -60,7 +60,10 @@ class FaultLatency(TypedDict):
 
 
 class StageNs(TypedDict):
-    """Simulated nanoseconds that the fault pipeline spent in each stage, summed over its workers."""
+    """Simulated nanoseconds in each stage of the pipeline, summed over the faults; together they are the latencies.
+
+    Faults wait in the queue at the same time, so that sum may be many times the length of the run.
+    """
 
     queue: int
     gc: int
@@ -98,7 +101,11 @@ class Integrity(TypedDict):
 
 
 class RunResult(TypedDict):
-    """One element of ``runs`` in ``compare.json``, schema 1; docs/reference/compare-json.md explains each key."""
+    """One element of ``runs`` in ``compare.json``, schema 1; docs/reference/compare-json.md explains each key.
+
+    `assumed_ns` is the time that tasks, engines and the link spent on events whose cost is assumed in the profile.
+    Where they work at the same time each counts, so it may exceed `sim_ns`.
+    """
 
     driver: str
     name: str

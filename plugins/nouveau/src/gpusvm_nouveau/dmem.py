@@ -230,7 +230,7 @@ class NouveauDmem:
                 rows = 1
                 self.device.engine.copy(H2D, memory.geometry.pmd_size, 1)
             else:
-                self._queue_clear(memory.geometry.pmd_size, 1)
+                self.device.engine.clear(memory.geometry.pmd_size)
                 memory.clear_folio(pfn, 1 << order)
         except KernelError:
             memory.folio_unlock(pfn)
@@ -264,7 +264,7 @@ class NouveauDmem:
             self.device.engine.copy(H2D, rows * page_size, rows)
         holes = len(wanted) - rows
         if holes:
-            self._queue_clear(holes * page_size, holes)
+            self.device.engine.clear(holes * page_size, holes)
             memory.clear_pages(pages[~present])
         dst[wanted] = _words(pages) | src[wanted] & _WRITE
         return rows
@@ -280,12 +280,6 @@ class NouveauDmem:
         copied = np.flatnonzero(((src & _VALID) != 0) & (dst != 0))
         if len(copied):
             memory.copy_pages(_pfns(dst[copied]), _pfns(src[copied]))
-
-    def _queue_clear(self, nbytes: int, folios: int) -> None:
-        """Queue clears of device memory, one command a folio."""
-        costs = self.kernel.costs
-        if costs is not None:
-            self.device.engine.run(folios * costs.bo_clear_ns(nbytes // folios))
 
     def _map_moved(self, svmm: "NouveauSvmm", args: MigrateVma) -> None:
         """Push the new GPU entries of what moved, mutex held (nouveau_pfns_map): as written, nvkm rejects all of them.
