@@ -92,12 +92,12 @@ class XeVm:
         assert isinstance(range_, XeSvmRange)
         # A range without mixed mappings is all in one place. A peer's VRAM is no VRAM for the page table: every access
         # leaves over the bus, and atomics do not reach it.
-        perm = READ | WRITE | ATOMIC if addrs.proto[0] == XE_INTERCONNECT_VRAM else self._system_perm
+        perm = READ | WRITE | ATOMIC if int(addrs.proto[0]) == XE_INTERCONNECT_VRAM else self._system_perm
         vpn = range_.start >> self.page_shift
         kernel = self.kernel
         kernel.charge("bind_base")
         if len(addrs) == 1:
-            leaves = 1 if addrs.order[0] >= self.pmd_order else addrs.npages
+            leaves = 1 if int(addrs.order[0]) >= self.pmd_order else addrs.npages
             self.page_table.map_run(vpn, int(addrs.pfns[0]), addrs.npages, perm)
         else:
             leaves = addrs.npages
