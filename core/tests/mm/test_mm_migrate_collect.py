@@ -1,6 +1,6 @@
 """What migrate_vma_setup refuses (mm.md §6.1), and every row of what it collects (§6.2), as words of src.
 
-Each case runs in timed mode, where a whole table goes at once, and with a page in the chunk that makes it go page by page.
+Many cases run twice: as a whole table goes at once, and with a locked page in the chunk, so that it goes page by page.
 """
 
 from errno import EINVAL

@@ -162,7 +162,7 @@ def test_block_to_some_small_destinations(machine):
 
 
 def test_block_that_cannot_be_split_for_small_destinations(machine):
-    """A fault reference makes folio_split_unmapped fail; the block is then mapped by PTEs, and the next round splits it."""
+    """A fault reference makes folio_split_unmapped fail; PTEs map the block then, and the next round splits it."""
     one = machine(thp="always")
     one.watch()
     one.map(8)
