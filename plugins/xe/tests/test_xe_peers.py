@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from gpusvm.driver import ACCESS_WRITE, read_spec
-from gpusvm.gpu import READ, REMOTE, WRITE
+from gpusvm.driver import ACCESS_ATOMIC, ACCESS_WRITE, read_spec
+from gpusvm.gpu import ATOMIC, READ, REMOTE, WRITE
 from gpusvm.machine import Machine, load_topology
 from gpusvm.testing import Fault
 from gpusvm_xe.plugin import INFO
@@ -110,3 +110,23 @@ def test_devices_of_one_driver_share_their_lists_and_their_lock(pair):
     first, second = machine.drivers
     assert first.shared is second.shared
     assert first.xpagemap.pagemap.owner is second.xpagemap.pagemap.owner
+
+
+def test_an_atomic_brings_home_what_is_mapped_in_a_peers_vram(pair):
+    machine, (first, second) = pair()
+    assert fault(machine, first) == 0
+    machine.kernel.arm("bo.alloc", nth=1, times=2)
+    assert fault(machine, second) == 0
+    assert used(machine) == [PMD, 0]  # no room: mapped where it is
+    assert fault(machine, second, ACCESS_ATOMIC) == 0
+    assert used(machine) == [0, PMD]
+    assert (second.page_table.perms(BASE // PAGE, BASE // PAGE + 512) & ATOMIC).all()
+
+
+def test_a_prefetch_brings_what_is_mapped_in_a_peers_vram(pair):
+    machine, (first, second) = pair()
+    assert fault(machine, first) == 0
+    machine.kernel.arm("bo.alloc", nth=1, times=2)
+    assert fault(machine, second) == 0
+    assert second.populate(BASE, BASE + PMD) == PMD
+    assert used(machine) == [0, PMD]

@@ -12,15 +12,12 @@ from gpusvm.driver import ACCESS_ATOMIC, FaultJob, FaultPipeline, FaultUnit, Gpu
 from gpusvm.drm import DrmPagemap
 from gpusvm.errors import KernelError
 
-from gpusvm_xe.svm import alloc_vram
+from gpusvm_xe.svm import MOVED, alloc_vram, evict_range
 
 if TYPE_CHECKING:
     from gpusvm_xe.driver import XeDriver
 
 __all__ = ["MigrateAfter", "XeFaults"]
-
-# Errors of get_pages that say that the CPU's mappings changed meanwhile.
-_MOVED = frozenset({errno.EOPNOTSUPP, errno.EFAULT, errno.EPERM})
 
 
 class MigrateAfter:
@@ -101,7 +98,7 @@ class XeFaults(FaultPipeline):
         """Choose the local VRAM if the range can move and is not there (xe_svm_range_needs_migrate_to_vram)."""
         range_ = job.unit.range
         xpagemap = self.driver.xpagemap
-        if xpagemap is None or not range_.migrate_devmem or range_.pages.has_devmem_pages:
+        if xpagemap is None or not range_.migrate_devmem or range_.is_in(xpagemap.dpagemap):
             return None
         return xpagemap.dpagemap if job.scratch.devmem_only else super().place(job)
 
@@ -134,8 +131,8 @@ class XeFaults(FaultPipeline):
         except KernelError as error:
             self.note("get_pages_failed", job, error.errno)
             if error.errno == errno.EOPNOTSUPP:
-                gpusvm.range_evict(range_)
-            if error.errno in _MOVED:
+                evict_range(gpusvm, range_)
+            if error.errno in MOVED:
                 job.timeslice_ms *= 2
                 if job.tries > 0 or not ctx.devmem_only:
                     raise Restart from error

@@ -4,6 +4,7 @@ them.
 
 import errno
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from gpusvm.drm import SCAN_EQUAL, DrmPagemap, GpuSvm, GpuSvmNotifier, GpuSvmRange
@@ -14,7 +15,18 @@ from gpusvm.mm.api import MMU_NOTIFY_UNMAP, MmuNotifierRange
 if TYPE_CHECKING:
     from gpusvm_xe.vm import XeVm
 
-__all__ = ["GarbageCollector", "XeSvm", "XeSvmRange", "alloc_vram", "normalize_invalidation_range"]
+__all__ = [
+    "MOVED",
+    "GarbageCollector",
+    "XeSvm",
+    "XeSvmRange",
+    "alloc_vram",
+    "evict_range",
+    "normalize_invalidation_range",
+]
+
+# Errors of get_pages that say that the CPU's mappings changed meanwhile.
+MOVED: Final = frozenset({errno.EOPNOTSUPP, errno.EFAULT, errno.EPERM})
 
 _2M: Final = 2 << 20
 _16M: Final = 16 << 20
@@ -33,6 +45,10 @@ class XeSvmRange(GpuSvmRange):
         self.present = False
         self.invalidated = False
         self.queued = False
+
+    def is_in(self, pagemap: DrmPagemap | None) -> bool:
+        """Tell whether what is mapped lies in `pagemap`: not in RAM, and not in the VRAM of a peer."""
+        return pagemap is not None and self.pages.dpagemap is pagemap
 
 
 class XeSvm:
@@ -77,9 +93,10 @@ class XeSvm:
             for range_ in touched:
                 if range_.unmapped or not range_.present:
                     continue
-                # As written, the window grows to the whole of each range, from what the one before left of it (S44).
-                flush_start = min(flush_start, range_.start)
-                flush_end = max(flush_end, range_.end)
+                # As written, each range overwrites what the one before widened (S44). Rounding covers them all again:
+                # the window crosses the border of a range that it cut, and ranges are aligned to their size.
+                flush_start = min(start, range_.start)
+                flush_end = max(end, range_.end)
                 zapped = vm.zap(range_) or zapped
             if zapped:
                 vm.tlb.invalidate(*normalize_invalidation_range(flush_start, flush_end))
@@ -159,6 +176,12 @@ class GarbageCollector:
             vm.lock.up_write()
 
 
+def evict_range(gpusvm: GpuSvm, range_: GpuSvmRange) -> None:
+    """Bring a range to RAM before another attempt at it (drm_gpusvm_range_evict); xe never looks at how that ended."""
+    with suppress(KernelError):
+        gpusvm.range_evict(range_)
+
+
 def alloc_vram(vm: "XeVm", range_: GpuSvmRange, pagemap: DrmPagemap, timeslice_ms: int) -> None:
     """Bring a range into `pagemap`, with one more attempt if something was in the way (xe_svm_alloc_vram).
 
@@ -188,7 +211,7 @@ def alloc_vram(vm: "XeVm", range_: GpuSvmRange, pagemap: DrmPagemap, timeslice_m
                 lock.up_read()
                 lock.down_write()
                 exclusive = True
-            gpusvm.range_evict(range_)
+            evict_range(gpusvm, range_)
     finally:
         if exclusive:
             lock.up_write()

@@ -12,7 +12,7 @@ from gpusvm.gpu import ATOMIC, READ, REMOTE, WRITE, GpuPageTable, Tlb
 from gpusvm.mm.api import MmApi
 
 from gpusvm_xe.pagemap import XE_INTERCONNECT_VRAM
-from gpusvm_xe.svm import GarbageCollector, XeSvm, XeSvmRange, alloc_vram
+from gpusvm_xe.svm import MOVED, GarbageCollector, XeSvm, XeSvmRange, alloc_vram, evict_range
 
 if TYPE_CHECKING:
     from gpusvm_xe.driver import XeDriver
@@ -80,7 +80,10 @@ class XeVm:
 
     def is_valid(self, range_: XeSvmRange, *, devmem_only: bool) -> bool:
         """Tell whether the tile maps the range as a fault needs it (xe_svm_range_is_valid)."""
-        return range_.present and not range_.invalidated and (not devmem_only or range_.pages.has_devmem_pages)
+        if not range_.present or range_.invalidated:
+            return False
+        xpagemap = self.driver.xpagemap
+        return not devmem_only or (xpagemap is not None and range_.is_in(xpagemap.dpagemap))
 
     def write_ptes(self, range_: GpuSvmRange) -> None:
         """Map what get_pages found, in the largest leaves that fit (xe_pt_stage_bind). The notifier lock is held.
@@ -127,60 +130,82 @@ class XeVm:
     def populate(self, start: int, end: int) -> int:
         """Bring [start, end) to VRAM and map it (DRM_XE_VM_BIND_OP_PREFETCH); the bytes that moved.
 
-        Range by range; what cannot move is mapped where it is, or left, and the ioctl succeeds all the same. ENODEV
-        after unplug, ENOENT for a closed VM, and the errno of a VMA that can have no range (EPERM: not writable).
+        The ranges are made first, then brought one by one, then mapped together. The first that cannot be brought, or
+        one that was lost again meanwhile (the VRAM is too small), ends the operation with nothing mapped, and the ioctl
+        succeeds all the same: ENODATA is kept from the program. ENODEV after unplug, ENOENT for a closed VM, the errno
+        of a VMA that can have no range (EPERM: not writable), and that of get_pages where it is none of a race.
         """
         driver = self.driver
         cookie = driver.device.dev_enter()
-        moved = 0
         try:
             with driver.pm.ioctl(), self.lock.write():
                 if self.closed:
                     raise KernelError(errno.ENOENT, f"the address space {self.asid} is closed")
                 self.garbage.collect()
-                addr, end = max(start, self.start), min(end, self.end)
-                while addr < end:
-                    # Holes are passed over; whatever else refuses a range ends the ioctl (vm_bind_ioctl_ops_create).
-                    found = self.gpusvm.find_vma_start(addr, end)
-                    if found is None:
-                        break
-                    addr = max(addr, found)
-                    try:
-                        range_ = self.gpusvm.range_find_or_insert(addr, self.start, self.end, self.ctx_prefetch)
-                    except KernelError as error:
-                        if error.errno == errno.ENOENT:
-                            continue  # unmapped meanwhile
-                        raise
-                    assert isinstance(range_, XeSvmRange)
-                    moved += self._prefetch(range_)
-                    addr = range_.end
+                moved = 0
+                units = self._prefetch_units(start, end)
+                for unit in units:
+                    nbytes = self._prefetch(unit)
+                    if nbytes is None:
+                        return moved
+                    moved += nbytes
+                self._bind_all(units)
+                return moved
         finally:
             driver.device.dev_exit(cookie)
-        return moved
 
-    def _prefetch(self, range_: XeSvmRange) -> int:
-        """Migrate, get and bind one range (xe_vm.c:prefetch_ranges); errors end the range, not the ioctl."""
-        driver = self.driver
+    def _prefetch_units(self, start: int, end: int) -> list[RangeUnit]:
+        """Find or make the ranges of [start, end) that are not mapped where they should be (vm_bind_ioctl_ops_create).
+
+        Holes are passed over; whatever else refuses a range ends the ioctl.
+        """
+        units = []
+        addr, end = max(start, self.start), min(end, self.end)
+        while addr < end:
+            found = self.gpusvm.find_vma_start(addr, end)
+            if found is None:
+                break
+            addr = max(addr, found)
+            try:
+                range_ = self.gpusvm.range_find_or_insert(addr, self.start, self.end, self.ctx_prefetch)
+            except KernelError as error:
+                if error.errno == errno.ENOENT:
+                    continue  # unmapped meanwhile
+                raise
+            assert isinstance(range_, XeSvmRange)
+            if not self.is_valid(range_, devmem_only=range_.migrate_devmem):
+                units.append(RangeUnit(self.gpusvm, range_))
+            addr = range_.end
+        return units
+
+    def _prefetch(self, unit: RangeUnit) -> int | None:
+        """Migrate one range and get its pages (xe_vm.c:prefetch_ranges); the bytes that moved, None for ENODATA."""
+        range_, xpagemap = unit.range, self.driver.xpagemap
         moved = 0
-        in_vram = range_.pages.has_devmem_pages
-        if driver.xpagemap is not None and range_.migrate_devmem and not in_vram:
+        if xpagemap is not None and range_.migrate_devmem:
             before = self.kernel.stats.migrated_to_device_bytes
             try:
-                alloc_vram(self, range_, driver.xpagemap.dpagemap, 0)
+                alloc_vram(self, range_, xpagemap.dpagemap, 0)
             except KernelError:
-                pass
-            else:
-                moved = min(range_.size_bytes, self.kernel.stats.migrated_to_device_bytes - before)
-        elif self.is_valid(range_, devmem_only=False):
-            return 0
+                return None
+            moved = min(range_.size_bytes, self.kernel.stats.migrated_to_device_bytes - before)
         try:
             self.gpusvm.range_get_pages(range_, self.ctx_prefetch)
         except KernelError as error:
             if error.errno == errno.EOPNOTSUPP:
-                self.gpusvm.range_evict(range_)
-            return moved
-        self.bind(RangeUnit(self.gpusvm, range_))
+                evict_range(self.gpusvm, range_)
+            if error.errno in MOVED:
+                return None
+            raise
         return moved
+
+    def _bind_all(self, units: list[RangeUnit]) -> None:
+        """Write the PTEs of all ranges, or of none if the pages of one went stale."""
+        lock = self.gpusvm.notifier_lock
+        with self.resv, lock.read():
+            if all(self.gpusvm.range_pages_valid(unit.range) for unit in units):
+                for unit in units:
+                    self.write_ptes(unit.range)
 
     def bind(self, unit: RangeUnit) -> bool:
         """Write the PTEs of a range unless its pages went stale (xe_vm_range_rebind: -EAGAIN); False if they did."""
