@@ -58,6 +58,8 @@ def ptes_to_migration(memory: "MemoryManager", table: PteTable, mask: int) -> bo
     Their counts and references go; False, and nothing changed, if the folio may be pinned. A device-exclusive entry
     becomes READ_EXCL: it loses that it was writable (mm/rmap.c:try_to_migrate_one).
     """
+    if mask & (mask - 1) == 0:
+        return _pte_to_migration(memory, table, mask)
     pages = memory.pages
     first = table.m_pfn[lowest(mask)]
     zone = pages.zone(first)
@@ -84,6 +86,33 @@ def ptes_to_migration(memory: "MemoryManager", table: PteTable, mask: int) -> bo
         raise ModelError(f"folio {head + zone.base:#x} unmapped more often than mapped")
     zone.m_mapcount[head] = left
     pages.folio_put(head + zone.base, n)
+    return True
+
+
+def _pte_to_migration(memory: "MemoryManager", table: PteTable, bit: int) -> bool:
+    # ptes_to_migration for one entry, in scalars: evicting small pages comes here once for each.
+    page = table.m_pfn[bit.bit_length() - 1]
+    zone = memory.pages.zone(page)
+    i = page - zone.base
+    h = i - zone.m_head_off[i]
+    write = table.write & bit
+    flags = zone.m_flags[i]
+    rexcl = 0
+    if flags & PG_ANON_EXCLUSIVE:
+        if not zone.private and memory.rmap.folio_maybe_dma_pinned(zone.base + h):
+            return False
+        zone.m_flags[i] = flags & ~PG_ANON_EXCLUSIVE
+        rexcl = bit ^ write
+    elif write:
+        raise ModelError(f"page {page:#x} is mapped writable and is not exclusive")
+    if table.dirty & bit:
+        zone.m_flags[h] |= PG_DIRTY
+    table.set_migration(bit, write, rexcl)
+    left = zone.m_mapcount[h] - 1
+    if left < 0:
+        raise ModelError(f"page {page:#x} unmapped more often than mapped")
+    zone.m_mapcount[h] = left
+    memory.pages.folio_put(zone.base + h)
     return True
 
 
