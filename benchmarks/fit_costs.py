@@ -24,8 +24,6 @@ MEASURED = {
     "cpu_minor_fault_4k": ("host_fault", "first write of a 4 KiB page per_page of 16384", 4096),
     "zap_per_page": ("host_zap", "madvise DONTNEED 4 KiB pages per_page of 16384", 4096),
     "protect_per_page": ("host_mprotect", "write-protect 4 KiB pages per_page of 16384", 4096),
-    "sched_job": ("launch", "empty kernel per_launch of 500", 0),
-    "fence_wait": ("sync", "cudaStreamSynchronize idle", 0),
     "remote_access_latency": ("read_latency", "zero copy random per_hop gpu_time", 0),
 }
 # the same, but outside the limit on the spread: there is no better row, and the profile says so

@@ -200,8 +200,8 @@ def test_an_unknown_kind(refused):
 
 
 def test_no_source(refused):
-    assert refused('source = "h100-costs.csv: launch, empty kernel per launch of 500"', 'source = ""') == (
-        "cost.sched_job: source: expected a text, got none; say where the number comes from"
+    assert refused('source = "h100-costs.csv: host_mprotect, write-protect 4 KiB pages"', 'source = ""') == (
+        "cost.protect_per_page: source: expected a text, got none; say where the number comes from"
     )
 
 

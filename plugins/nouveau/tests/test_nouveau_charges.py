@@ -27,3 +27,12 @@ def test_every_entry_of_the_buffer_is_read_once(bench):
     assert [fault.errno for fault in early + late] == [0] * 8
     assert b.kernel.charged["fault_buffer_entry"] == 8 * b.kernel.costs.fault_buffer_entry
     assert b.kernel.charged["gpu_replay"] == b.kernel.costs.gpu_replay
+
+
+def test_making_a_page_exclusive_is_charged_as_reading_one_entry(bench):
+    b = bench(costs=load_profile("h100-pcie5").costs)
+    addr = b.map(PMD)
+    b.cpu_write(addr, 512)
+    assert b.gpu_atomic(addr) == 1
+    assert b.kernel.charged["get_pages_base"] == b.kernel.costs.get_pages_base
+    assert b.kernel.charged["get_pages_per_entry"] == b.kernel.costs.get_pages_per_entry

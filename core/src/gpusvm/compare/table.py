@@ -38,7 +38,7 @@ class Metric:
 # upkeep, and was it right.
 METRICS = (
     Metric("sim_ns", "simulated time", "ns", "time"),
-    Metric("assumed_ns", "of it from assumed costs", "ns", "time", less_is_better=False),
+    Metric("assumed_ns", "time on assumed costs", "ns", "time", less_is_better=False),
     Metric("wall_s", "time to model it", "s", "time", less_is_better=False),
     Metric("accesses", "accesses", "count", "faults", less_is_better=False),
     Metric("gpu_faults", "GPU faults", "count", "faults"),

@@ -128,6 +128,7 @@ class ChunkPool:
         self.lock = kernel.spinlock("dmem->lock")
         self.mutex = kernel.mutex("dmem->mutex")
         self.drm_pagemap: DrmPagemap | None = None
+        kernel.gauges.declare("pagemap")
         self._uncounted = False  # the gauge has the drm_pagemap in place of the first chunk to come
 
     # ---- the embedding -------------------------------------------------------------------------------------------

@@ -140,6 +140,7 @@ class NotifierWindow:
             memory, memory.mmu_interval_notifier_insert(mm, start, end - start, ops), start=start, end=end, lock=lock
         )
         window._own = True
+        memory.kernel.gauges.inc("notifier")
         return window
 
     def begin(self) -> int:
@@ -192,4 +193,5 @@ class NotifierWindow:
         """Unsubscribe what `open` subscribed; sleeps until no callback runs."""
         if self._own:
             self.memory.mmu_interval_notifier_remove(self.notifier)
+            self.memory.kernel.gauges.dec("notifier")
             self._own = False

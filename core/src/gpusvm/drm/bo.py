@@ -115,6 +115,7 @@ class BoManager:
         self.name = name
         self.evict = evict
         self.on_destroy = on_destroy
+        kernel.gauges.declare("bo")
         self.contiguous = contiguous
         self.top_down = top_down
         self.evictions = 0

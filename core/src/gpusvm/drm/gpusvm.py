@@ -106,6 +106,7 @@ class GpuSvm:
             if size < geometry.page_size or size & (size - 1):
                 raise ValueError(f"a size must be a power of two of at least {geometry.page_size} bytes, got {size}")
         self.kernel = kernel
+        kernel.gauges.declare("range", "notifier")
         self.memory = memory
         self.name = name
         self.mm = mm

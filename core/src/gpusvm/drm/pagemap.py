@@ -123,6 +123,7 @@ class PagemapDevOps:
 
     def __init__(self, memory: MemoryManagerApi) -> None:
         self.memory = memory
+        memory.kernel.gauges.declare("zdd")
 
     def migrate_to_ram(self, vmf: VmFault) -> int:
         """Bring the allocation that holds the faulting page home (drm_pagemap_migrate_to_ram); 0 or VM_FAULT_SIGBUS."""

@@ -31,7 +31,7 @@ class Costs:
 
     # CPU faults
     cpu_fault: int  # on a device-private entry: trap, walk, finding the pagemap; the migration is charged apart
-    cpu_minor_fault_4k: int  # first touch of anonymous memory, with allocating and clearing the folio
+    cpu_minor_fault_4k: int  # first touch of anonymous memory, with allocating and clearing the folio, or a zero page
     cpu_minor_fault_2m: int
     # GPU faults on their way to the handler and back
     gpu_fault_delivery: int  # from the miss to the handler
@@ -57,15 +57,12 @@ class Costs:
     bind_base: int
     bind_per_pte: int  # one leaf entry, whatever it spans
     tlb_invalidate: int
-    zap_per_page: int
-    protect_per_page: int
+    zap_per_page: int  # one entry of a CPU's page table, whatever it spans, and freeing its folio
+    protect_per_page: int  # one such entry
     # runtime PM
     pm_resume_d3hot: int
     pm_resume_d3cold: int
     pm_suspend: int
-    # engines: of jobs that are no copies; a copy's base has both in it
-    sched_job: int
-    fence_wait: int
     # the CPU's own copies, for each block of memory
     cpu_copy_base: int
     cpu_copy_per_byte: float

@@ -82,13 +82,18 @@ class Ledger:
 
 
 class Gauges:
-    """Count living objects by kind: ``now[kind]`` and ``peak[kind]``."""
+    """Count living objects by kind: ``now[kind]`` and ``peak[kind]``, which has the kinds that there may be."""
 
     __slots__ = ("now", "peak")
 
     def __init__(self) -> None:
         self.now: dict[str, int] = {}
         self.peak: dict[str, int] = {}
+
+    def declare(self, *kinds: str) -> None:
+        """Say that there may be such objects: the peak is 0 then, until there is one."""
+        for kind in kinds:
+            self.peak.setdefault(kind, 0)
 
     def inc(self, kind: str, n: int = 1) -> None:
         count = self.now.get(kind, 0) + n

@@ -30,7 +30,8 @@ def make_device_exclusive(memory: "MemoryManager", mm: "MmStruct", address: int,
     """Take one page away from the CPUs, so that a device may use it atomically; return its pfn. mmap_lock held.
 
     The page's folio comes back locked and referenced; a CPU that touches the page waits until it is unlocked. A
-    driver must filter the EXCLUSIVE event of its own `owner`. EFAULT ENOMEM EOPNOTSUPP.
+    driver must filter the EXCLUSIVE event of its own `owner`. EFAULT ENOMEM EOPNOTSUPP. Charged as get_pages of one
+    entry.
     """
     page = memory.geometry.page_size
     address &= -page
@@ -58,6 +59,8 @@ def make_device_exclusive(memory: "MemoryManager", mm: "MmStruct", address: int,
                 taken = True
         notifier_end(memory, range_)
         if taken:
+            kernel.charge("get_pages_base")
+            kernel.charge("get_pages_per_entry")
             return pfn
         pages.folio_unlock(head)
         pages.folio_put(head)

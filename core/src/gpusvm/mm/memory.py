@@ -82,7 +82,7 @@ def _do_huge_pmd_anonymous_page(memory: "MemoryManager", vma: "Vma", block: int,
             if mm.flags & MMF_UNSTABLE:
                 return VM_FAULT_SIGBUS
             page_table.set_leaf(block, PmdKind.HUGE_ZERO, pfn, write=False)
-            memory.kernel.charge("cpu_minor_fault_2m")
+            memory.kernel.charge("cpu_minor_fault_4k")  # one entry; what it maps was cleared long ago
         return DONE
     geometry = memory.geometry
     pfn = memory.pages.alloc_folio(geometry.pmd_order)

@@ -61,6 +61,7 @@ def _change_protection(memory: "MemoryManager", vma: Vma, start: int, end: int) 
     shift = geometry.pmd_shift
     pud_shift = page_table.pud_shift
     range_: MmuNotifierRange | None = None
+    changed = 0
     for pud in range(start >> pud_shift, ((end - 1) >> pud_shift) + 1):
         if pud not in page_table.puds:
             continue
@@ -76,6 +77,7 @@ def _change_protection(memory: "MemoryManager", vma: Vma, start: int, end: int) 
                     entry = page_table.entries.get(block)
                     if isinstance(entry, PmdLeaf):
                         _change_huge_pmd(memory, vma, block, entry)
+                        changed += 1
                         continue
                 else:
                     split_huge_pmd(memory, vma, first)
@@ -83,7 +85,10 @@ def _change_protection(memory: "MemoryManager", vma: Vma, start: int, end: int) 
             if isinstance(entry, PteTable):
                 memory.kernel.step()
                 n = (stop - first) >> geometry.page_shift
-                _change_ptes(memory, vma, entry, span((first - entry.base) >> geometry.page_shift, n))
+                mask = span((first - entry.base) >> geometry.page_shift, n)
+                _change_ptes(memory, vma, entry, mask)
+                changed += (mask & entry.used).bit_count()
+    memory.kernel.charge("protect_per_page", changed)
     notifier_end(memory, range_)
 
 

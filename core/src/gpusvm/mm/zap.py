@@ -27,12 +27,16 @@ def unmap_vmas(memory: "MemoryManager", mm: "MmStruct", vmas: Sequence["Vma"], s
 
 
 def zap_range(memory: "MemoryManager", vma: "Vma", start: int, end: int) -> None:
-    """Zap [start, end) of one area, in the caller's window; a leaf that is cut is split first (unmap_page_range)."""
+    """Zap [start, end) of one area, in the caller's window; a leaf that is cut is split first (unmap_page_range).
+
+    Charges zap_per_page for each entry.
+    """
     mm = vma.mm
     page_table = mm.page_table
     geometry = memory.geometry
     shift = geometry.pmd_shift
     kernel = memory.kernel
+    zapped = 0
     for block in page_table.present_blocks(start, end):
         first, stop = max(start, block << shift), min(end, (block + 1) << shift)
         entry = page_table.entries.get(block)
@@ -42,18 +46,20 @@ def zap_range(memory: "MemoryManager", vma: "Vma", start: int, end: int) -> None
                 entry = page_table.entries.get(block)
                 if isinstance(entry, PmdLeaf):
                     _zap_huge_pmd(memory, mm, block, entry)
+                    zapped += 1
                     continue
             else:
                 split_huge_pmd(memory, vma, first)
                 entry = page_table.entries.get(block)
         if isinstance(entry, PteTable):
             kernel.step()
-            _zap_ptes(
+            zapped += _zap_ptes(
                 memory,
                 entry,
                 span((first - entry.base) >> geometry.page_shift, (stop - first) >> geometry.page_shift),
             )
     memory.contents.forget(mm, start >> geometry.page_shift, end >> geometry.page_shift)
+    kernel.charge("zap_per_page", zapped)
 
 
 def _zap_huge_pmd(memory: "MemoryManager", mm: "MmStruct", block: int, leaf: PmdLeaf) -> None:
@@ -71,12 +77,12 @@ def _zap_huge_pmd(memory: "MemoryManager", mm: "MmStruct", block: int, leaf: Pmd
     memory.kernel.preempt_enable()
 
 
-def _zap_ptes(memory: "MemoryManager", table: PteTable, mask: int) -> None:
+def _zap_ptes(memory: "MemoryManager", table: PteTable, mask: int) -> int:
     # zap_present_folio_ptes and zap_nonpresent_ptes for all entries at once. The kernel drops a present page's
     # reference when it flushes the TLB, perhaps after the window is closed; here it goes with the mapping.
     mask &= table.used
     if not mask:
-        return
+        return 0
     mapped = mask & ~(table.zero | table.migration)
     table.mm.rss[MM_ANONPAGES] -= (mask & ~table.zero).bit_count()
     pfns = np.array(table.pfns(mapped)) if mapped else None
@@ -85,6 +91,7 @@ def _zap_ptes(memory: "MemoryManager", table: PteTable, mask: int) -> None:
         memory.kernel.preempt_disable()
         memory.rmap.unmap_pages(pfns)
         memory.kernel.preempt_enable()
+    return mask.bit_count()
 
 
 def free_pgtables(memory: "MemoryManager", mm: "MmStruct", vmas: Sequence["Vma"], floor: int, ceiling: int) -> None:

@@ -171,7 +171,8 @@ def _finalize_and_map(device: "DmirrorDevice", mirror: "Dmirror", args: MigrateV
     moved = np.flatnonzero(((src & _MIGRATE) != 0) & (dst != 0))
     if not len(moved):
         return
-    if int(dst[moved[0]]) & MIGRATE_PFN_COMPOUND:
+    large = bool(int(dst[moved[0]]) & MIGRATE_PFN_COMPOUND)
+    if large:
         pfn = int(dst[0]) >> MIGRATE_PFN_SHIFT
         table: Backing = memory.zone_device_data(pfn)
         perm = READ | WRITE if int(dst[0]) & MIGRATE_PFN_WRITE else READ
@@ -185,6 +186,7 @@ def _finalize_and_map(device: "DmirrorDevice", mirror: "Dmirror", args: MigrateV
         perms[moved] = np.where((words & _WRITE) != 0, np.uint8(READ | WRITE), np.uint8(READ))
         with mirror.mutex:
             mirror.page_table.map_pages(vpn, backing, perms)
+    device.kernel.charge("bind_per_pte", geometry.pmd_nr if large else len(moved))
 
 
 # ---- home ------------------------------------------------------------------------------------------------------------

@@ -152,8 +152,7 @@ class NouveauPipeline(FaultPipeline):
         """
         group: _Group = job.scratch
         window: NotifierWindow = job.unit
-        kernel = self.kernel
-        if kernel.now_ns > group.deadline:
+        if self.kernel.now_ns > group.deadline:
             raise KernelError(errno.EBUSY, f"{job.fault.addr:#x} was invalidated for {self._timeout_ns} ns")
         if group.atomic:
             window.begin()
@@ -165,8 +164,6 @@ class NouveauPipeline(FaultPipeline):
                 raise KernelError(errno.EINVAL, f"make_device_exclusive: {error}") from error
             finally:
                 lock.up_read()
-            kernel.charge("get_pages_base")
-            kernel.charge("get_pages_per_entry")
             return True
         try:
             words = window.read_pages(_REQUEST[job.fault.access], self.device.device)

@@ -177,7 +177,7 @@ class GarbageCollector:
 
 
 def evict_range(gpusvm: GpuSvm, range_: GpuSvmRange) -> None:
-    """Bring a range to RAM before another attempt at it (drm_gpusvm_range_evict); xe never looks at how that ended."""
+    """Bring a range to RAM before another attempt at it; xe never looks at how that ended."""
     with suppress(KernelError):
         gpusvm.range_evict(range_)
 
