@@ -26,7 +26,7 @@ from gpusvm.drm.pagemap import DrmPagemap, PagemapDevOps, PagemapOps, page_to_dp
 from gpusvm.drm.pages import GpuSvmPages
 from gpusvm.drm.quirks import DrmQuirks
 from gpusvm.drm.range import GpuSvmRange
-from gpusvm.drm.runtime_pm import D0, D3COLD, D3HOT, PmCallbacks, RuntimePm
+from gpusvm.drm.runtime_pm import D0, D3COLD, D3HOT, Awake, PmCallbacks, RuntimePm
 from gpusvm.drm.scan import (
     SCAN_EQUAL,
     SCAN_MIXED,
@@ -52,6 +52,7 @@ __all__ = [
     "SCAN_OTHER",
     "SCAN_SYSTEM",
     "SCAN_UNPOPULATED",
+    "Awake",
     "Bo",
     "BoManager",
     "Buddy",

@@ -96,6 +96,7 @@ class BoManager:
         "live",
         "name",
         "on_destroy",
+        "page_shift",
         "top_down",
     )
 
@@ -109,6 +110,7 @@ class BoManager:
         on_destroy: Callable[[Bo], None] | None = None,
         contiguous: bool = True,
         top_down: bool = False,
+        page_shift: int = 12,
     ) -> None:
         self.kernel = kernel
         self.buddy = buddy
@@ -118,6 +120,7 @@ class BoManager:
         kernel.gauges.declare("bo")
         self.contiguous = contiguous
         self.top_down = top_down
+        self.page_shift = page_shift
         self.evictions = 0
         self.live = 0
         self._head: Bo | None = None
@@ -167,7 +170,7 @@ class BoManager:
     @property
     def used_bytes(self) -> int:
         """Return how much memory is handed out."""
-        return self.buddy.used_pages << 12
+        return self.buddy.used_pages << self.page_shift
 
     def _alloc(self, size_pages: int, contiguous: bool) -> list[Block]:
         try:

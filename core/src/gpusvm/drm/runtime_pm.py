@@ -23,6 +23,22 @@ class PmCallbacks(Protocol):
         """Return how much memory would have to be saved for D3cold."""
 
 
+class Awake:
+    """Hold a reference inside a with block, as `RuntimePm.awake` says."""
+
+    __slots__ = ("_holder", "_pm")
+
+    def __init__(self, pm: "RuntimePm", holder: object) -> None:
+        self._pm = pm
+        self._holder = holder
+
+    def __enter__(self) -> None:
+        self._pm.get(self._holder)
+
+    def __exit__(self, *_: object) -> None:
+        self._pm.put(self._holder)
+
+
 class RuntimePm:
     """Count who needs the device awake, and suspend it when nobody has for `autosuspend_ms`.
 
@@ -144,6 +160,10 @@ class RuntimePm:
         self.usage_count -= 1
         if self.usage_count == 0 and self.enabled:
             self._idle()
+
+    def awake(self, holder: object = "pm") -> Awake:
+        """Return a context that resumes the device and holds a reference. One serves all tasks and may be kept."""
+        return Awake(self, holder)
 
     @property
     def awake_ns(self) -> int:

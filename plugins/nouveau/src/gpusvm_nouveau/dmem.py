@@ -89,7 +89,12 @@ class NouveauDmem:
         self.device = device
         self.kernel = host.kernel
         self.memory = memory
-        self.bos = BoManager(host.kernel, Buddy(host.device.vram_bytes >> geometry.page_shift), name=host.device.name)
+        self.bos = BoManager(
+            host.kernel,
+            Buddy(host.device.vram_bytes >> geometry.page_shift),
+            name=host.device.name,
+            page_shift=geometry.page_shift,
+        )
         self.pool = ChunkPool(
             host.kernel,
             memory,

@@ -19,22 +19,6 @@ __all__ = ["IoctlPm"]
 _NOTHING = nullcontext()
 
 
-class _Awake:
-    """Hold a reference inside a with block; one object serves all tasks, since the holder is a name."""
-
-    __slots__ = ("_holder", "_rpm")
-
-    def __init__(self, rpm: RuntimePm, holder: str) -> None:
-        self._rpm = rpm
-        self._holder = holder
-
-    def __enter__(self) -> None:
-        self._rpm.get(self._holder)
-
-    def __exit__(self, *_: object) -> None:
-        self._rpm.put(self._holder)
-
-
 class IoctlPm:
     """Hold nouveau's references; it is the `RuntimePmPolicy` and the callbacks of the device's `RuntimePm`.
 
@@ -52,8 +36,8 @@ class IoctlPm:
             d3cold_threshold_bytes=1 << 62 if host.device.d3cold_capable else 0,
             callbacks=self,
         )
-        self._ioctl = _Awake(self.rpm, "ioctl")
-        self._copy = _Awake(self.rpm, "migrate_to_ram")
+        self._ioctl = self.rpm.awake("ioctl")
+        self._copy = self.rpm.awake("migrate_to_ram")
 
     @property
     def asleep(self) -> bool:

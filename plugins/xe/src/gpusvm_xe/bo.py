@@ -110,6 +110,7 @@ class XeVram:
             Buddy(self.usable_bytes >> self.page_shift),
             name=f"{host.device.name} vram0",
             evict=self._evict,
+            page_shift=self.page_shift,
         )
         self.mapping: XeBoMapping = (
             ZddBoMapping(memory) if host.tunables.page_to_bo == "zdd" else OffsetBoMapping(memory)

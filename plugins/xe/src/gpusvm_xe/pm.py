@@ -10,7 +10,7 @@ the VM.
 
 from typing import TYPE_CHECKING, Any
 
-from gpusvm.drm import RuntimePm
+from gpusvm.drm import Awake, RuntimePm
 
 if TYPE_CHECKING:
     from gpusvm.driver import Host
@@ -18,22 +18,6 @@ if TYPE_CHECKING:
     from gpusvm_xe.bo import XeVram
 
 __all__ = ["XeRuntimePm"]
-
-
-class _Awake:
-    """Hold a reference inside a with block; one object serves all tasks, since the holder is a name."""
-
-    __slots__ = ("_holder", "_rpm")
-
-    def __init__(self, rpm: RuntimePm, holder: str) -> None:
-        self._rpm = rpm
-        self._holder = holder
-
-    def __enter__(self) -> None:
-        self._rpm.get(self._holder)
-
-    def __exit__(self, *_: object) -> None:
-        self._rpm.put(self._holder)
 
 
 class XeRuntimePm:
@@ -49,17 +33,17 @@ class XeRuntimePm:
             d3cold_threshold_bytes=tunables.d3cold_mib << 20 if host.device.d3cold_capable else 0,
             callbacks=self,
         )
-        self._populate = _Awake(self.rpm, "populate_mm")
-        self._ioctl = _Awake(self.rpm, "ioctl")
-        self._fault = _Awake(self.rpm, "pagefault")
+        self._populate = self.rpm.awake("populate_mm")
+        self._ioctl = self.rpm.awake("ioctl")
+        self._fault = self.rpm.awake("pagefault")
 
-    def populate(self) -> _Awake:
+    def populate(self) -> Awake:
         return self._populate
 
-    def ioctl(self) -> _Awake:
+    def ioctl(self) -> Awake:
         return self._ioctl
 
-    def fault(self) -> _Awake:
+    def fault(self) -> Awake:
         return self._fault
 
     def pages_present(self, bo: Any) -> None:
