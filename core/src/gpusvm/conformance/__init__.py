@@ -1,1 +1,1 @@
-"""The suite that says whether a driver keeps the contract: a pytest plugin and its checks."""
+"""The room of the conformance suite, empty so far: where the drivers must differ or agree is tested in `tests/`."""

@@ -1,1 +1,1 @@
-"""Run the same operations on a real Linux kernel with test_hmm, and show the difference."""
+"""The room of the comparison with a real kernel, empty so far: recorded answers are replayed in the drivers' tests."""
