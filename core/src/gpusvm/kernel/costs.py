@@ -92,10 +92,6 @@ class Costs:
         """Return the ns of clearing `nbytes` of device memory by a GPU engine."""
         return self.bo_clear_base + round(self.bo_clear_per_byte * nbytes)
 
-    def cpu_copy_ns(self, nbytes: int, blocks: int) -> int:
-        """Return the ns that a CPU takes to copy `nbytes` in `blocks` contiguous blocks."""
-        return self.cpu_copy_base * blocks + round(self.cpu_copy_per_byte * nbytes)
-
     def remote_ns(self, nbytes: int) -> int:
         """Return the ns that `nbytes` of GPU accesses to system memory occupy the link."""
         return round(self.remote_ns_per_byte * nbytes)
