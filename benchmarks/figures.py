@@ -3,8 +3,8 @@
     uv run python benchmarks/figures.py            all of them, about three minutes
     uv run python benchmarks/figures.py faults     some: hits, faults, growth, memory, realtime
 
-Rates count CPU time and are the best of several repetitions; compare figures of one session only, as machines differ and
-drift.
+Rates count CPU time and are the best of several repetitions; compare figures of one sitting only, as machines differ
+and drift.
 """
 
 import argparse

@@ -1,7 +1,6 @@
 import pickle
 
 import attrs
-
 from gpusvm.run.spec import RunSpec
 
 SPEC = RunSpec(driver="xe", workload="triad", vram_bytes=256 << 20)

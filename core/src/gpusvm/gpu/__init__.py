@@ -4,7 +4,7 @@ from gpusvm.gpu.compute import ComputeEngine, FaultEntry, RaiseFaults
 from gpusvm.gpu.copy_engine import D2D, CopyEngine, Direction, Shape
 from gpusvm.gpu.fault_buffer import FaultBuffer
 from gpusvm.gpu.link import D2H, H2D, Link
-from gpusvm.gpu.page_table import ATOMIC, NEED_OF_OP, READ, REMOTE, STALE, WRITE, GpuPageTable, PteWindow
+from gpusvm.gpu.page_table import ATOMIC, NEED_OF_OP, READ, REMOTE, STALE, WRITE, GpuPageTable, PteWindow, runs
 from gpusvm.gpu.tlb import Tlb
 
 __all__ = [
@@ -28,4 +28,5 @@ __all__ = [
     "RaiseFaults",
     "Shape",
     "Tlb",
+    "runs",
 ]

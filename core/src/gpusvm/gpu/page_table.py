@@ -290,3 +290,11 @@ class GpuPageTable:
         base = vpn & -_WINDOW_PAGES
         self._last = self.reserve(base, max(base + _WINDOW_PAGES, end_vpn))
         return self._last
+
+
+def runs(index: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Cut ascending positions into half-open runs, for what works on ranges of entries."""
+    if not len(index):
+        return []
+    cuts = np.flatnonzero(np.diff(index) != 1) + 1
+    return [(int(run[0]), int(run[-1]) + 1) for run in np.split(index, cuts)]

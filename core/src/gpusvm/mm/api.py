@@ -122,6 +122,20 @@ FAULT_FLAG_USER: Final = 1 << 6
 FAULT_FLAG_REMOTE: Final = 1 << 7
 
 
+def migrate_pfns(pfns: Pfns) -> Words:
+    """Return the words that give these pages to a migration (migrate_pfn)."""
+    return pfns.astype(np.uint64) << _MIGRATE_SHIFT | _MIGRATE_VALID
+
+
+def migrate_pfns_to_pages(words: Words) -> Pfns:
+    """Return the pages that words of a migration name (migrate_pfn_to_page); of a word without one, nothing useful."""
+    return (words >> _MIGRATE_SHIFT).astype(np.int64)
+
+
+_MIGRATE_SHIFT: Final = np.uint64(MIGRATE_PFN_SHIFT)
+_MIGRATE_VALID: Final = np.uint64(MIGRATE_PFN_VALID)
+
+
 @frozen(kw_only=True)
 class Geometry:
     """Give the sizes that everything else derives from.

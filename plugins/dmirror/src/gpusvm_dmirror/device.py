@@ -17,6 +17,8 @@ from gpusvm.mm.api import (
     DevPagemap,
     MmApi,
     Pfns,
+    migrate_pfns,
+    migrate_pfns_to_pages,
 )
 
 from gpusvm_dmirror.backing import Backing
@@ -234,8 +236,8 @@ class DmirrorDevice:
             if pages is None:
                 pages = np.array([self._alloc_nofail() for _ in range(len(small))], np.int64)
             memory.folios_lock_new(pages)
-            self.copy(pages, table.of_many((src[small] >> np.uint64(MIGRATE_PFN_SHIFT)).astype(np.int64)))
-            dst[small] = pages.astype(np.uint64) << np.uint64(MIGRATE_PFN_SHIFT) | np.uint64(MIGRATE_PFN_VALID)
+            self.copy(pages, table.of_many(migrate_pfns_to_pages(src[small])))
+            dst[small] = migrate_pfns(pages)
         memory.migrate_device_pages(src, dst, nr)
         memory.migrate_device_finalize(src, dst, nr)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from gpusvm.errors import KernelError
-from gpusvm.gpu import READ, WRITE
+from gpusvm.gpu import READ, WRITE, runs
 from gpusvm.mm.api import (
     MIGRATE_PFN_COMPOUND,
     MIGRATE_PFN_MIGRATE,
@@ -27,6 +27,8 @@ from gpusvm.mm.api import (
     VmaApi,
     VmFault,
     Words,
+    migrate_pfns,
+    migrate_pfns_to_pages,
 )
 
 if TYPE_CHECKING:
@@ -40,7 +42,6 @@ _VALID = np.uint64(MIGRATE_PFN_VALID)
 _MIGRATE = np.uint64(MIGRATE_PFN_MIGRATE)
 _WRITE = np.uint64(MIGRATE_PFN_WRITE)
 _COMPOUND = np.uint64(MIGRATE_PFN_COMPOUND)
-_SHIFT = np.uint64(MIGRATE_PFN_SHIFT)
 
 
 def migrate_to_device(device: "DmirrorDevice", mirror: "Dmirror", start: int, end: int) -> None:
@@ -92,14 +93,6 @@ def _windows(device: "DmirrorDevice", mirror: "Dmirror", start: int, end: int, f
         addr = until
 
 
-def _pfns(words: Words) -> Pfns:
-    return (words >> _SHIFT).astype(np.int64)
-
-
-def _words(pfns: Pfns) -> Words:
-    return pfns.astype(np.uint64) << _SHIFT | _VALID
-
-
 # ---- to the device ---------------------------------------------------------------------------------------------------
 
 
@@ -117,7 +110,7 @@ def _alloc_and_copy(device: "DmirrorDevice", mirror: "Dmirror", args: MigrateVma
     if len(wanted):
         _fill(device, pages, src[wanted])
         # WRITE is taken from the source, so a filled hole has none in the mirror table.
-        dst[wanted] = _words(pages) | src[wanted] & _WRITE
+        dst[wanted] = migrate_pfns(pages) | src[wanted] & _WRITE
 
 
 def _copy_folio(device: "DmirrorDevice", mirror: "Dmirror", src: Words, dst: Words) -> None:
@@ -145,8 +138,8 @@ def _copy_folio(device: "DmirrorDevice", mirror: "Dmirror", src: Words, dst: Wor
     if source is None:
         _fill(device, pages, np.zeros(nr, np.uint64))
     else:
-        _fill(device, pages, _words(np.arange(source, source + nr)))
-    dst[:nr] = _words(pages) | np.uint64(write)
+        _fill(device, pages, migrate_pfns(np.arange(source, source + nr)))
+    dst[:nr] = migrate_pfns(pages) | np.uint64(write)
 
 
 def _fill(device: "DmirrorDevice", pages: Pfns, src: Words) -> None:
@@ -154,13 +147,13 @@ def _fill(device: "DmirrorDevice", pages: Pfns, src: Words) -> None:
     backing = device.backing_of(pages)
     present = (src & _VALID) != 0
     if present.all():
-        device.copy(backing, _pfns(src))
+        device.copy(backing, migrate_pfns_to_pages(src))
         return
     holes = ~present
     device.memory.clear_pages(backing[holes])
     device.charge_copy(int(np.count_nonzero(holes)), int(np.count_nonzero(holes)))
     if present.any():
-        device.copy(backing[present], _pfns(src[present]))
+        device.copy(backing[present], migrate_pfns_to_pages(src[present]))
 
 
 def _finalize_and_map(device: "DmirrorDevice", mirror: "Dmirror", args: MigrateVma) -> None:
@@ -182,7 +175,7 @@ def _finalize_and_map(device: "DmirrorDevice", mirror: "Dmirror", args: MigrateV
         words = dst[moved]
         backing = np.zeros(len(dst), np.int64)
         perms = np.zeros(len(dst), np.uint8)
-        backing[moved] = device.backing_of(_pfns(words))
+        backing[moved] = device.backing_of(migrate_pfns_to_pages(words))
         perms[moved] = np.where((words & _WRITE) != 0, np.uint8(READ | WRITE), np.uint8(READ))
         with mirror.mutex:
             mirror.page_table.map_pages(vpn, backing, perms)
@@ -229,16 +222,16 @@ def _fault_alloc_and_copy(device: "DmirrorDevice", mirror: "Dmirror", args: Migr
             device.charge_copy(nr, 1)
             return
         pages = _system_pages(device, nr)
-        dst[:nr] = _words(pages)
+        dst[:nr] = migrate_pfns(pages)
         mirror.page_table.unmap(vpn, vpn + nr)
         device.copy(pages, np.arange(backing, backing + nr))
         return
     pages = _system_pages(device, len(wanted))
     words = src[wanted]
-    dst[wanted] = _words(pages) | words & _WRITE
-    for first, last in _runs(wanted):
+    dst[wanted] = migrate_pfns(pages) | words & _WRITE
+    for first, last in runs(wanted):
         mirror.page_table.unmap(vpn + first, vpn + last)
-    device.copy(pages, device.backing_of(_pfns(words)))
+    device.copy(pages, device.backing_of(migrate_pfns_to_pages(words)))
 
 
 def _system_pages(device: "DmirrorDevice", n: int) -> Pfns:
@@ -254,12 +247,6 @@ def _system_pages(device: "DmirrorDevice", n: int) -> Pfns:
         raise KernelError(errno.ENOMEM, f"no {n} pages of system memory")
     memory.folios_lock_new(pages)
     return pages
-
-
-def _runs(index: Pfns) -> list[tuple[int, int]]:
-    """Cut ascending positions into half-open runs."""
-    cuts = np.flatnonzero(np.diff(index) != 1) + 1
-    return [(int(run[0]), int(run[-1]) + 1) for run in np.split(index, cuts)]
 
 
 class DmirrorPagemapOps:

@@ -10,7 +10,7 @@ import numpy as np
 from gpusvm.driver import Chunk, ChunkPool
 from gpusvm.drm import DMA_BIDIRECTIONAL, Bo, BoManager, Buddy, constant_u8
 from gpusvm.errors import KernelError
-from gpusvm.gpu import D2H, H2D, READ, WRITE
+from gpusvm.gpu import D2H, H2D, READ, WRITE, runs
 from gpusvm.mm.api import (
     MIGRATE_PFN_COMPOUND,
     MIGRATE_PFN_MIGRATE,
@@ -27,9 +27,9 @@ from gpusvm.mm.api import (
     VmaApi,
     VmFault,
     Words,
+    migrate_pfns,
+    migrate_pfns_to_pages,
 )
-
-from gpusvm_nouveau.vmm import runs
 
 if TYPE_CHECKING:
     from gpusvm.driver import Host
@@ -43,17 +43,8 @@ _VALID = np.uint64(MIGRATE_PFN_VALID)
 _MIGRATE = np.uint64(MIGRATE_PFN_MIGRATE)
 _WRITE = np.uint64(MIGRATE_PFN_WRITE)
 _COMPOUND = np.uint64(MIGRATE_PFN_COMPOUND)
-_SHIFT = np.uint64(MIGRATE_PFN_SHIFT)
 
 STALE_QUIRK = "pfns_map_rejected"
-
-
-def _pfns(words: Words) -> Pfns:
-    return (words >> _SHIFT).astype(np.int64)
-
-
-def _words(pfns: Pfns) -> Words:
-    return pfns.astype(np.uint64) << _SHIFT | _VALID
 
 
 class ChunkBoMapping:
@@ -260,7 +251,7 @@ class NouveauDmem:
         page_size = memory.geometry.page_size
         if rows:
             try:
-                sources = _pfns(src[wanted] if rows == len(wanted) else src[wanted[present]])
+                sources = migrate_pfns_to_pages(src[wanted] if rows == len(wanted) else src[wanted[present]])
                 self.device.device.dma.map_pages(sources, constant_u8(0, rows), DMA_BIDIRECTIONAL)
             except KernelError:
                 memory.folios_unlock(pages)
@@ -271,7 +262,7 @@ class NouveauDmem:
         if holes:
             self.device.engine.clear(holes * page_size, holes)
             memory.clear_pages(pages[~present])
-        dst[wanted] = _words(pages) | src[wanted] & _WRITE
+        dst[wanted] = migrate_pfns(pages) | src[wanted] & _WRITE
         return rows
 
     def _copied(self, src: Words, dst: Words) -> None:
@@ -284,7 +275,7 @@ class NouveauDmem:
             return
         copied = np.flatnonzero(((src & _VALID) != 0) & (dst != 0))
         if len(copied):
-            memory.copy_pages(_pfns(dst[copied]), _pfns(src[copied]))
+            memory.copy_pages(migrate_pfns_to_pages(dst[copied]), migrate_pfns_to_pages(src[copied]))
 
     def _map_moved(self, svmm: "NouveauSvmm", args: MigrateVma) -> None:
         """Push the new GPU entries of what moved, mutex held (nouveau_pfns_map): as written, nvkm rejects all of them.
@@ -309,7 +300,7 @@ class NouveauDmem:
         else:
             perms = np.zeros(len(dst), np.uint8)
             perms[moved] = np.where((dst[moved] & _WRITE) != 0, np.uint8(READ | WRITE), np.uint8(READ))
-            svmm.vmm.map_scattered(vpn, _pfns(dst), perms)
+            svmm.vmm.map_scattered(vpn, migrate_pfns_to_pages(dst), perms)
 
     # ---- home ----------------------------------------------------------------------------------------------------
 
@@ -388,12 +379,12 @@ class NouveauDmem:
             if pages is None:
                 pages = np.array([self._alloc_nofail() for _ in range(len(small))], np.int64)
             memory.folios_lock_new(pages)
-            dst[small] = _words(pages)
-            memory.copy_pages(pages, _pfns(src[small]))
+            dst[small] = migrate_pfns(pages)
+            memory.copy_pages(pages, migrate_pfns_to_pages(src[small]))
             engine.copy(D2H, len(small) * geometry.page_size, len(small))
         rows = int(np.count_nonzero(dst))
         if rows:
-            dma.map_pages(_pfns(dst[dst != 0]), constant_u8(0, rows), DMA_BIDIRECTIONAL)
+            dma.map_pages(migrate_pfns_to_pages(dst[dst != 0]), constant_u8(0, rows), DMA_BIDIRECTIONAL)
         memory.migrate_device_pages(src, dst, nr)
         engine.wait(engine.busy_until_ns)
         memory.migrate_device_finalize(src, dst, nr)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from gpusvm.drm import DMA_BIDIRECTIONAL, constant_u8
-from gpusvm.gpu import REMOTE
+from gpusvm.gpu import REMOTE, runs
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -118,11 +118,3 @@ class Vmm:
         kernel.charge("bind_base")
         kernel.charge("bind_per_pte", leaves)
         self.tlb.invalidate_all()
-
-
-def runs(index: "Pfns") -> list[tuple[int, int]]:
-    """Cut ascending positions into half-open runs."""
-    if not len(index):
-        return []
-    cuts = np.flatnonzero(np.diff(index) != 1) + 1
-    return [(int(run[0]), int(run[-1]) + 1) for run in np.split(index, cuts)]
