@@ -69,6 +69,19 @@ def cpu_access(memory: "MemoryManager", mm: "MmStruct", vpns: Pfns, is_write: Bo
                 piece = PIECE
                 continue
             cpu_fault(memory, mm, vpn << memory.geometry.page_shift, write=writes)
+            # A driver's timeslice lets the fault mend nothing, thousands of times: the other accesses need no look
+            # until it does.
+            while _is_private(mm, vpn):
+                cpu_fault(memory, mm, vpn << memory.geometry.page_shift, write=writes)
+
+
+def _is_private(mm: "MmStruct", vpn: int) -> bool:
+    # Whether a page is in device-private memory, where no CPU access reaches it.
+    page_table = mm.page_table
+    entry = page_table.lookup(vpn << page_table.page_shift)
+    if isinstance(entry, PteTable):
+        return bool(entry.private >> (vpn & (page_table.pmd_nr - 1)) & 1)
+    return entry is not None and entry.kind is PmdKind.PRIVATE
 
 
 def _look_up(memory: "MemoryManager", mm: "MmStruct", vpns: Pfns, is_write: Bools) -> tuple[int, Pfns]:
