@@ -49,6 +49,7 @@ _VALID: Final = np.uint64(HMM_PFN_VALID)
 _WRITE: Final = np.uint64(HMM_PFN_WRITE)
 _REQ_WRITE_SHIFT: Final = np.uint64(62)
 _REQ_FAULT_SHIFT: Final = np.uint64(63)
+_WORD_RAMP: Final = RAMP.view(np.uint64)
 
 
 class _Walk:
@@ -189,8 +190,8 @@ class _Walk:
                 return self.record(at, end, needed)
         words = self.slice(at, end)
         words &= _STICKY
-        n = len(words)
-        words |= (RAMP[offset : offset + n] + leaf.pfn).view(np.uint64) | np.uint64(flags)
+        # A pfn has no bits where the flags are, so that one addition makes whole words.
+        words |= _WORD_RAMP[offset : offset + len(words)] + np.uint64(leaf.pfn | flags)
         return True
 
     def table(self, table: PteTable, at: int, end: int) -> bool:
@@ -384,10 +385,12 @@ def hmm_range_fault_unlocked_timeout(memory: "MemoryManager", range_: HmmRange, 
     assert isinstance(sub, MmuIntervalNotifier)
     mm = sub.mm
     kernel = memory.kernel
+    lock = mm.mmap_lock
     deadline = kernel.now_ns + timeout_ns
     while True:
         range_.notifier_seq = mmu_interval_read_begin(memory, sub)
-        with mm.mmap_lock.read():
+        lock.down_read()
+        try:
             if mm.flags & MMF_UNSTABLE:
                 raise KernelError(EFAULT, f"{mm.name} is being reaped")
             if timeout_ns and kernel.now_ns > deadline:
@@ -399,4 +402,6 @@ def hmm_range_fault_unlocked_timeout(memory: "MemoryManager", range_: HmmRange, 
                     raise
             else:
                 return
+        finally:
+            lock.up_read()
         kernel.cond_resched()

@@ -75,7 +75,8 @@ class MmStruct:
         """Take a user reference unless the last is gone."""
         if not self.mm_users:
             return False
-        self.mmget()
+        self.mm_users += 1
+        self.memory.kernel.ledger.get("mm_users", self.name)
         return True
 
     def mmget(self) -> None:
