@@ -121,13 +121,13 @@ class FaultPipeline:
     def run(self, batch: Sequence[GpuFault]) -> None:
         """Serve a batch in order, acknowledge every fault of it, then tell the GPU that the batch is done."""
         self.receive(batch)
-        served = 0
-        while served < len(batch):
+        served, faults = 0, len(batch)
+        while served < faults:
             job = FaultJob(self.kernel, batch[served], self.accounts)
             answer = self.serve(job)
             served += 1
             self.acknowledge(job, answer)
-            while served < len(batch) and self.covers(job, answer, batch[served]):
+            while served < faults and self.covers(job, answer, batch[served]):
                 rider = FaultJob(self.kernel, batch[served], self.accounts)
                 rider.vm = job.vm
                 served += 1
@@ -249,11 +249,12 @@ class FaultPipeline:
         raised_ns = fault.time_ns  # who raised it may raise it again as soon as it is answered
         self.respond(job, answer)
         job.enter(STAGE_ACK)
-        accounts.latency_ns.append(self.kernel.now_ns - raised_ns)
+        kernel = self.kernel
+        accounts.latency_ns.append(kernel.current.time_ns - raised_ns)
         if answer:
             accounts.failed += 1
-        if self.kernel.tracer.on:
-            self.kernel.tracer.emit("fault_ack", fault.addr, fault.access, fault.inst, answer)
+        if kernel.tracer.on:
+            kernel.tracer.emit("fault_ack", fault.addr, fault.access, fault.inst, answer)
 
     def respond(self, job: FaultJob, answer: int) -> None:
         """Send the GPU its answer, one fault at a time; a driver that answers a batch at once overrides this."""

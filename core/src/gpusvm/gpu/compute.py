@@ -45,7 +45,7 @@ class FaultEntry:
 
     __slots__ = ("access", "addr", "inst", "launch", "replies", "rows", "sm", "time_ns", "vpn")
 
-    def __init__(self, launch: "_Launch", sm: int, vpn: int, access: int) -> None:
+    def __init__(self, launch: "_Launch", sm: int, vpn: int, access: int, row: int) -> None:
         engine = launch.engine
         self.launch = launch
         self.sm = sm
@@ -53,8 +53,8 @@ class FaultEntry:
         self.addr = vpn << engine.page_shift
         self.access = access
         self.inst = 0
-        self.time_ns = engine.kernel.now_ns
-        self.rows: list[int] = []
+        self.time_ns = engine.kernel.current.time_ns
+        self.rows = [row]
         self.replies = 0
 
     def complete(self, errno: int) -> None:
@@ -167,6 +167,7 @@ class _Launch:
         self.time = time_ns[order]
         self.vpns = vpns[order]
         self.need = need[order]
+        self.sm_numbers: list[int] = self.sms.tolist()
         self.rank = np.repeat(np.arange(len(self.sms)), counts)
         # One ascending key over all rows, so that one search finds every SM's place in time.
         self.stride = int(self.time.max()) + 2
@@ -301,7 +302,7 @@ class _Launch:
     def _fault(self, rows: Int64s, missing: npt.NDArray[np.bool_], stop: Int64s) -> Int64s:
         """Hold the rows that miss, stall the SMs that can hold no more (in `stop`); the rows that run."""
         limit = self.engine.pages_per_sm
-        pages, held = self.pages, self.held
+        pages, held, unsent, sms = self.pages, self.held, self.unsent, self.sm_numbers
         faulting = rows[missing]
         stalled: dict[int, int] = {}
         for row, rank, vpn, need in zip(
@@ -314,13 +315,14 @@ class _Launch:
             if rank in stalled:
                 continue
             page = pages.get((rank, vpn))
-            if page is None:
-                if held[rank] >= limit:
-                    stalled[rank] = row
-                    continue
+            if page is not None:
+                page.rows.append(row)
+            elif held[rank] >= limit:
+                stalled[rank] = row
+            else:
                 held[rank] += 1
-                page = self._hold(rank, vpn, need)
-            page.rows.append(row)
+                pages[rank, vpn] = page = FaultEntry(self, sms[rank], vpn, _access(need), row)
+                unsent.append(page)
         hits = ~missing
         if stalled:
             ranks = np.fromiter(stalled, np.int64, len(stalled))
@@ -328,12 +330,6 @@ class _Launch:
             self.stalled[ranks] = True
             hits &= rows < stop[self.rank[rows]]
         return rows[hits]
-
-    def _hold(self, rank: int, vpn: int, need: int) -> FaultEntry:
-        page = FaultEntry(self, int(self.sms[rank]), vpn, _access(need))
-        self.pages[rank, vpn] = page
-        self.unsent.append(page)
-        return page
 
     def replied(self, page: FaultEntry, errno: int) -> None:
         """Run the accesses behind an answered page, in the driver's task: before it does anything else, as on a GPU.

@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from attrs import define
+from attrs import define, field
 
 from gpusvm.errors import ModelError
 from gpusvm.kernel import Kernel
@@ -39,16 +39,19 @@ _WINDOW_PAGES: Final = 1 << 18
 
 @define(eq=False)
 class PteWindow:
-    """Hold the entries of virtual pages [base, base + len(perm)): `perm` uint8, 0 for not mapped; `pfn` int64."""
+    """Hold the entries of virtual pages [base, end): `perm` uint8, 0 for not mapped; `pfn` int64."""
 
     base: int
     perm: Perms
     pfn: npt.NDArray[np.int64]
+    end: int = field(init=False)
+    m_perm: memoryview = field(init=False, repr=False)  # the same entries, for one access at a time
+    m_pfn: memoryview = field(init=False, repr=False)
 
-    @property
-    def end(self) -> int:
-        """Return the first virtual page behind the window."""
-        return self.base + len(self.perm)
+    def __attrs_post_init__(self) -> None:
+        self.end = self.base + len(self.perm)
+        self.m_perm = self.perm.data
+        self.m_pfn = self.pfn.data
 
 
 class GpuPageTable:
@@ -117,7 +120,7 @@ class GpuPageTable:
         cleared = remote = 0
         for window in self._windows:
             base = window.base
-            first, end = max(vpn, base), min(end_vpn, base + len(window.perm))
+            first, end = max(vpn, base), min(end_vpn, window.end)
             if first < end:
                 entries = window.perm[first - base : end - base]
                 mapped = int(np.count_nonzero(entries))
@@ -197,10 +200,10 @@ class GpuPageTable:
         for window in self._windows:
             if window.base <= vpn < window.end:
                 i = vpn - window.base
-                perm = int(window.perm[i])
+                perm: int = window.m_perm[i]
                 if perm & need != need:
                     return 0
-                pfn = int(window.pfn[i])
+                pfn = window.m_pfn[i]
                 if perm & STALE:
                     one = slice(i, i + 1)
                     needs = np.array([need], np.uint8)
