@@ -36,14 +36,16 @@ def test_contents_are_right_with_the_quirks_fixed(driver: str, workload: str) ->
 
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_as_written_every_mismatch_has_a_name(driver: str) -> None:
-    result = execute(spec(driver, "gups"))
+    result = execute(spec(driver, "jacobi"))
     assert result["integrity"]["mismatches"] == 0
-    assert set(result["integrity"]["known"]) <= {"pfns_map_rejected"}
+    # As written, a fault inside a block that a device has whole is told the frames of its head: only nouveau, after an
+    # explicit populate, meets that.
+    assert set(result["integrity"]["known"]) == ({"mm_s1"} if driver == "nouveau:populate=explicit" else set())
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_a_run_with_one_seed_is_one_run(driver: str) -> None:
-    first, second = (execute(spec(driver, "gups", seed=7)) for _ in range(2))
+    first, second = (execute(spec(driver, "jacobi", seed=7)) for _ in range(2))
     first["wall_s"] = second["wall_s"] = 0.0
     assert json.dumps(first) == json.dumps(second)
 

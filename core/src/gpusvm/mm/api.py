@@ -123,12 +123,15 @@ FAULT_FLAG_REMOTE: Final = 1 << 7
 
 
 def migrate_pfns(pfns: Pfns) -> Words:
-    """Return the words that give these pages to a migration (migrate_pfn)."""
+    """Return the words that give these pages to a migration (include/linux/migrate.h:migrate_pfn)."""
     return pfns.astype(np.uint64) << _MIGRATE_SHIFT | _MIGRATE_VALID
 
 
 def migrate_pfns_to_pages(words: Words) -> Pfns:
-    """Return the pages that words of a migration name (migrate_pfn_to_page); of a word without one, nothing useful."""
+    """Return the pages that words of a migration name (include/linux/migrate.h:migrate_pfn_to_page).
+
+    Of a word without a page it returns nothing useful.
+    """
     return (words >> _MIGRATE_SHIFT).astype(np.int64)
 
 
