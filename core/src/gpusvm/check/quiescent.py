@@ -39,24 +39,49 @@ class Violation:
         return f"invariant {self.invariant}: {self.what}"
 
 
+class _Pages:
+    """Show the first struct pages of a zone: the rest was never given out, and no entry names it."""
+
+    def __init__(self, zone: Zone, nr: int) -> None:
+        self.whole = zone
+        self.base = zone.base
+        self.nr = nr
+        self.pgmap = zone.pgmap
+        self.private = zone.private
+        self.refcount = zone.refcount[:nr]
+        self.mapcount = zone.mapcount[:nr]
+        self.entire = zone.entire[:nr]
+        self.flags = zone.flags[:nr]
+        self.order = zone.order[:nr]
+        self.head_off = zone.head_off[:nr]
+        self.anon_vma = zone.anon_vma[:nr]
+
+    def __repr__(self) -> str:
+        """Show the zone."""
+        return repr(self.whole)
+
+
 @define(eq=False)
 class _Mappings:
     """Count, for each page of one zone, the entries of all address spaces that name it."""
 
-    zone: Zone
+    zone: _Pages
     pte: Counts  # present, device-private and device-exclusive PTEs that name the page
     pmd: Counts  # PMD leaves that name the folio, on the head
     migration: Counts  # migration entries of both levels
 
 
 def _mappings(memory: MemoryManager) -> list[_Mappings]:
-    found = [_Mappings(zone, *(np.zeros(zone.nr, np.int64) for _ in range(3))) for zone in memory.pages.zones]
+    zones = memory.pages.zones
+    counts = [{column: np.zeros(zone.nr, np.int64) for column in ("pte", "pmd", "migration")} for zone in zones]
+    used = [zone.used for zone in zones]
 
     def add(pfns: npt.NDArray[np.int64], column: str) -> None:
-        for each in found:
-            inside = pfns[(pfns >= each.zone.base) & (pfns < each.zone.end)] - each.zone.base
+        for k, zone in enumerate(zones):
+            inside = pfns[(pfns >= zone.base) & (pfns < zone.end)] - zone.base
             if len(inside):
-                np.add.at(getattr(each, column), inside, 1)
+                np.add.at(counts[k][column], inside, 1)
+                used[k] = max(used[k], int(inside.max()) + 1)
 
     for mm in memory.mms:
         for entry in mm.page_table.entries.values():
@@ -70,7 +95,10 @@ def _mappings(memory: MemoryManager) -> list[_Mappings]:
                 add(entry.pfns(named), "pte")
             if entry.migration:
                 add(entry.pfns(entry.migration), "migration")
-    return found
+    return [
+        _Mappings(_Pages(zone, nr), **{column: count[:nr] for column, count in columns.items()})
+        for zone, nr, columns in zip(zones, used, counts, strict=True)
+    ]
 
 
 def _mapcounts(memory: MemoryManager, mappings: list[_Mappings]) -> Iterator[Violation]:
@@ -134,7 +162,7 @@ def _no_migration(memory: MemoryManager, mappings: list[_Mappings]) -> Iterator[
 
 def _exclusive(memory: MemoryManager, mappings: list[_Mappings]) -> Iterator[Violation]:
     """8 and 9: an exclusive page is mapped at most once; a writable entry names an exclusive page."""
-    flags_of = memory.pages.zone
+    zone_of = memory.pages.zone
     for each in mappings:
         zone = each.zone
         shared = ((zone.flags & PG_ANON_EXCLUSIVE) != 0) & (each.pte > 1)
@@ -144,16 +172,16 @@ def _exclusive(memory: MemoryManager, mappings: list[_Mappings]) -> Iterator[Vio
         for block, entry in mm.page_table.entries.items():
             if isinstance(entry, PmdLeaf):
                 if entry.write and entry.kind is not PmdKind.MIGRATION:
-                    zone = flags_of(entry.pfn)
-                    if not zone.flags[entry.pfn - zone.base] & PG_ANON_EXCLUSIVE:
+                    named = zone_of(entry.pfn)
+                    if not named.flags[entry.pfn - named.base] & PG_ANON_EXCLUSIVE:
                         yield _writable_shared(mm, block << mm.page_table.pmd_shift, entry.pfn)
                 continue
             writable = (entry.write & (entry.present | entry.private)) | entry.devexcl
             if not writable:
                 continue
             for pfn in entry.pfns(writable).tolist():
-                zone = flags_of(pfn)
-                if not zone.flags[pfn - zone.base] & PG_ANON_EXCLUSIVE:
+                named = zone_of(pfn)
+                if not named.flags[pfn - named.base] & PG_ANON_EXCLUSIVE:
                     yield _writable_shared(mm, entry.base, pfn)
                     break
 

@@ -113,6 +113,7 @@ class DevPagemaps:
             pgmap.ref += pgmap.nr_pages
         if pgmap.type == MEMORY_DEVICE_GENERIC:
             zone.refcount[:] = 1
+            zone.used = zone.nr
 
     def memunmap_pages(self, pgmap: DevPagemap) -> None:
         """Kill the reference, sleep until every page is free and every reference put, remove the pages."""
@@ -191,6 +192,7 @@ class DevPagemaps:
         zone.m_entire[i] = 0
         zone.m_refcount[i] = 1
         zone.m_flags[i] = PG_LOCKED
+        zone.used = max(zone.used, i + (1 << order))
         if pgmap.killed:
             self._warn_killed(pgmap)
 
@@ -205,6 +207,7 @@ class DevPagemaps:
             zone.anon_vma[index] = 0
             zone.refcount[index] = 1
             zone.flags[index] = PG_LOCKED
+            zone.used = max(zone.used, index.stop if isinstance(index, slice) else int(index.max()) + 1)
             pgmap.ref += len(pfns)
         if pgmap.killed:
             self._warn_killed(pgmap)

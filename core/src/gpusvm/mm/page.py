@@ -60,7 +60,10 @@ Index = slice | npt.NDArray[np.int64]  # what picks the pages of a batch out of 
 
 
 class Zone:
-    """Hold the struct pages of one run of pfns; `pgmap` is None for system RAM."""
+    """Hold the struct pages of one run of pfns; `pgmap` is None for system RAM.
+
+    No page from index `used` on was ever given out.
+    """
 
     __slots__ = (
         "anon_vma",
@@ -87,6 +90,7 @@ class Zone:
         "private",
         "refcount",
         "token",
+        "used",
         "zdd",
     )
 
@@ -95,6 +99,7 @@ class Zone:
         self.nr: Final = nr
         self.end: Final = base + nr
         self.pgmap: Final = pgmap
+        self.used = 0
         self.private: Final = pgmap is not None and pgmap.type == MEMORY_DEVICE_PRIVATE
         self.refcount = np.zeros(nr, np.int32)
         self.mapcount = np.zeros(nr, np.int32)
@@ -143,7 +148,6 @@ class PageMap:
 
     __slots__ = (
         "_bases",
-        "_fresh",
         "_last",
         "_waiters",
         "allocator",
@@ -168,7 +172,6 @@ class PageMap:
         self._bases: list[int] = [0]
         self._last = self.ram  # the device zone asked for last
         self.allocator: Final = PageAllocator(ram_pages, pmd_order=geometry.pmd_order)
-        self._fresh = 0  # pfns from here on were never given out, so their contents were never poisoned
         self.free_device_folio: Callable[[Zone, int], None] = _no_device
         self.free_device_folios: Callable[[Zone, Index], None] = _no_devices
         self._waiters: dict[int, _LockWait] = {}  # by head pfn, only while somebody waits
@@ -446,7 +449,7 @@ class PageMap:
         if order:
             self.prep_compound(zone, pfn, order)
         zone.m_refcount[pfn] = 1
-        if pfn + (1 << order) > self._fresh:
+        if pfn + (1 << order) > zone.used:
             self._poison_fresh(pfn + (1 << order))
         return pfn
 
@@ -460,7 +463,7 @@ class PageMap:
         for zone, index, _ in self.split(pfns):
             zone.refcount[index] = 1
         top = int(pfns.max()) + 1
-        if top > self._fresh:
+        if top > self.ram.used:
             self._poison_fresh(top)
         return pfns
 
@@ -468,8 +471,8 @@ class PageMap:
         """Poison pages given out for the first time, by whole blocks; freed ones are poisoned when they are freed."""
         nr = self.geometry.pmd_nr
         top = min((top + nr - 1) // nr * nr, self.ram_pages)
-        self.ram.token[self._fresh : top] = POISON_NEW
-        self._fresh = top
+        self.ram.token[self.ram.used : top] = POISON_NEW
+        self.ram.used = top
 
     def _free_folio(self, i: int) -> None:
         """Give a system folio back (mm/page_alloc.c:free_frozen_pages); a bad page is an error."""
