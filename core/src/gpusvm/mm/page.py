@@ -103,13 +103,16 @@ class Zone:
         self.private: Final = pgmap is not None and pgmap.type == MEMORY_DEVICE_PRIVATE
         self.refcount = np.zeros(nr, np.int32)
         self.mapcount = np.zeros(nr, np.int32)
-        self.entire = np.zeros(nr, np.int32)  # entire_mapcount: PMD mappings, on the head
+        # entire_mapcount: PMD mappings, on the head; at most one an address space. A memoryview refuses one too many.
+        self.entire = np.zeros(nr, np.int16)
         self.flags = np.zeros(nr, np.uint16)
         self.order = np.zeros(nr, np.uint8)  # on the head of a large folio, else 0
         self.head_off = np.zeros(nr, np.uint16)  # distance to the head
         self.anon_vma = np.zeros(nr, np.int32)  # folio.mapping: 0 is NULL, else the id of an anon_vma
         self.index = np.zeros(nr, np.int64)  # folio.index: linear page index in the anon_vma, on the head
-        self.zdd = np.zeros(nr, np.int64)  # zone_device_data: (slot in the handle table << 1) | flag
+        # zone_device_data: (slot in the handle table << 1) | flag. There are no more slots than device pages, and
+        # neither way of storing a Python int lets one through that does not fit.
+        self.zdd = np.zeros(nr, np.int32)
         self.token = np.zeros(nr, np.int64)  # contents
         self.m_refcount = self.refcount.data
         self.m_mapcount = self.mapcount.data
