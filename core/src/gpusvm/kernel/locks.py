@@ -37,7 +37,7 @@ class Mutex(Waitable):
         self._kernel = kernel
         self._checked = kernel.checked
         self._cls = kernel.lockdep.lock_class("mutex", name, sleeps=True)
-        self._waiters: deque[Task] = deque()
+        self._waiters: list[Task] = []  # a deque would be most of a mutex, and there are thousands
         self._handoff = False  # the first waiter was overtaken
 
     @property
@@ -72,7 +72,7 @@ class Mutex(Waitable):
                 if self.owner is task:  # handed over
                     return
                 if self.owner is None:
-                    self._waiters.popleft()
+                    del self._waiters[0]
                     self.owner = task
                     self._handoff = False
                     return
@@ -130,7 +130,7 @@ class Mutex(Waitable):
         first = self._waiters[0]
         if self._handoff:
             self._handoff = False
-            self._waiters.popleft()
+            del self._waiters[0]
             self.owner = first
         if first.waiting_on is self:  # not woken already
             self._kernel.sched.wake(first)

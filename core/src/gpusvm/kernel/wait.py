@@ -24,7 +24,7 @@ class Completion(Waitable):
         self.name = name
         self.done = 0
         self._kernel = kernel
-        self._waiters: deque[Task] = deque()
+        self._waiters: list[Task] = []  # a deque would be most of a completion, and there are thousands
 
     def complete(self) -> None:
         """Let one waiter through."""
@@ -34,7 +34,7 @@ class Completion(Waitable):
         if self.done < _ALL:
             self.done += 1
         if self._waiters:
-            kernel.sched.wake(self._waiters.popleft())
+            kernel.sched.wake(self._waiters.pop(0))
 
     def complete_all(self) -> None:
         """Let everybody through from now on, until ``reinit``."""
@@ -43,7 +43,7 @@ class Completion(Waitable):
             kernel.yield_point("complete_all", self)
         self.done = _ALL
         while self._waiters:
-            kernel.sched.wake(self._waiters.popleft())
+            kernel.sched.wake(self._waiters.pop(0))
 
     def reinit(self) -> None:
         self.done = 0
