@@ -76,7 +76,7 @@ class FaultQueues:
             with self.guard():
                 while batch := pipeline.take(buffer):
                     pipeline.run(batch)
-                    if deadline is not None and kernel.now_ns >= deadline:
+                    if deadline is not None and kernel.current.time_ns >= deadline:
                         if len(buffer):
                             self.workqueue.queue(self._works[number])
                         break

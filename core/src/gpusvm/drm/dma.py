@@ -63,9 +63,12 @@ class DmaDevice:
         if kernel.inject("dma.map"):
             raise KernelError(EFAULT, f"{self.name}: dma_map_page failed")
         kernel.charge("dma_map_per_folio", n)
-        addrs = (pfns << self.page_shift).view(np.uint64)
-        if self.offset:
-            addrs |= np.uint64(self.offset)
+        if n == 1:
+            addrs = np.array((int(pfns[0]) << self.page_shift | self.offset,), np.uint64)
+        else:
+            addrs = (pfns << self.page_shift).view(np.uint64)
+            if self.offset:
+                addrs |= np.uint64(self.offset)
         self.mapped_rows += n
         kernel.ledger.get("dma", self.name, n)
         return addrs

@@ -121,9 +121,9 @@ def get_pages(
     kernel = gpusvm.kernel
     memory = gpusvm.memory
     lock = gpusvm.notifier_lock
-    deadline_ns = kernel.now_ns + HMM_RANGE_DEFAULT_TIMEOUT_NS
+    deadline_ns = kernel.current.time_ns + HMM_RANGE_DEFAULT_TIMEOUT_NS
     while True:
-        if kernel.now_ns > deadline_ns:
+        if kernel.current.time_ns > deadline_ns:
             raise KernelError(EBUSY, f"[{start:#x}, {end:#x}) is invalidated again and again")
         if pages.dma_addr is not None:
             seq = memory.mmu_interval_read_begin(notifier)
@@ -147,7 +147,7 @@ def get_pages(
             dev_private_owner=ctx.device_private_page_owner,
         )
         try:
-            memory.hmm_range_fault_unlocked_timeout(hmm_range, max(deadline_ns - kernel.now_ns, 1))
+            memory.hmm_range_fault_unlocked_timeout(hmm_range, max(deadline_ns - kernel.current.time_ns, 1))
         finally:
             mm.mmput()
         lock.down_read()

@@ -48,7 +48,7 @@ class CopyEngine:
         kernel.stats.copies += 1
         if direction != D2D:
             # The command occupies the link from when the engine can take it.
-            start = max(kernel.now_ns, self.busy_until_ns, after_ns)
+            start = max(kernel.current.time_ns, self.busy_until_ns, after_ns)
             through = self.link.occupy_from(direction, start, ns)
         else:
             through = max(kernel.now_ns, self.busy_until_ns, after_ns) + ns

@@ -185,11 +185,15 @@ class Contents:
 
     def read(self, mm: MmApi, vpn: int, pfn: int) -> int:
         """Check one read; the token that it found. `pfn` -1 is the zero page."""
-        found = self.token(pfn) if pfn >= 0 else 0
+        if pfn >= 0:
+            zone = self.pages.zone(pfn)
+            found: int = zone.m_token[pfn - zone.base]
+        else:
+            found = 0
         if self.mode == "none":
             return found
         self.reads_checked += 1
-        expected = self.expected(mm, vpn)
+        expected = int(self._window(mm, vpn)[vpn & ((1 << WINDOW_SHIFT) - 1)])
         if found != expected:
             self._mismatch(mm, vpn, pfn, expected, found, None)
         return found

@@ -360,7 +360,7 @@ def hmm_range_fault(memory: "MemoryManager", range_: HmmRange) -> None:
     seq = range_.notifier_seq
     kernel = memory.kernel
     faulted: tuple[int, int, int] | None = None
-    before = kernel.now_ns
+    before = kernel.current.time_ns
     while True:
         # mmu_interval_check_retry
         if sub.invalidate_seq != seq:
@@ -386,14 +386,14 @@ def hmm_range_fault_unlocked_timeout(memory: "MemoryManager", range_: HmmRange, 
     mm = sub.mm
     kernel = memory.kernel
     lock = mm.mmap_lock
-    deadline = kernel.now_ns + timeout_ns
+    deadline = kernel.current.time_ns + timeout_ns
     while True:
         range_.notifier_seq = mmu_interval_read_begin(memory, sub)
         lock.down_read()
         try:
             if mm.flags & MMF_UNSTABLE:
                 raise KernelError(EFAULT, f"{mm.name} is being reaped")
-            if timeout_ns and kernel.now_ns > deadline:
+            if timeout_ns and kernel.current.time_ns > deadline:
                 raise KernelError(EBUSY, f"{range_.start:#x}-{range_.end:#x} was invalidated for {timeout_ns} ns")
             try:
                 hmm_range_fault(memory, range_)
