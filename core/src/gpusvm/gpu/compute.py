@@ -167,6 +167,7 @@ class _Launch:
         self.time = time_ns[order]
         self.vpns = vpns[order]
         self.need = need[order]
+        self.m_need = self.need.data  # for one row at a time
         self.sm_numbers: list[int] = self.sms.tolist()
         self.rank = np.repeat(np.arange(len(self.sms)), counts)
         # One ascending key over all rows, so that one search finds every SM's place in time.
@@ -337,14 +338,15 @@ class _Launch:
         What they free (a stalled SM, a place in the buffer) is taken up in the launch's own task.
         """
         if not errno:
-            access_one, need = self.engine.page_table.access_one, self.need
+            access_one, m_need = self.engine.page_table.access_one, self.m_need
             missing = []
             for row in page.rows:
-                perm = access_one(page.vpn, int(need[row]))
+                need: int = m_need[row]
+                perm = access_one(page.vpn, need)
                 if not perm:
                     missing.append(row)
                 elif perm & REMOTE:
-                    if need[row] & WRITE:
+                    if need & WRITE:
                         self.remote_writes += 1
                     else:
                         self.remote_reads += 1

@@ -191,7 +191,7 @@ class _Walk:
         words = self.slice(at, end)
         words &= _STICKY
         # A pfn has no bits where the flags are, so that one addition makes whole words.
-        words |= _WORD_RAMP[offset : offset + len(words)] + np.uint64(leaf.pfn | flags)
+        words |= _WORD_RAMP[offset : offset + len(words)] + (leaf.pfn | flags)
         return True
 
     def table(self, table: PteTable, at: int, end: int) -> bool:
