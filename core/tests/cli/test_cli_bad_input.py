@@ -1,5 +1,7 @@
 """What bad input gets: one whole line, exit code 2, nothing on standard output and no directory half written."""
 
+from importlib import resources
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -92,6 +94,13 @@ def test_an_unknown_cost_profile(refused_compare):
     assert refused_compare("--costs", "h100-pcie4").startswith(
         "unknown cost profile 'h100-pcie4', did you mean 'h100-pcie5'?"
     )
+
+
+def test_a_machine_with_two_devices(refused_compare, tmp_path):
+    single = resources.files("gpusvm").joinpath("topologies", "single.toml").read_text("utf-8")
+    path = tmp_path / "two.toml"
+    path.write_text(single + single.partition("\n\n")[2])
+    assert refused_compare("--topology", str(path)) == f"--topology: expected a machine with one device, {path} has 2"
 
 
 class TestTrace:

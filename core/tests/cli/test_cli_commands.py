@@ -2,7 +2,9 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from importlib import metadata, resources
+from pathlib import Path
 from types import SimpleNamespace
 
 import gpusvm as package
@@ -268,6 +270,10 @@ class TestNewDriver:
             "gpusvm-two-words/tests/test_two_words_driver.py",
         ]
         assert "class TwoWordsDriver:" in (tmp_path / written[3]).read_text()
+        # This core comes from a directory, which no registry has: uv is told.
+        manifest = tomllib.loads((tmp_path / "gpusvm-two-words" / "pyproject.toml").read_text())
+        core = Path(manifest["tool"]["uv"]["sources"]["gpusvm-core"]["path"])
+        assert (core / "src" / "gpusvm").is_dir()
 
     def test_its_tests_pass(self, acme, only_acme):
         """What is written has to work as it is: the contract cannot move away from it."""

@@ -112,3 +112,19 @@ def test_a_directory_that_was_there_is_not_removed(tmp_path):
     store.begin(DOCUMENT)
     store.discard()
     assert tmp_path.exists()
+
+
+def test_another_comparison_does_not_replace_the_one_that_is_there(tmp_path):
+    def document(*drivers):
+        return {"runs": [{"key": driver, "spec": {"driver": driver, "workload": "scan"}} for driver in drivers]}
+
+    RunDirectory(tmp_path).begin(document("xe", "nouveau"))
+    before = (tmp_path / "run.json").read_bytes()
+    with pytest.raises(
+        InputError,
+        match=f"^{tmp_path}: the directory holds a comparison with nouveau on scan, which this one does not have, or "
+        "with other options; repeat all of its arguments, or name another directory$",
+    ):
+        RunDirectory(tmp_path).begin(document("xe", "dmirror"))
+    assert (tmp_path / "run.json").read_bytes() == before
+    RunDirectory(tmp_path).begin(document("xe", "nouveau", "dmirror"))

@@ -82,3 +82,13 @@ def test_one_run_by_name(comparison):
 
 def test_a_comparison_says_what_it_is(comparison):
     assert repr(comparison) == ("<Comparison of xe, nouveau, dmirror, xe:chunk_sizes=64K+4K on triad, bfs: 8 runs>")
+
+
+def test_a_column_with_wrong_reads_is_noted_and_best_at_nothing(comparison):
+    table = comparison.table("bfs")
+    column = table.columns.index("nouveau")
+    assert not any(column in row.best for row in table.rows)
+    assert table.notes == (
+        "nouveau: reads that saw wrong contents, 2 by the quirk sticky_atomic; the column is marked least in no row.",
+    )
+    assert comparison.table("triad").notes == ()

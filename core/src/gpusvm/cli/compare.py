@@ -51,13 +51,13 @@ def compare(
     thp
         Transparent huge pages of the system.
     seed
-        Decides every choice that is left to chance.
+        Recorded with each run. Decides what is left to chance, which in a timed run is nothing so far.
     costs
         Cost profile: a name, or the path of a TOML file.
     quirks
         What every quirk is set to that a spec does not name: as Linux is written, or as a reviewer would want it.
     topology
-        Machine: a name, or the path of a TOML file.
+        Machine with one device: a name, or the path of a TOML file.
     out
         New or empty directory for compare.json, compare.html, run.json and the single runs.
     resume

@@ -1,5 +1,6 @@
 """gpusvm new-driver: begin a driver plugin of one's own."""
 
+import json
 import re
 import shutil
 import tempfile
@@ -7,6 +8,8 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from gpusvm.errors import InputError
 
@@ -55,11 +58,30 @@ def write_driver(name: str, target: Path) -> None:
     pending = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         _copy(resources.files("gpusvm").joinpath("templates", "driver"), pending, name)
+        with (pending / "pyproject.toml").open("a", encoding="utf-8") as manifest:
+            manifest.write(_core_source())
         pending.chmod(0o755)  # mkdtemp lets nobody else in
         pending.replace(target)
     except BaseException:
         shutil.rmtree(pending)
         raise
+
+
+def _core_source() -> str:
+    """Tell uv where gpusvm-core is, if it was installed from a directory: then no registry has it."""
+    from importlib import metadata
+
+    try:
+        origin = json.loads(metadata.distribution("gpusvm-core").read_text("direct_url.json") or "{}")
+    except metadata.PackageNotFoundError:
+        return ""
+    url = urlsplit(origin.get("url", ""))
+    if url.scheme != "file" or "dir_info" not in origin:
+        return ""
+    path = json.dumps(url2pathname(url.path))
+    editable = ", editable = true" if origin["dir_info"].get("editable") else ""
+    table = f"[tool.uv.sources]\ngpusvm-core = {{ path = {path}{editable} }}\n"
+    return f"\n# Where the gpusvm-core that wrote this was installed from.\n{table}"
 
 
 def _copy(source: Traversable, target: Path, name: str) -> None:

@@ -73,7 +73,10 @@ def make_plan(
         raise InputError(f"--seed: expected 0 or more, got {seed}")
     vram_bytes = _vram(vram)
     cost_hash = load_profile(str(costs)).sha256
-    topology_hash = _hash(load_topology(topology))
+    machine = load_topology(topology)
+    if len(machine.device) != 1:
+        raise InputError(f"--topology: expected a machine with one device, {topology} has {len(machine.device)}")
+    topology_hash = _hash(machine)
     texts = [drivers] if isinstance(drivers, str) else list(drivers or registry)
     if not texts:
         raise InputError(

@@ -43,7 +43,12 @@ class RunDirectory:
             )
 
     def begin(self, document: Mapping[str, Any]) -> None:
-        """Create the directory and write ``run.json``; raises InputError if that cannot be done."""
+        """Create the directory and write ``run.json``; raises InputError if that cannot be done.
+
+        A comparison that is in the directory already has to be part of `document`: its summary would be replaced by one
+        that says less.
+        """
+        self._check_contains(document)
         top = self.path
         while not top.parent.exists():
             top = top.parent
@@ -58,6 +63,24 @@ class RunDirectory:
         except InputError:
             self.discard()
             raise
+
+    def _check_contains(self, document: Mapping[str, Any]) -> None:
+        path = self.path / _RUN
+        if not path.exists():
+            return
+        try:
+            specs = [run["spec"] for run in json.loads(path.read_text("utf-8"))["runs"]]
+            lost = [spec for spec in specs if spec not in [run["spec"] for run in document["runs"]]]
+        except (ValueError, KeyError, TypeError) as exc:
+            raise InputError(
+                f"{path}: expected the run.json of a comparison: {exc!r}; name another directory"
+            ) from None
+        if lost:
+            first = f"{lost[0]['driver']} on {lost[0]['workload']}"
+            raise InputError(
+                f"{self.path}: the directory holds a comparison with {first}, which "
+                "this one does not have, or with other options; repeat all of its arguments, or name another directory"
+            )
 
     def discard(self) -> None:
         """Remove what `begin` created, if no run has finished in it."""

@@ -42,7 +42,7 @@ METRICS = (
     Metric("wall_s", "time to model it", "s", "time", less_is_better=False),
     Metric("accesses", "accesses", "count", "faults", less_is_better=False),
     Metric("gpu_faults", "GPU faults", "count", "faults"),
-    Metric("cpu_faults", "CPU faults on device pages", "count", "faults"),
+    Metric("cpu_faults", "CPU faults on device entries", "count", "faults"),
     Metric("cpu_minor_faults", "CPU minor faults", "count", "faults"),
     Metric("retries", "pipeline restarts", "count", "faults"),
     Metric("migrated_to_device_bytes", "migrated to the device", "bytes", "movement"),
@@ -76,7 +76,10 @@ METRICS = (
 
 @frozen(kw_only=True)
 class Row:
-    """Hold one metric's values by column; `best` are the columns of the least value, where they differ."""
+    """Hold one metric's values by column; `best` are the columns of the least value, where they differ.
+
+    A column whose reads saw wrong contents is best at nothing.
+    """
 
     metric: Metric
     values: tuple[float | None, ...]
@@ -85,13 +88,17 @@ class Row:
 
 @frozen(kw_only=True)
 class Table:
-    """Hold the comparison of one workload: a column for each driver spec, None as its values where its run failed."""
+    """Hold the comparison of one workload: a column for each driver spec, None as its values where its run failed.
+
+    `notes` are sentences about columns that need one.
+    """
 
     workload: str
     conditions: dict[str, Any]
     columns: tuple[str, ...]
     failed: tuple[int, ...]
     rows: tuple[Row, ...]
+    notes: tuple[str, ...]
 
 
 def make_table(
@@ -102,10 +109,12 @@ def make_table(
     `extra` are conditions that the runs share and do not name.
     """
     found = [runs.get(column) for column in columns]
+    right = [run is not None and not _wrong_reads(run) for run in found]
     rows = []
     for metric in METRICS:
         values = tuple(None if run is None else metric.of(run) for run in found)
-        rows.append(Row(metric=metric, values=values, best=_best(values) if metric.less_is_better else ()))
+        compared = [value if good else None for value, good in zip(values, right, strict=True)]
+        rows.append(Row(metric=metric, values=values, best=_best(compared) if metric.less_is_better else ()))
     first: Mapping[str, Any] = next((run for run in found if run is not None), {})
     return Table(
         workload=workload,
@@ -116,7 +125,26 @@ def make_table(
         columns=tuple(columns),
         failed=tuple(i for i, run in enumerate(found) if run is None),
         rows=tuple(rows),
+        notes=tuple(
+            _note(column, run)
+            for column, run in zip(columns, found, strict=True)
+            if run is not None and _wrong_reads(run)
+        ),
     )
+
+
+def _wrong_reads(run: RunResult) -> int:
+    integrity = run["integrity"]
+    return integrity["mismatches"] + sum(integrity["known"].values())
+
+
+def _note(column: str, run: RunResult) -> str:
+    """Say what was wrong in a run, and how to have it without."""
+    integrity = run["integrity"]
+    parts = [f"{count:,} by the quirk {quirk}" for quirk, count in integrity["known"].items()]
+    if integrity["mismatches"]:
+        parts.append(f"{integrity['mismatches']:,} that no quirk explains")
+    return f"{column}: reads that saw wrong contents, {', '.join(parts)}; the column is marked least in no row."
 
 
 def _best(values: Sequence[float | None]) -> tuple[int, ...]:

@@ -100,7 +100,7 @@ def _abi(info: "DriverInfo", *, distribution: str | None, version: str | None) -
         return
     if abi[0] == ABI[0] and abi[1] <= ABI[1]:
         return
-    whose = distribution or "this plugin"
+    whose = distribution or "version of this plugin"
     mend = f"upgrade gpusvm-core or install an older {whose}" if abi > ABI else f"install a newer {whose}"
     yield (
         f"driver {info.name}{f' {version}' if version else ''} targets driver ABI {abi[0]}.{abi[1]}; "

@@ -20,6 +20,8 @@ def print_comparison(comparison: Comparison, *, file: IO[str] | None = None) -> 
         console.print(Text(table.workload, style="bold"), soft_wrap=True)
         console.print(Text(conditions_text(table)), soft_wrap=True)
         console.print(_rich(table))
+        for note in table.notes:
+            console.print(Text(note, style="yellow"), soft_wrap=True)
     console.print("* marks the least of a row. – does not apply.", style="dim")
 
 
