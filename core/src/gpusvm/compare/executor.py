@@ -101,9 +101,10 @@ def _end_with_the_parent() -> None:
 def _end(pool: futures.ProcessPoolExecutor) -> None:
     """End the workers at once. Python 3.14 has ``terminate_workers()`` for this; before it, only the private list."""
     processes = list((pool._processes or {}).values())
-    pool.shutdown(wait=False, cancel_futures=True)
     for process in processes:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
+    # The pool's own thread waits for them too, and who waits second is not told the status: so let that thread end.
+    pool.shutdown(wait=True, cancel_futures=True)
     for process in processes:
         process.join()
