@@ -1,4 +1,4 @@
-"""make_device_exclusive (mm.md §9)."""
+"""make_device_exclusive."""
 
 from errno import EFAULT, ENOMEM, EOPNOTSUPP
 

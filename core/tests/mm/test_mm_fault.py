@@ -1,4 +1,4 @@
-"""What a CPU's fault does, by what it meets (mm.md §8), rss, costs and events."""
+"""What a CPU's fault does, by what it meets, rss, costs and events."""
 
 import numpy as np
 import pytest

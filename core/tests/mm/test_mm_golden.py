@@ -1,4 +1,4 @@
-"""The golden event traces of mm.md §24 that need no fork, remap or advice; whole traces, window for window.
+"""The golden event traces that need no fork, remap or advice; whole traces, window for window.
 
 One mm, one subscription over everything. A trace is a list of pages: the range of the event in pages from the base.
 """

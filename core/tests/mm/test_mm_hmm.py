@@ -1,4 +1,4 @@
-"""hmm_range_fault, row by row of mm.md §4.3: what each entry gives, with and without a request."""
+"""hmm_range_fault, row by row: what each entry gives, with and without a request."""
 
 from errno import EBUSY, EFAULT, EINVAL, ENOMEM, EPERM
 

@@ -1,4 +1,4 @@
-"""The life of a dev_pagemap and of its pages (mm.md §7), and zone_device_data."""
+"""The life of a dev_pagemap and of its pages, and zone_device_data."""
 
 from errno import EINVAL, ENOMEM, ENXIO
 

@@ -1,4 +1,4 @@
-"""No sequence of operations may lose, move or invent what was written (mm.md §18, invariant 23)."""
+"""No sequence of operations may lose, move or invent what was written (invariant 23)."""
 
 import pytest
 from gpusvm.errors import CpuSignal

@@ -1,4 +1,4 @@
-"""The golden event traces t1 to t8 of mm.md §24, whole: every invalidation that an operation causes, in order."""
+"""The golden event traces t1 to t8, whole: every invalidation that an operation causes, in order."""
 
 import numpy as np
 import pytest

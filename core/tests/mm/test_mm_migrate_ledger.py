@@ -1,4 +1,4 @@
-"""The reference ledgers of mm.md §6.11, step by step: refcount/mapcount of every page that takes part."""
+"""The reference ledgers, step by step: refcount/mapcount of every page that takes part."""
 
 import numpy as np
 from gpusvm.mm.api import (

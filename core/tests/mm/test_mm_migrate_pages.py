@@ -1,4 +1,4 @@
-"""What migrate_vma_pages and finalize do with what the driver gives them: the rules of mm.md §6.6, §6.7 and §6.8."""
+"""What migrate_vma_pages and finalize do with what the driver gives them."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Collecting by pfn (mm.md §6.9): what gets a word, what COMPOUND means there, and that no VMA is needed."""
+"""Collecting by pfn: what gets a word, what COMPOUND means there, and that no VMA is needed."""
 
 import numpy as np
 import pytest
@@ -119,7 +119,7 @@ def test_block_needs_a_compound_destination(machine):
 
 
 def test_block_mapped_by_ptes_with_a_hole_goes_home_whole(machine):
-    """mm.md §12.1: the parts still mapped are mapped again, the unmapped ones are carried along."""
+    """The parts still mapped are mapped again, the unmapped ones are carried along."""
     one = machine(thp="always")
     one.map(8)
     one.device.migrate(one.mm, one.va(0), one.va(8))

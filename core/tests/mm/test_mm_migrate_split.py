@@ -1,4 +1,4 @@
-"""Large folios made small (mm.md §15, §12.1), with the defect MM-S3 as recorded on 7.3.4 (SVMDEV.md) and without it."""
+"""Large folios made small, with the defect MM-S3 as recorded on 7.3.4 and without it."""
 
 from errno import EAGAIN, EBUSY, EINVAL
 
@@ -99,7 +99,7 @@ def test_split_unmapped(lab):
 
 @pytest.mark.parametrize("device", [False, True], ids=["ram", "device"])
 def test_pages_unmapped_from_a_block_are_freed_by_its_split(machine, device):
-    """mm.md §12.1: a hole in a block is not freed until something splits it."""
+    """A hole in a block is not freed until something splits it."""
     one, head = block(machine, device=device)
     one.mm.munmap(one.va(2), 3 * 4096)
     assert one.counts(head) == "5/5"

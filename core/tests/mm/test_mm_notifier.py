@@ -338,6 +338,15 @@ def test_removing_twice_or_from_a_callback_is_an_error() -> None:
     assert "is removed inside a notifier callback, which would wait for itself" in str(caught.value)
 
 
+@pytest.mark.parametrize("allocate", ["alloc_folio", "alloc_pages_bulk"])
+def test_allocating_in_a_callback_is_an_error(allocate) -> None:
+    """Reclaim may wait for the very notifier (fs_reclaim)."""
+    one = Bench()
+    one.insert(0, 4, during=lambda *_: getattr(one.memory, allocate)(0))
+    with pytest.raises(LockdepError):
+        one.open(0, 1)
+
+
 def test_taking_mmap_lock_in_a_callback_is_an_error() -> None:
     one = Bench()
     one.insert(0, 4, during=lambda *_: one.mm.mmap_lock.down_read())

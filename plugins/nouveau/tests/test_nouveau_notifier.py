@@ -31,7 +31,7 @@ def test_a_change_of_protection_clears_only_its_pages(bench):
     b.cpu_write(addr, 512)
     b.gpu_write(addr, 512)
     b.memory.mprotect(b.mm, addr + 9 * PAGE, PAGE, PROT_READ)
-    # The VMA splits are announced over the block, table or not (mm.md, Q16), so that the block goes as well.
+    # The VMA splits are announced over the block, table or not (Q16), so that the block goes as well.
     assert b.mapped_pages(addr, 512) == 0
     b.gpu_read(addr, 16)
     assert perms(b, addr + 9 * PAGE) == [READ | REMOTE]

@@ -1,8 +1,7 @@
 """Check what must hold of the mm while no task is inside a migrate, split, zap or fault operation.
 
-Each function checks one or two of the numbered rules (mm.md §18: the rules that the kernel asserts or that follow
-from its code) and yields a `Violation` for each place that breaks it. They read only; struct pages are compared a
-zone at a time.
+Each function checks one or two of the numbered rules (docs/reference/invariants.md) and yields a `Violation` for each
+place that breaks one. They read only; struct pages are compared a zone at a time.
 """
 
 from collections.abc import Callable, Iterator

@@ -2,7 +2,7 @@
 
 The walk fills one output word for each page until it meets one that needs a fault; the fault phase then handles every
 page from there to the end of the walk's piece, and the walk goes on from it. Words before the place reached are
-outputs, words from there on are still inputs (mm.md §4). Whole pieces of a table are evaluated as masks.
+outputs, words from there on are still inputs. Whole pieces of a table are evaluated as masks.
 """
 
 from errno import EBUSY, EFAULT, EINVAL, ENOMEM, EPERM

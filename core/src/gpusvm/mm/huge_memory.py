@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def split_huge_pmd_address(memory: "MemoryManager", vma: "Vma", address: int, *, freeze: bool = False) -> None:
     """Split the PMD around an address if its PUD is populated.
 
-    The CLEAR window opens whether there is a leaf or not: the test lies inside it (mm.md §21 Q16).
+    The CLEAR window opens whether there is a leaf or not: the test lies inside it (Q16).
     """
     if vma.mm.page_table.pud_present(address):
         split_huge_pmd(memory, vma, address, freeze=freeze)

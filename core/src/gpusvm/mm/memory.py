@@ -168,7 +168,7 @@ def _do_huge_zero_wp_pmd(memory: "MemoryManager", vma: "Vma", block: int, leaf: 
 def _do_huge_pmd_device_private(memory: "MemoryManager", vma: "Vma", address: int, flags: int, leaf: PmdLeaf) -> int:
     pages = memory.pages
     if not pages.folio_trylock(leaf.pfn):
-        # No wait here: the task faults again (mm.md §21 Q9).
+        # No wait here: the task faults again (Q9).
         return DONE
     pages.folio_get(leaf.pfn)
     return _migrate_to_ram(memory, VmFault(vma.mm, vma, address, leaf.pfn, pte_level=False, flags=flags))

@@ -1,6 +1,6 @@
 """mm/migrate_device.c, as of Linux 7.3.4: move pages between system memory and devices, the driver doing the copies.
 
-Three calls, one word per page (mm.md §6): setup collects and unmaps, pages moves what the pages are, finalize maps them
+Three calls, one word per page: setup collects and unmaps, pages moves what the pages are, finalize maps them
 again. Between them the driver allocates, copies, and writes `dst`. `migrate_device_*` do so by pfn, without a VMA.
 
 Words of small folios are handled in batches between one compound word and the next, a compound word by itself. In

@@ -1,6 +1,6 @@
 """mm/mmu_notifier.c, as of Linux 7.3.4: tell drivers that a range of an address space is about to change.
 
-The collision-retry protocol of interval notifiers (mm.md §3). `invalidate_seq` of an mm is odd while an
+The collision-retry protocol of interval notifiers. `invalidate_seq` of an mm is odd while an
 invalidation that overlaps some subscription runs; then the tree is frozen and changes to it wait on the deferred
 list. A subscription's own `invalidate_seq` is odd always, and equal to the mm's exactly when it may be colliding.
 The subscriptions' spinlock is not an object: its sections begin with `kernel.step()` and do not sleep.

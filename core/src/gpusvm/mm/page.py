@@ -443,6 +443,7 @@ class PageMap:
 
     def alloc_folio(self, order: int) -> int | None:
         """Allocate a system folio: refcount 1, unlocked, contents poisoned; None if memory or an injection says so."""
+        self.kernel.might_alloc()
         if self.kernel.inject("alloc.folio"):
             return None
         pfn = self.allocator.alloc(order)
@@ -458,6 +459,7 @@ class PageMap:
 
     def alloc_pages_bulk(self, n: int) -> Pfns | None:
         """Allocate `n` small system folios, each refcount 1, unlocked, contents poisoned; all or None."""
+        self.kernel.might_alloc()
         if self.kernel.inject("alloc.pages"):
             return None
         pfns = self.allocator.alloc_bulk(n)

@@ -1,6 +1,6 @@
 """Hold the page tables of one mm: PMD entries by 2 MiB block, PTE tables as bit masks plus an array of pfns.
 
-Three levels are enough (mm.md §2.3): is the PUD populated, the PMD entry, the PTE table. There is no object for a
+Three levels are enough: is the PUD populated, the PMD entry, the PTE table. There is no object for a
 page. Every change goes through a method here, which keeps the masks consistent and tells `kernel.observer`, if there
 is one, what is about to change and what has changed. References, rmap and rss are the caller's.
 

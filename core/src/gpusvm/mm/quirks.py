@@ -1,4 +1,4 @@
-"""Say which suspected defects of Linux 7.3.4's mm the model repeats (reference: mm.md §21)."""
+"""Say which suspected defects of Linux 7.3.4's mm the model repeats."""
 
 from typing import Literal
 

@@ -173,7 +173,7 @@ def _anon_vmas_agree(one: Vma | None, other: Vma | None) -> bool:
 def split_vma(memory: "MemoryManager", vma: Vma, address: int, *, new_below: bool) -> Vma:
     """Cut an area in two at an address inside it and return the new one. mmap_lock held for write. ENOMEM.
 
-    A PMD leaf across the new boundary is split; as written, so is one that may not be there (mm.md §3.9, "spurious").
+    A PMD leaf across the new boundary is split; as written, so is one that may not be there.
     """
     if memory.kernel.inject("alloc.vma"):
         raise KernelError(ENOMEM, f"no memory to split {vma!r}")
