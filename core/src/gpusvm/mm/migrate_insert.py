@@ -10,6 +10,7 @@ from gpusvm.mm.huge_memory import split_huge_pmd
 from gpusvm.mm.mm_struct import MM_ANONPAGES, MMF_UNSTABLE
 from gpusvm.mm.pgtable import PmdKind, PmdLeaf, PteTable
 from gpusvm.mm.ptemask import bools, from_indices
+from gpusvm.mm.vma import anon_vma_prepare
 
 if TYPE_CHECKING:
     from gpusvm.mm.memory_manager import MemoryManager
@@ -37,7 +38,7 @@ def insert_huge_pmd_page(memory: "MemoryManager", args: MigrateVma, vma: "Vma", 
         return False
     if memory.pages.folio_order(pfn) != geometry.pmd_order:
         raise ModelError(f"destination {pfn:#x} of a PMD hole has order {memory.pages.folio_order(pfn)}")
-    memory.rmap.anon_vma_prepare(vma)
+    anon_vma_prepare(memory, vma)
     memory.kernel.step()
     block = address >> geometry.pmd_shift
     entry = mm.page_table.entries.get(block)
@@ -107,7 +108,7 @@ def _table(memory: "MemoryManager", args: MigrateVma, vma: "Vma", address: int) 
         if entry.kind is not PmdKind.HUGE_ZERO:
             return None
         split_huge_pmd(memory, vma, address)
-    memory.rmap.anon_vma_prepare(vma)
+    anon_vma_prepare(memory, vma)
     memory.kernel.step()
     if isinstance(page_table.entries.get(block), PmdLeaf):
         return None

@@ -3,6 +3,7 @@ and merged.
 """
 
 from bisect import bisect_left, bisect_right
+from contextlib import AbstractContextManager, nullcontext
 from errno import ENOMEM
 from typing import TYPE_CHECKING
 
@@ -179,16 +180,29 @@ def split_vma(memory: "MemoryManager", vma: Vma, address: int, *, new_below: boo
         raise KernelError(ENOMEM, f"no memory to split {vma!r}")
     mm = vma.mm
     shift = memory.geometry.page_shift
-    adjust_trans_huge(memory, vma, address)
     if new_below:
         new = Vma(mm, vma.start, address, vma.flags, vma.pgoff)
-        mm.vma_tree.set_range(vma, address, vma.end, shift)
+        start, end = address, vma.end
     else:
         new = Vma(mm, address, vma.end, vma.flags, vma.pgoff + ((address - vma.start) >> shift))
-        mm.vma_tree.set_range(vma, vma.start, address, shift)
+        start, end = vma.start, address
     memory.rmap.anon_vma_clone(new, vma)
-    mm.vma_tree.insert(new)
+    with _rmap_locked(vma):
+        adjust_trans_huge(memory, vma, address)
+        _set_range(memory, vma, start, end)
+        mm.vma_tree.insert(new)
     return new
+
+
+def _rmap_locked(vma: Vma) -> AbstractContextManager[None]:
+    # vma_prepare to vma_complete: no rmap walk may see an area while its bounds change.
+    return nullcontext() if vma.anon_vma is None else vma.anon_vma.lock.write()
+
+
+def _set_range(memory: "MemoryManager", vma: Vma, start: int, end: int) -> None:
+    # What vma_prepare and vma_complete do around vma_set_range: a rmap walk visits the area in its new order.
+    vma.mm.vma_tree.set_range(vma, start, end, memory.geometry.page_shift)
+    memory.rmap.anon_vma_moved(vma)
 
 
 def adjust_trans_huge(memory: "MemoryManager", vma: Vma, address: int) -> None:
@@ -203,7 +217,6 @@ def merge_new(memory: "MemoryManager", mm: "MmStruct", start: int, end: int, fla
     """Grow a neighbour, or join two, to take in [start, end), where nothing is mapped (vma_merge_new_range)."""
     if flags & VM_SPECIAL:
         return None
-    shift = memory.geometry.page_shift
     left, right = mm.vma_tree.neighbours(start, end)
     new = Vma(mm, start, end, flags, pgoff)
     if left is not None and (left.flags != flags or not _continues(memory, left, new)):
@@ -213,10 +226,10 @@ def merge_new(memory: "MemoryManager", mm: "MmStruct", start: int, end: int, fla
     if left is not None and right is not None and _anon_vmas_agree(left, right):
         return _join(memory, left, right)
     if left is not None:
-        mm.vma_tree.set_range(left, left.start, end, shift)
+        _set_range(memory, left, left.start, end)
         return left
     if right is not None:
-        mm.vma_tree.set_range(right, start, right.end, shift)
+        _set_range(memory, right, start, right.end)
         return right
     return None
 
@@ -229,7 +242,7 @@ def _join(memory: "MemoryManager", left: Vma, right: Vma) -> Vma:
     end = right.end
     mm.vma_tree.remove(right)
     memory.rmap.unlink_anon_vmas(right)
-    mm.vma_tree.set_range(left, left.start, end, memory.geometry.page_shift)
+    _set_range(memory, left, left.start, end)
     return left
 
 
@@ -255,7 +268,6 @@ def _merge_existing(memory: "MemoryManager", vma: Vma, start: int, end: int, fla
     if flags & VM_SPECIAL:
         return None
     tree = mm.vma_tree
-    shift = memory.geometry.page_shift
     prev, following = tree.neighbours(vma.start, vma.end)
     left: Vma | None = None
     right: Vma | None = None
@@ -276,11 +288,12 @@ def _merge_existing(memory: "MemoryManager", vma: Vma, start: int, end: int, fla
         if end == vma.end:
             return _join(memory, left, vma)
         # The neighbour below takes the front part: its end and our start move to `end`.
-        adjust_trans_huge(memory, vma, end)
         if left.anon_vma is None and vma.anon_vma is not None:
             memory.rmap.anon_vma_clone(left, vma)
-        tree.set_range(vma, end, vma.end, shift)
-        tree.set_range(left, left.start, end, shift)
+        with _rmap_locked(left):
+            adjust_trans_huge(memory, vma, end)
+            _set_range(memory, vma, end, vma.end)
+            _set_range(memory, left, left.start, end)
         return left
     assert right is not None
     if right.anon_vma is None and vma.anon_vma is not None:
@@ -288,8 +301,10 @@ def _merge_existing(memory: "MemoryManager", vma: Vma, start: int, end: int, fla
     if start == vma.start:
         tree.remove(vma)
         memory.rmap.unlink_anon_vmas(vma)
-    else:
+        _set_range(memory, right, start, right.end)
+        return right
+    with _rmap_locked(right):
         adjust_trans_huge(memory, vma, start)
-        tree.set_range(vma, vma.start, start, shift)
-    tree.set_range(right, start, right.end, shift)
+        _set_range(memory, vma, vma.start, start)
+        _set_range(memory, right, start, right.end)
     return right
