@@ -268,7 +268,8 @@ def test_mprotect_changes_every_kind_of_entry(lab) -> None:
     one = lab()
     one.map(5)
     one.device.migrate(one.mm, BASE, BASE + PAGE)
-    pfn = one.memory.make_device_exclusive(one.mm, BASE + PAGE, None)
+    with one.mm.mmap_lock.read():
+        pfn = one.memory.make_device_exclusive(one.mm, BASE + PAGE, None)
     one.memory.folio_unlock(pfn)
     one.memory.folio_put(pfn)
     table = one.mm.page_table.lookup(BASE)

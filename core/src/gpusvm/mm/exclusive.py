@@ -3,7 +3,7 @@
 from errno import EFAULT, ENOMEM, EOPNOTSUPP
 from typing import TYPE_CHECKING
 
-from gpusvm.errors import KernelError
+from gpusvm.errors import KernelError, ModelError
 from gpusvm.mm.api import (
     FAULT_FLAG_REMOTE,
     FAULT_FLAG_WRITE,
@@ -37,6 +37,8 @@ def make_device_exclusive(memory: "MemoryManager", mm: "MmStruct", address: int,
     address &= -page
     kernel = memory.kernel
     pages = memory.pages
+    if kernel.checked and not mm.mmap_lock.is_locked:
+        raise ModelError(f"make_device_exclusive without the mmap_lock of {mm.name}")
     while True:
         vma, pfn = _get_user_page_write_split(memory, mm, address)
         head = pages.folio_head(pfn)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from gpusvm.errors import KernelError
+from gpusvm.errors import KernelError, ModelError
 from gpusvm.mm.api import (
     FAULT_FLAG_REMOTE,
     FAULT_FLAG_WRITE,
@@ -356,9 +356,11 @@ def hmm_range_fault(memory: "MemoryManager", range_: HmmRange) -> None:
     if range_.start >= range_.end:
         raise KernelError(EINVAL, f"a range of {range_.start:#x}-{range_.end:#x}")
     walk = _Walk(memory, range_)
+    kernel = memory.kernel
+    if kernel.checked and not walk.mm.mmap_lock.is_locked:
+        raise ModelError(f"hmm_range_fault without the mmap_lock of {walk.mm.name}")
     sub = range_.notifier
     seq = range_.notifier_seq
-    kernel = memory.kernel
     faulted: tuple[int, int, int] | None = None
     before = kernel.current.time_ns
     while True:

@@ -122,11 +122,12 @@ def _do_huge_pmd_wp_page(memory: "MemoryManager", vma: "Vma", block: int, leaf: 
             if not pages.folio_trylock(leaf.pfn):
                 pages.folio_get(leaf.pfn)
                 pages.folio_lock(leaf.pfn)
-                pages.folio_put(leaf.pfn)
                 memory.kernel.step()
                 if page_table.entries.get(block) is not leaf:
                     pages.folio_unlock(leaf.pfn)
+                    pages.folio_put(leaf.pfn)
                     return DONE
+                pages.folio_put(leaf.pfn)
             if zone.m_refcount[i] == 1:
                 # Nobody else can have it any more: the mapping takes the folio over.
                 zone.m_flags[i] |= PG_ANON_EXCLUSIVE
