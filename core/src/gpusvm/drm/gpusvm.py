@@ -125,8 +125,9 @@ class GpuSvm:
 
     def fini(self) -> None:
         """Remove all ranges and notifiers (drm_gpusvm_fini)."""
-        for range_ in list(self.ranges(0, self.mm_end)):
-            self.range_remove(range_)
+        for notifier in self.notifiers():  # not up to mm_end: a range may begin there
+            for range_ in list(notifier.ranges(notifier.start, notifier.end)):
+                self.range_remove(range_)
         self.mm.mmdrop()
 
     def driver_set_lock(self, lock: Mutex | RwSemaphore) -> None:

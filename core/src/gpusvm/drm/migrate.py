@@ -14,7 +14,7 @@ from gpusvm.drm.addr import DMA_FROM_DEVICE, DMA_TO_DEVICE, Orders, constant_u8
 from gpusvm.drm.devmem import Devmem, DevmemOps, MigrateDetails
 from gpusvm.drm.mapping import CopyMapping, PeerMapping
 from gpusvm.drm.zdd import Zdd
-from gpusvm.errors import KernelError
+from gpusvm.errors import KernelError, ModelError
 from gpusvm.mm.api import (
     MIGRATE_PFN_COMPOUND,
     MIGRATE_PFN_MIGRATE,
@@ -56,6 +56,8 @@ def migrate_to_devmem(
     ops = devmem.ops
     dpagemap = devmem.dpagemap
     memory = dpagemap.memory
+    if memory.kernel.checked and not mm.mmap_lock.is_locked:
+        raise ModelError(f"migrate_to_devmem without the mmap_lock of {mm.name}")
     for op in ("populate_devmem_pfn", "copy_to_devmem", "copy_to_ram"):
         if getattr(ops, op, None) is None:
             devmem.release()
@@ -171,9 +173,10 @@ class _Migration:
                 self._not_necessary()
                 return 0
             source = memory.zone_device_data(src_pfn)
-        pfns = devmem.ops.populate_devmem_pfn(devmem, npages)
+        pfns = self._populate_pfns()
         dst_pfn = int(pfns[0])
-        assert int(pfns[-1]) == dst_pfn + npages - 1, "a compound page needs consecutive device pages"
+        if int(pfns[-1]) != dst_pfn + npages - 1:
+            raise self._not_consecutive(dst_pfn)
         memory.zone_device_folio_init(dst_pfn, pgmap, order)
         self._zdd.kref.get("folio")
         self._zdd.set_run(dst_pfn, npages)
@@ -204,7 +207,6 @@ class _Migration:
         memory = self._memory
         args = self._args
         dpagemap = self._dpagemap
-        devmem = self._devmem
         npages = self._npages
         geometry = memory.geometry
         at = np.flatnonzero(args.src)
@@ -232,9 +234,13 @@ class _Migration:
                 return 0
             if own_pages and not self._details.can_migrate_same_pagemap:
                 raise KernelError(EBUSY, f"{own_pages} of {npages} pages are there already: fragmentation")
-        pfns = devmem.ops.populate_devmem_pfn(devmem, npages)
+        pfns = self._populate_pfns()
         self._zdd.set_pfns(pfns)
         dst = pfns if len(at) == npages else pfns[at]
+        if some_compound:
+            last = pfns[at[compound] + geometry.pmd_nr - 1] - dst[compound]
+            if (last != geometry.pmd_nr - 1).any():
+                raise self._not_consecutive(int(dst[compound][int((last != geometry.pmd_nr - 1).argmax())]))
         order = constant_u8(0, len(at)) if sizes is None else (compound * np.uint8(geometry.pmd_order)).astype(np.uint8)
         dst_words = (dst.view(np.uint64) << _SHIFT) | _VALID
         if sizes is not None:
@@ -263,6 +269,19 @@ class _Migration:
         args.dst[at] = dst_words
         self._landed()
         return npages
+
+    def _populate_pfns(self) -> Pfns:
+        devmem = self._devmem
+        pfns = devmem.ops.populate_devmem_pfn(devmem, self._npages)
+        if len(pfns) != self._npages:
+            raise ModelError(f"populate_devmem_pfn of {devmem.drm.name} gave {len(pfns)} of {self._npages} pages")
+        return pfns
+
+    def _not_consecutive(self, pfn: int) -> ModelError:
+        nr = self._memory.geometry.pmd_nr
+        return ModelError(
+            f"populate_devmem_pfn of {self._devmem.drm.name}: a PMD folio needs {nr} consecutive pages from {pfn:#x}"
+        )
 
     def _runs(
         self, src: Pfns, device: Bools, some_device: bool

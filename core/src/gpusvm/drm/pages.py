@@ -2,7 +2,7 @@
 map.
 """
 
-from errno import EBUSY, EFAULT, EOPNOTSUPP
+from errno import EBUSY, EFAULT, ENOMEM, EOPNOTSUPP
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -135,6 +135,8 @@ def get_pages(
             if valid:
                 pages.notifier_seq = seq
                 return
+        if kernel.inject("gpusvm.pages"):
+            raise KernelError(ENOMEM, "injected at gpusvm.pages")
         if not mm.mmget_not_zero():
             raise KernelError(EFAULT, "the mm is gone")
         kernel.charge("get_pages_base")

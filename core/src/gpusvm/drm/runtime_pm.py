@@ -17,7 +17,7 @@ class PmCallbacks(Protocol):
         """Prepare for `state`, D3hot or D3cold; a KernelError keeps the device awake."""
 
     def runtime_resume(self, state: str) -> None:
-        """Bring the device back from `state`."""
+        """Bring the device back from `state`; a KernelError leaves it there."""
 
     def vram_used_bytes(self) -> int:
         """Return how much memory would have to be saved for D3cold."""
@@ -120,7 +120,10 @@ class RuntimePm:
             self._resume()
 
     def get(self, holder: object = "pm") -> None:
-        """Take a reference and wait until the device is awake (pm_runtime_get_sync)."""
+        """Take a reference and wait until the device is awake (pm_runtime_get_sync).
+
+        What the driver's resume raises comes out, and the reference is taken nevertheless: it has to be put.
+        """
         self._get(holder)
         if self.state is not D0 or self._transition:
             self._resume()
@@ -227,7 +230,11 @@ class RuntimePm:
         state = self.state
         kernel.charge("pm_resume_d3cold" if state is D3COLD else "pm_resume_d3hot")
         if self.callbacks is not None:
-            self.callbacks.runtime_resume(state)
+            try:
+                self.callbacks.runtime_resume(state)
+            except KernelError:
+                self._end_transition()
+                raise
         self.resumes += 1
         now = kernel.now_ns
         self._awake_since_ns = now
