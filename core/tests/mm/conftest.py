@@ -176,7 +176,7 @@ class Device:
         self.faults.append((vmf.address, vmf.page, vmf.pte_level))
         start, end = vmf.vma.start, vmf.vma.end
         if self.window:
-            # A block has to come home whole: cut, it would have to be split, and the fault holds it (Q5).
+            # A block has to come home whole: cut, it would have to be split, and the fault holds it.
             window = self.window if vmf.pte_level else max(self.window, self.memory.geometry.pmd_size)
             low = vmf.address & -window
             start, end = max(start, low), min(end, low + window)

@@ -127,7 +127,7 @@ def test_none_and_zero_page(lab):
     one.read(2, 3)
     one.write(5)
     assert collect(one, 0, 8, SYSTEM) == "hhhhhwhh"
-    # Without SELECT_SYSTEM a none entry is still a hole (Q3); the zero page is not.
+    # Without SELECT_SYSTEM a none entry is still a hole; the zero page is not.
     assert collect(one, 0, 8, PRIVATE) == "hh..h.hh"
     assert collect(one, 8, 16, PRIVATE) == "hhhhhhhh"
     one.pages.folio_lock(one.pfn(5))

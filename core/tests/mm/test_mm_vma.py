@@ -285,7 +285,7 @@ def test_mprotect_changes_every_kind_of_entry(lab) -> None:
         (PteKind.PRESENT, False, False),
     ]
     protect(one, 0, 5, RW)
-    # A device-private entry never gets its write back in place (Q13).
+    # A device-private entry never gets its write back in place.
     assert [one.entry(i).write for i in range(5)] == [False, False, False, False, True]
     table.set_present(0b1100, table.pfns(0b1100).copy(), 0)
     one.write(0, 1)

@@ -1,11 +1,13 @@
 """mm/huge_memory.c, as of Linux 7.3.4: split what a PMD maps into the entries of its deposited PTE table."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from gpusvm.mm.api import MMU_NOTIFY_CLEAR
 from gpusvm.mm.mmu_notifier import notifier_end, notifier_start
 from gpusvm.mm.page import PG_ANON_EXCLUSIVE
 from gpusvm.mm.pgtable import PmdKind, PmdLeaf, PteKind, PteTable
+from gpusvm.mm.ptemask import span
 
 if TYPE_CHECKING:
     from gpusvm.mm.memory_manager import MemoryManager
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 def split_huge_pmd_address(memory: "MemoryManager", vma: "Vma", address: int, *, freeze: bool = False) -> None:
     """Split the PMD around an address if its PUD is populated.
 
-    The CLEAR window opens whether there is a leaf or not: the test lies inside it (Q16).
+    The CLEAR window opens whether there is a leaf or not: the test whether there is one lies inside it.
     """
     if vma.mm.page_table.pud_present(address):
         split_huge_pmd(memory, vma, address, freeze=freeze)
@@ -77,3 +79,26 @@ def split_huge_pmd_locked(memory: "MemoryManager", mm: "MmStruct", block: int, *
         zone.flags[i : i + nr] |= PG_ANON_EXCLUSIVE
     mm.page_table.install(table)
     return True
+
+
+def walk_pmds(
+    memory: "MemoryManager", vma: "Vma", start: int, end: int
+) -> Iterator[tuple[int, PmdLeaf | PteTable, int]]:
+    """Yield what maps [start, end) of an area: block, PMD entry, mask of the pages inside; a leaf that is cut is split.
+
+    Each comes at the begin of a page-table-lock section (the walks of unmap_page_range and change_protection_range).
+    """
+    page_table = vma.mm.page_table
+    entries = page_table.entries
+    geometry = memory.geometry
+    shift, page_shift = geometry.pmd_shift, geometry.page_shift
+    step = memory.kernel.step
+    for block in page_table.present_blocks(start, end):
+        base = block << shift
+        first, stop = max(start, base), min(end, base + geometry.pmd_size)
+        if isinstance(entries.get(block), PmdLeaf) and stop - first != geometry.pmd_size:
+            split_huge_pmd(memory, vma, first)
+        step()
+        entry = entries.get(block)
+        if entry is not None:
+            yield block, entry, span((first - base) >> page_shift, (stop - first) >> page_shift)

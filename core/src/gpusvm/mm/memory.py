@@ -43,7 +43,7 @@ def handle_mm_fault(memory: "MemoryManager", vma: "Vma", address: int, flags: in
             return VM_FAULT_SIGSEGV
     page_table = vma.mm.page_table
     block = address >> page_table.pmd_shift
-    page_table.puds[address >> page_table.pud_shift] = None
+    page_table.pud_alloc(address)
     memory.kernel.step()
     entry = page_table.entries.get(block)
     if entry is None:
@@ -74,6 +74,8 @@ def _do_huge_pmd_anonymous_page(memory: "MemoryManager", vma: "Vma", block: int,
     page_table = mm.page_table
     anon_vma_prepare(memory, vma)
     if not flags & FAULT_FLAG_WRITE:
+        if memory.kernel.inject("alloc.pte_table"):  # the one to deposit
+            return VM_FAULT_OOM
         pfn = memory.huge_zero_folio()
         if pfn is None:
             return VM_FAULT_FALLBACK
@@ -88,6 +90,9 @@ def _do_huge_pmd_anonymous_page(memory: "MemoryManager", vma: "Vma", block: int,
     pfn = memory.pages.alloc_folio(geometry.pmd_order)
     if pfn is None:
         return VM_FAULT_FALLBACK
+    if memory.kernel.inject("alloc.pte_table"):
+        memory.pages.folio_put(pfn)
+        return VM_FAULT_OOM
     memory.contents.clear_folio(pfn, geometry.pmd_nr)
     memory.kernel.step()
     if block in page_table.entries or mm.flags & MMF_UNSTABLE:
@@ -169,7 +174,7 @@ def _do_huge_zero_wp_pmd(memory: "MemoryManager", vma: "Vma", block: int, leaf: 
 def _do_huge_pmd_device_private(memory: "MemoryManager", vma: "Vma", address: int, flags: int, leaf: PmdLeaf) -> int:
     pages = memory.pages
     if not pages.folio_trylock(leaf.pfn):
-        # No wait here: the task faults again (Q9).
+        # No wait here, other than for a PTE: the task faults again.
         return DONE
     pages.folio_get(leaf.pfn)
     return _migrate_to_ram(memory, VmFault(vma.mm, vma, address, leaf.pfn, pte_level=False, flags=flags))

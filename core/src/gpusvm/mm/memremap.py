@@ -128,7 +128,7 @@ class DevPagemaps:
         self.kernel.step()
         assert pgmap.done is not None
         pgmap.done.wait()
-        if pgmap.ref:  # inv 31
+        if pgmap.ref:  # invariant 31
             raise ModelError(f"pagemap of pfn {pgmap.start_pfn:#x} is done with {pgmap.ref} references")
         if pgmap.type != MEMORY_DEVICE_GENERIC and zone.refcount.any():
             raise ModelError(f"pagemap of pfn {pgmap.start_pfn:#x} is done with pages in use")
@@ -241,7 +241,7 @@ class DevPagemaps:
             zone.m_token[i] = POISON_FREED
         zone.m_anon_vma[i] = 0
         kernel = self.kernel
-        kernel.preempt_disable()  # it may run under a page-table lock, so it must not sleep (inv 34)
+        kernel.preempt_disable()  # it may run under a page-table lock, so it must not sleep
         try:
             pgmap.ops.folio_free(zone.base + i, order)
         finally:

@@ -127,7 +127,7 @@ class _Collect:
         pages = self.pages
         zone = pages.zone(pfn)
         if kind is PmdKind.THP:
-            # No look at coherent folios or their owner here (Q8).
+            # No look at coherent folios or their owner here, other than for PTEs.
             if not self.flags & MIGRATE_VMA_SELECT_SYSTEM:
                 return 0
         elif (
@@ -153,7 +153,7 @@ class _Collect:
                 args.cpages += 1
                 return 0
         # It has to be split: the range cuts it, the caller wants small folios, or it may be pinned. A fault folio has
-        # one reference too many for that, always (Q5).
+        # one reference too many for that, always.
         error = split_folio(memory, pfn)
         if not is_fault:
             pages.folio_unlock(pfn)

@@ -97,13 +97,16 @@ def migrate_vma_setup(memory: "MemoryManager", args: MigrateVma) -> None:
     if args.cpages:
         args.cpages = _unmap(memory, args.src, args.npages, fault)
     if kernel.checked:
-        _check_collected(memory, args.src[: args.npages])
+        _check_collected(memory, args.src[: args.npages], fault)
     kernel.charge("migrate_setup_base")
     kernel.charge("migrate_setup_per_folio", args.cpages)
 
 
-def _check_collected(memory: "MemoryManager", src: Words) -> None:
-    """Raise ModelError unless what was collected is locked, unmapped and off the LRU (inv 17, 18); in checked mode."""
+def _check_collected(memory: "MemoryManager", src: Words, fault_page: int | None) -> None:
+    """Raise ModelError unless what was collected is locked, unmapped and off the LRU (invariant 17).
+
+    As written, MM-S3 collects the head of a split fault folio unlocked; only in checked mode.
+    """
     words = src[src & MIGRATE_PFN_VALID != 0]
     if not len(words):
         return
@@ -111,7 +114,8 @@ def _check_collected(memory: "MemoryManager", src: Words) -> None:
         raise ModelError("setup left a VALID word without MIGRATE")
     for zone, index, _ in memory.pages.split((words >> MIGRATE_PFN_SHIFT).astype(np.int64)):
         flags = zone.flags[index]
-        unlocked = np.count_nonzero(flags & PG_LOCKED) != len(flags) and memory.quirks.mm_s3 == "fixed"
+        locked = np.count_nonzero(flags & PG_LOCKED)
+        unlocked = locked != len(flags) and (fault_page is None or memory.quirks.mm_s3 == "fixed")
         if unlocked or np.count_nonzero(flags & PG_LRU) or zone.mapcount[index].any():
             raise ModelError(f"setup left a folio of {zone!r} unlocked, mapped or on the LRU")
 
@@ -528,7 +532,7 @@ def _migrate_device_pages(
 
 
 def check_destinations(zone: Zone, index: Index) -> None:
-    """Raise ModelError unless the driver's pages are locked, referenced once and unmapped (inv 22)."""
+    """Raise ModelError unless the driver's pages are locked, referenced once and unmapped (invariant 22)."""
     flags = zone.flags[index]
     if np.count_nonzero(flags & PG_LOCKED) != len(flags):
         raise ModelError(f"a destination in {zone!r} is not locked")

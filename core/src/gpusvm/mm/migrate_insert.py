@@ -39,6 +39,8 @@ def insert_huge_pmd_page(memory: "MemoryManager", args: MigrateVma, vma: "Vma", 
     if memory.pages.folio_order(pfn) != geometry.pmd_order:
         raise ModelError(f"destination {pfn:#x} of a PMD hole has order {memory.pages.folio_order(pfn)}")
     anon_vma_prepare(memory, vma)
+    if memory.kernel.inject("alloc.pte_table"):  # the one to deposit
+        return False
     memory.kernel.step()
     block = address >> geometry.pmd_shift
     entry = mm.page_table.entries.get(block)
@@ -98,7 +100,7 @@ def insert_pages(memory: "MemoryManager", args: MigrateVma, vma: "Vma", where: P
 
 
 def _table(memory: "MemoryManager", args: MigrateVma, vma: "Vma", address: int) -> PteTable | None:
-    # The table to insert into, with the section of its lock begun; None if a leaf is in the way.
+    # The table to insert into, with the section of its lock begun; None if a leaf is in the way or there is no memory.
     if not vma.is_anonymous:
         return None
     page_table = vma.mm.page_table
@@ -108,6 +110,8 @@ def _table(memory: "MemoryManager", args: MigrateVma, vma: "Vma", address: int) 
         if entry.kind is not PmdKind.HUGE_ZERO:
             return None
         split_huge_pmd(memory, vma, address)
+    elif entry is None and memory.kernel.inject("alloc.pte_table"):
+        return None
     anon_vma_prepare(memory, vma)
     memory.kernel.step()
     if isinstance(page_table.entries.get(block), PmdLeaf):

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 
 from gpusvm.errors import KernelError
 from gpusvm.mm.api import MMU_NOTIFY_PROTECTION_VMA, PROT_EXEC, PROT_READ, PROT_WRITE, VM_WRITE, MmuNotifierRange
-from gpusvm.mm.huge_memory import split_huge_pmd
+from gpusvm.mm.huge_memory import walk_pmds
 from gpusvm.mm.mmap import prot_to_vm_flags
 from gpusvm.mm.mmu_notifier import notifier_end, notifier_start
 from gpusvm.mm.page import PG_ANON_EXCLUSIVE
 from gpusvm.mm.pgtable import PmdKind, PmdLeaf, PteTable
-from gpusvm.mm.ptemask import from_indices, indices, span
+from gpusvm.mm.ptemask import from_indices, indices
 from gpusvm.mm.vma import VM_ACCESS_FLAGS, Vma, modify_flags
 
 if TYPE_CHECKING:
@@ -57,8 +57,6 @@ def _change_protection(memory: "MemoryManager", vma: Vma, start: int, end: int) 
     # change_protection_range down to change_pte_range. The window opens at the first populated PUD, if there is one.
     mm = vma.mm
     page_table = mm.page_table
-    geometry = memory.geometry
-    shift = geometry.pmd_shift
     pud_shift = page_table.pud_shift
     range_: MmuNotifierRange | None = None
     changed = 0
@@ -68,24 +66,11 @@ def _change_protection(memory: "MemoryManager", vma: Vma, start: int, end: int) 
         low, high = max(start, pud << pud_shift), min(end, (pud + 1) << pud_shift)
         if range_ is None:
             range_ = notifier_start(memory, mm, low, end, MMU_NOTIFY_PROTECTION_VMA)
-        for block in page_table.present_blocks(low, high):
-            first, stop = max(low, block << shift), min(high, (block + 1) << shift)
-            entry = page_table.entries.get(block)
+        for block, entry, mask in walk_pmds(memory, vma, low, high):
             if isinstance(entry, PmdLeaf):
-                if stop - first == geometry.pmd_size:
-                    memory.kernel.step()
-                    entry = page_table.entries.get(block)
-                    if isinstance(entry, PmdLeaf):
-                        _change_huge_pmd(memory, vma, block, entry)
-                        changed += 1
-                        continue
-                else:
-                    split_huge_pmd(memory, vma, first)
-                    entry = page_table.entries.get(block)
-            if isinstance(entry, PteTable):
-                memory.kernel.step()
-                n = (stop - first) >> geometry.page_shift
-                mask = span((first - entry.base) >> geometry.page_shift, n)
+                _change_huge_pmd(memory, vma, block, entry)
+                changed += 1
+            else:
                 _change_ptes(memory, vma, entry, mask)
                 changed += (mask & entry.used).bit_count()
     memory.kernel.charge("protect_per_page", changed)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from gpusvm.errors import ModelError
 from gpusvm.kernel import Kernel, WaitQueue
-from gpusvm.mm.api import MEMORY_DEVICE_PRIVATE, Bools, DevPagemap, Geometry, Pfns
+from gpusvm.mm.api import MEMORY_DEVICE_PRIVATE, DevPagemap, Geometry, Pfns
 from gpusvm.mm.page_alloc import PageAllocator
 from gpusvm.mm.ptemask import RAMP
 
@@ -309,11 +309,6 @@ class PageMap:
         else:
             self._free_folio(i)
 
-    def get_many(self, pfns: Pfns) -> None:
-        """Take a reference on each of many live folios."""
-        for zone, index, _ in self.split(pfns):
-            zone.refcount[index] += 1
-
     def put_many(self, pfns: Pfns) -> None:
         """Drop a reference on each of many folios and free those that reach 0."""
         for zone, index, _ in self.split(pfns):
@@ -395,15 +390,6 @@ class PageMap:
         """Tell whether the folio headed by `pfn` is locked."""
         zone = self.ram if pfn < self.ram_pages else self.zone(pfn)
         return bool(zone.m_flags[pfn - zone.base] & PG_LOCKED)
-
-    def trylock_many(self, pfns: Pfns) -> Bools:
-        """Lock those that are free; one truth value for each."""
-        got = np.zeros(len(pfns), np.bool_)
-        for zone, index, where in self.split(pfns):
-            flags = zone.flags[index]
-            got[where] = flags & PG_LOCKED == 0
-            zone.flags[index] = flags | PG_LOCKED
-        return got
 
     def lock_new(self, pfns: Pfns) -> None:
         """Lock many folios that nobody else can know yet."""

@@ -8,7 +8,6 @@ The page-table lock is a rule, not an object: whoever reads or changes entries b
 and does not sleep, charge or call back until the section is over.
 """
 
-from collections.abc import Iterator
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
@@ -60,7 +59,7 @@ class Pte:
 class PmdLeaf:
     """Be one PMD that maps or names a whole block; `rexcl` only with MIGRATION. Immutable: `PageTable` swaps leaves.
 
-    A leaf keeps a deposited PTE table (mm/huge_memory.c:pgtable_trans_huge_deposit), so that splitting it cannot fail.
+    A leaf keeps a deposited PTE table (mm/pgtable-generic.c:pgtable_trans_huge_deposit): splitting it cannot fail.
     """
 
     __slots__ = ("dirty", "kind", "pfn", "rexcl", "write")
@@ -129,18 +128,6 @@ class PteTable:
         """Return the mask of the entries that are not none."""
         return self.present | self.private | self.migration | self.devexcl
 
-    def kind_mask(self, kind: PteKind) -> int:
-        """Return the mask of one kind; for NONE, of every page that no other kind has."""
-        if kind is PteKind.PRESENT:
-            return self.present
-        if kind is PteKind.PRIVATE:
-            return self.private
-        if kind is PteKind.MIGRATION:
-            return self.migration
-        if kind is PteKind.EXCLUSIVE:
-            return self.devexcl
-        return ((1 << len(self.pfn)) - 1) & ~self.used
-
     def kind(self, i: int) -> PteKind:
         """Return the kind of page i."""
         bit = 1 << i
@@ -170,17 +157,6 @@ class PteTable:
         if is_run(mask):
             return self.pfn[lowest(mask) : mask.bit_length()] if mask else self.pfn[:0]
         return self.pfn[indices(mask)]
-
-    def is_contiguous(self, mask: int) -> bool:
-        """Tell whether the pfns of `mask`, which is not empty, follow each other as its pages do."""
-        first = lowest(mask)
-        pfns = self.pfns(mask)
-        start = self.m_pfn[first]
-        last = mask.bit_length() - 1
-        # The ends first: they differ in nearly every table of scattered pages.
-        if self.m_pfn[last] - start != last - first:
-            return False
-        return bool((pfns - indices(mask) == start - first).all())
 
     def set_present(self, mask: int, pfns: int | Pfns, write: int, dirty: int = 0) -> None:
         """Map normal pages (set_pte_at with mk_pte)."""
@@ -307,7 +283,7 @@ class PteTable:
     ) -> None:
         """Fill a table that is not installed yet with entries for consecutive pfns, or with the zero page at `pfn`.
 
-        It is the deposited table of a leaf that is being split (pgtable_trans_huge_withdraw).
+        It is the deposited table of a leaf that is being split (mm/pgtable-generic.c:pgtable_trans_huge_withdraw).
         """
         every = (1 << len(self.pfn)) - 1
         if zero:
@@ -376,7 +352,7 @@ class PageTable:
         return address >> self.pud_shift in self.puds
 
     def pud_alloc(self, address: int) -> None:
-        """Populate the PUD above an address (mm/memory.c:pmd_alloc)."""
+        """Populate the PUD above an address (include/linux/mm.h:pmd_alloc)."""
         self.puds[address >> self.pud_shift] = None
 
     def table(self, block: int) -> PteTable:
@@ -427,18 +403,6 @@ class PageTable:
         """
         shift = self.pmd_shift if address >> self.pud_shift in self.puds else self.pud_shift
         return min(end, ((address >> shift) + 1) << shift)
-
-    def chunks(self, start: int, end: int) -> Iterator[tuple[int, int, PteTable | PmdLeaf | None]]:
-        """Walk [start, end) in pieces of at most one block: (address, end of the piece, PMD entry when it is
-        reached).
-        """
-        shift = self.pmd_shift
-        entries = self.entries
-        while start < end:
-            block = start >> shift
-            stop = min(end, (block + 1) << shift)
-            yield start, stop, entries.get(block)
-            start = stop
 
     def present_blocks(self, start: int, end: int) -> list[int]:
         """Return the blocks that touch [start, end) and are not pmd none, ascending; cheap also for a vast range."""

@@ -167,15 +167,6 @@ class Rmap:
         if exclusive:
             zone.m_flags[i] |= PG_ANON_EXCLUSIVE
 
-    def folio_add_anon_rmap_pmd(self, pfn: int, *, exclusive: bool) -> None:
-        """Count one PMD mapping of a folio."""
-        zone = self.pages.zone(pfn)
-        i = pfn - zone.base
-        zone.m_mapcount[i] += 1
-        zone.m_entire[i] += 1
-        if exclusive:
-            zone.m_flags[i] |= PG_ANON_EXCLUSIVE
-
     def folio_remove_rmap_pte(self, page: int) -> None:
         """Uncount one PTE mapping of a page."""
         zone = self.pages.zone(page)

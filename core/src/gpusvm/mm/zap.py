@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpusvm.mm.api import MMU_NOTIFY_UNMAP
-from gpusvm.mm.huge_memory import split_huge_pmd
+from gpusvm.mm.huge_memory import walk_pmds
 from gpusvm.mm.mm_struct import MM_ANONPAGES
 from gpusvm.mm.mmu_notifier import notifier_end, notifier_start
 from gpusvm.mm.pgtable import PmdKind, PmdLeaf, PteTable
-from gpusvm.mm.ptemask import span
 
 if TYPE_CHECKING:
     from gpusvm.mm.memory_manager import MemoryManager
@@ -32,34 +31,16 @@ def zap_range(memory: "MemoryManager", vma: "Vma", start: int, end: int) -> None
     Charges zap_per_page for each entry.
     """
     mm = vma.mm
-    page_table = mm.page_table
-    geometry = memory.geometry
-    shift = geometry.pmd_shift
-    kernel = memory.kernel
     zapped = 0
-    for block in page_table.present_blocks(start, end):
-        first, stop = max(start, block << shift), min(end, (block + 1) << shift)
-        entry = page_table.entries.get(block)
+    for block, entry, mask in walk_pmds(memory, vma, start, end):
         if isinstance(entry, PmdLeaf):
-            if stop - first == geometry.pmd_size:
-                kernel.step()
-                entry = page_table.entries.get(block)
-                if isinstance(entry, PmdLeaf):
-                    _zap_huge_pmd(memory, mm, block, entry)
-                    zapped += 1
-                    continue
-            else:
-                split_huge_pmd(memory, vma, first)
-                entry = page_table.entries.get(block)
-        if isinstance(entry, PteTable):
-            kernel.step()
-            zapped += _zap_ptes(
-                memory,
-                entry,
-                span((first - entry.base) >> geometry.page_shift, (stop - first) >> geometry.page_shift),
-            )
-    memory.contents.forget(mm, start >> geometry.page_shift, end >> geometry.page_shift)
-    kernel.charge("zap_per_page", zapped)
+            _zap_huge_pmd(memory, mm, block, entry)
+            zapped += 1
+        else:
+            zapped += _zap_ptes(memory, entry, mask)
+    shift = memory.geometry.page_shift
+    memory.contents.forget(mm, start >> shift, end >> shift)
+    memory.kernel.charge("zap_per_page", zapped)
 
 
 def _zap_huge_pmd(memory: "MemoryManager", mm: "MmStruct", block: int, leaf: PmdLeaf) -> None:
