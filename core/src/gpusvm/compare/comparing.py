@@ -122,11 +122,12 @@ def run_plan(
         for planned in to_do
     ]
     log = _logger()
-    if log is not None:
-        log.info("comparison begins", runs=len(plan.runs), finished_before=len(results))
-    if progress is not None:
-        progress(meter.report())
     try:
+        # From the first word on, an interrupt is answered with what there is.
+        if log is not None:
+            log.info("comparison begins", runs=len(plan.runs), finished_before=len(results))
+        if progress is not None:
+            progress(meter.report())
         for index, outcome in executor.run(run, jobs):
             planned = to_do[index]
             if outcome.refused is not None:
