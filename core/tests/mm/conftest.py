@@ -321,7 +321,7 @@ class Lab:
             free = (zone.refcount == 0) & ((zone.refcount[head] == 0) | (zone.order[head] == 0))
             assert not (zone.flags[~free] & 1).any()  # a free device page may keep the bit (MM-S3)
             assert not zone.mapcount[free].any()
-            assert not zone.anon_vma[free].any()
+            assert not zone.mapping[free].any()
             assert not (zone.flags[free] & 16).any()
         live = sum(1 << order for order in self.device.live.values())
         assert self.device.pgmap.ref == (0 if self.device.pgmap.killed else 1) + live

@@ -143,7 +143,7 @@ def test_what_is_refused(lab) -> None:
     pfn = one.memory.folio_head(make(one, 4))
     release(one, pfn)
     one.read(4)
-    one.pages.ram.m_anon_vma[pfn] = 0
+    one.pages.ram.m_mapping[pfn] = 0
     with pytest.raises(KernelError) as caught:
         make(one, 4)
     assert (caught.value.errno, str(caught.value)) == (

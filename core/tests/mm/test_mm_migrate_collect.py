@@ -233,10 +233,10 @@ def test_page_without_mapping_is_skipped(lab):
     one.map(4)
     zone = one.pages.ram
     pfn = one.pfn(2)
-    anon_vma = zone.m_anon_vma[pfn]
-    zone.m_anon_vma[pfn] = 0
+    mapping = zone.m_mapping[pfn]
+    zone.m_mapping[pfn] = 0
     assert collect(one, 0, 4, SYSTEM, undo=False) == "ww.w"
-    zone.m_anon_vma[pfn] = anon_vma
+    zone.m_mapping[pfn] = mapping
     one.check_quiescent()
 
 

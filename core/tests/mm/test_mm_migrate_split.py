@@ -75,9 +75,9 @@ def test_refusals_of_split(lab):
     one.map(1, at=16)
     assert split_folio(one.memory, one.pfn(16)) == EINVAL
     zone = one.pages.ram
-    anon_vma, zone.m_anon_vma[head] = zone.m_anon_vma[head], 12345
+    mapping, zone.m_mapping[head] = zone.m_mapping[head], 12345
     assert split_folio(one.memory, head) == EBUSY
-    zone.m_anon_vma[head] = anon_vma
+    zone.m_mapping[head] = mapping
     one.pages.folio_unlock(head)
     one.pages.folio_put(head)
     one.check_quiescent()

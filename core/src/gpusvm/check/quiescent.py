@@ -53,7 +53,7 @@ class _Pages:
         self.flags = zone.flags[:nr]
         self.order = zone.order[:nr]
         self.head_off = zone.head_off[:nr]
-        self.anon_vma = zone.anon_vma[:nr]
+        self.mapping = zone.mapping[:nr]
 
     def __repr__(self) -> str:
         """Show the zone."""
@@ -241,7 +241,7 @@ def _kinds(memory: MemoryManager, mappings: list[_Mappings]) -> Iterator[Violati
                         )
                     elif private:
                         heads = np.asarray(pfns) - zone.head_off[index]
-                        for head in heads[zone.anon_vma[heads - zone.base] == 0][:_SHOWN].tolist():
+                        for head in heads[zone.mapping[heads - zone.base] == 0][:_SHOWN].tolist():
                             yield Violation(
                                 invariant=27, what=f"device page {head:#x} mapped by {mm.name} is not anonymous"
                             )
@@ -263,12 +263,12 @@ def _zone_device(memory: MemoryManager, mappings: list[_Mappings]) -> Iterator[V
             nr = 1 << int(zone.order[head])
             used[head : head + nr] = True
             pages += nr
-        dirty = ~used & ((each.pte > 0) | (zone.anon_vma != 0) | ((zone.flags & PG_ANON_EXCLUSIVE) != 0))
+        dirty = ~used & ((each.pte > 0) | (zone.mapping != 0) | ((zone.flags & PG_ANON_EXCLUSIVE) != 0))
         for i in np.flatnonzero(dirty)[:_SHOWN].tolist():
             yield Violation(
                 invariant=29,
                 what=f"free device page {zone.base + i:#x} is mapped {each.pte[i]} times, mapping "
-                f"{zone.anon_vma[i]}, flags {zone.flags[i]:#x}",
+                f"{zone.mapping[i]}, flags {zone.flags[i]:#x}",
             )
         expected = pages + (0 if pgmap.killed else 1)
         if pgmap.ref != expected:

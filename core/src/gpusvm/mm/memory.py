@@ -369,7 +369,7 @@ def _lock_to_reuse(memory: "MemoryManager", vma: "Vma", pfn: int) -> int:
         return -1
     if vma.anon_vma is not None:
         # folio_move_anon_rmap
-        zone.m_anon_vma[h] = vma.anon_vma.id
+        zone.m_mapping[h] = vma.anon_vma.id
     return head
 
 

@@ -187,7 +187,7 @@ class DevPagemaps:
             zone.m_head_off[i] = 0
             zone.m_token[i] = POISON_DEVICE
             pgmap.ref += 1
-        zone.m_anon_vma[i] = 0
+        zone.m_mapping[i] = 0
         zone.m_mapcount[i] = 0
         zone.m_entire[i] = 0
         zone.m_refcount[i] = 1
@@ -204,7 +204,7 @@ class DevPagemaps:
             zone.order[index] = 0
             zone.head_off[index] = 0
             zone.token[index] = POISON_DEVICE
-            zone.anon_vma[index] = 0
+            zone.mapping[index] = 0
             zone.refcount[index] = 1
             zone.flags[index] = PG_LOCKED
             zone.used = max(zone.used, index.stop if isinstance(index, slice) else int(index.max()) + 1)
@@ -233,13 +233,13 @@ class DevPagemaps:
         if kind == MEMORY_DEVICE_FS_DAX:
             return
         if order:
-            if zone.m_anon_vma[i]:
+            if zone.m_mapping[i]:
                 zone.flags[i : i + nr] &= ~np.uint16(PG_ANON_EXCLUSIVE)
             zone.token[i : i + nr] = POISON_FREED
         else:
             zone.m_flags[i] &= ~PG_ANON_EXCLUSIVE
             zone.m_token[i] = POISON_FREED
-        zone.m_anon_vma[i] = 0
+        zone.m_mapping[i] = 0
         kernel = self.kernel
         kernel.preempt_disable()  # it may run under a page-table lock, so it must not sleep
         try:
@@ -262,7 +262,7 @@ class DevPagemaps:
             raise ModelError(f"a device folio of {zone!r} freed while mapped")
         zone.flags[index] &= ~np.uint16(PG_ANON_EXCLUSIVE)
         zone.token[index] = POISON_FREED
-        zone.anon_vma[index] = 0
+        zone.mapping[index] = 0
         if isinstance(index, slice):
             pfns = np.arange(zone.base + index.start, zone.base + index.stop)
         else:

@@ -222,7 +222,7 @@ class _Collect:
             if head != fault_head:
                 pages.folio_get(head)
             return _SKIP if migrate_vma_split_folio(self.memory, head, self.args.fault_page) else _RETRY
-        if not zone.m_anon_vma[i]:
+        if not zone.m_mapping[i]:
             return 0
         zone.m_refcount[i] += 1
         if page != fault_head and not pages.folio_trylock(page):
@@ -279,7 +279,7 @@ class _Collect:
                 return False
             if zone.order[index].any() or zone.head_off[index].any():
                 return False
-            if np.count_nonzero(zone.anon_vma[index]) != len(page_flags):
+            if np.count_nonzero(zone.mapping[index]) != len(page_flags):
                 return False
             if zone.pgmap is None and int(zone.refcount[index].max()) >= GUP_PIN_COUNTING_BIAS:
                 return False

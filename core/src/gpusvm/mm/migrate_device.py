@@ -503,7 +503,7 @@ class _Pages:
             good = np.flatnonzero(~bad)
             index = good + index.start if isinstance(index, slice) else index[good]
             at = good + at.start if isinstance(at, slice) else at[good]
-        to.anon_vma[at] = zone.anon_vma[index]
+        to.mapping[at] = zone.mapping[index]
         to.index[at] = zone.index[index]
         to.flags[at] |= zone.flags[index] & np.uint16(_KEPT_FLAGS)
         return bad
@@ -552,7 +552,7 @@ def folio_migrate_mapping(memory: "MemoryManager", src: int, dst: int, is_fault:
         check_destinations(to, slice(j, j + 1))
     if zone.m_refcount[i] != zone.m_mapcount[i] + 1 + is_fault:
         return EAGAIN
-    to.m_anon_vma[j] = zone.m_anon_vma[i]
+    to.m_mapping[j] = zone.m_mapping[i]
     to.m_index[j] = zone.m_index[i]
     to.m_flags[j] |= zone.m_flags[i] & _KEPT_FLAGS
     return 0

@@ -6,7 +6,7 @@ memoryviews (`zone.m_refcount[i]`), batches through slices or index arrays (`zon
 - zone.base`.
 
 A folio is named by its head pfn. `mapcount` is the page's for a small folio and large_mapcount, on the head, for a
-large one; `anon_vma`, `index`, the lock and the reference count are the head's. The compound metadata of a *device*
+large one; `mapping`, `index`, the lock and the reference count are the head's. The compound metadata of a *device*
 folio (`order`, `head_off`) stays when it is freed, until its pages are initialised again, as in the kernel; only
 live pages may be asked.
 """
@@ -66,24 +66,24 @@ class Zone:
     """
 
     __slots__ = (
-        "anon_vma",
         "base",
         "end",
         "entire",
         "flags",
         "head_off",
         "index",
-        "m_anon_vma",
         "m_entire",
         "m_flags",
         "m_head_off",
         "m_index",
         "m_mapcount",
+        "m_mapping",
         "m_order",
         "m_refcount",
         "m_token",
         "m_zdd",
         "mapcount",
+        "mapping",
         "nr",
         "order",
         "pgmap",
@@ -108,8 +108,9 @@ class Zone:
         self.flags = np.zeros(nr, np.uint16)
         self.order = np.zeros(nr, np.uint8)  # on the head of a large folio, else 0
         self.head_off = np.zeros(nr, np.uint16)  # distance to the head
-        self.anon_vma = np.zeros(nr, np.int32)  # folio.mapping: 0 is NULL, else the id of an anon_vma
-        self.index = np.zeros(nr, np.int64)  # folio.index: linear page index in the anon_vma, on the head
+        # folio.mapping, on the head: 0 is NULL, the id of an anon_vma, or minus the id of an address_space.
+        self.mapping = np.zeros(nr, np.int32)
+        self.index = np.zeros(nr, np.int64)  # folio.index: linear page index in the mapping, on the head
         # zone_device_data: (slot in the handle table << 1) | flag. There are no more slots than device pages, and
         # neither way of storing a Python int lets one through that does not fit.
         self.zdd = np.zeros(nr, np.int32)
@@ -120,7 +121,7 @@ class Zone:
         self.m_flags = self.flags.data
         self.m_order = self.order.data
         self.m_head_off = self.head_off.data
-        self.m_anon_vma = self.anon_vma.data
+        self.m_mapping = self.mapping.data
         self.m_index = self.index.data
         self.m_zdd = self.zdd.data
         self.m_token = self.token.data
@@ -259,6 +260,12 @@ class PageMap:
         zone = self.ram if pfn < self.ram_pages else self.zone(pfn)
         i = pfn - zone.base
         return zone.m_order[i - zone.m_head_off[i]]
+
+    def folio_test_anon(self, pfn: int) -> bool:
+        """Tell whether page `pfn` belongs to an anonymous folio: one with an anon_vma (folio_test_anon)."""
+        zone = self.ram if pfn < self.ram_pages else self.zone(pfn)
+        i = pfn - zone.base
+        return zone.m_mapping[i - zone.m_head_off[i]] > 0
 
     def folio_orders(self, pfns: Pfns) -> npt.NDArray[np.uint8]:
         """Return the orders of the folios headed by `pfns`."""
@@ -474,7 +481,7 @@ class PageMap:
                 f"bad page {i:#x} freed: mapcount {zone.m_mapcount[i]}, {'locked' if flags & PG_LOCKED else 'unlocked'}"
             )
         order = zone.m_order[i]
-        zone.m_anon_vma[i] = 0
+        zone.m_mapping[i] = 0
         if order:
             nr = 1 << order
             zone.m_order[i] = 0
@@ -496,7 +503,7 @@ class PageMap:
             return
         if self.checked and ((zone.flags[index] & PG_LOCKED).any() or zone.mapcount[index].any()):
             raise ModelError("a bad page among many freed: mapped or locked")
-        zone.anon_vma[index] = 0
+        zone.mapping[index] = 0
         zone.flags[index] = 0
         zone.token[index] = POISON_FREED
         if isinstance(index, slice):

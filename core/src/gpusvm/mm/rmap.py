@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from gpusvm.errors import ModelError
 from gpusvm.kernel import Kernel, RwSemaphore
 from gpusvm.mm.api import Geometry, Pfns
+from gpusvm.mm.mm_struct import MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES
 from gpusvm.mm.page import PG_ANON_EXCLUSIVE, PG_LRU, PG_SWAPBACKED, PG_UPTODATE, Index, PageMap, Zone
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class Rmap:
         """List where the folio headed by `pfn` may be mapped: (vma, address, end of its part in the vma)."""
         zone = self.pages.zone(pfn)
         i = pfn - zone.base
-        anon_vma = self.anon_vmas.get(zone.m_anon_vma[i])
+        anon_vma = self.anon_vmas.get(zone.m_mapping[i])
         if anon_vma is None:
             return []
         shift = self._shift
@@ -134,7 +135,7 @@ class Rmap:
         zone = self.pages.zone(pfn)
         i = pfn - zone.base
         order = zone.m_order[i]
-        zone.m_anon_vma[i] = anon_vma.id
+        zone.m_mapping[i] = anon_vma.id
         zone.m_index[i] = self.linear_index(vma, address)
         if zone.pgmap is None:
             zone.m_flags[i] |= PG_LRU  # every caller goes on with folio_add_lru_vma
@@ -154,7 +155,7 @@ class Rmap:
         assert anon_vma is not None, "anon_vma_prepare comes first"
         where = vma.pgoff + ((addresses - vma.start) >> self._shift)
         for zone, index, batch in self.pages.split(pfns):
-            zone.anon_vma[index] = anon_vma.id
+            zone.mapping[index] = anon_vma.id
             zone.index[index] = where[batch]
             zone.mapcount[index] = 1
             zone.flags[index] |= PG_SWAPBACKED | PG_UPTODATE | PG_ANON_EXCLUSIVE | (PG_LRU if zone.pgmap is None else 0)
@@ -185,6 +186,15 @@ class Rmap:
             raise ModelError(f"folio {pfn:#x} unmapped from a PMD more often than mapped")
         zone.m_mapcount[i] -= 1
         zone.m_entire[i] -= 1
+
+    def mm_counter(self, pfn: int) -> int:
+        """Return which rss a mapping of page `pfn` counts in (include/linux/mm.h:mm_counter)."""
+        zone = self.pages.zone(pfn)
+        i = pfn - zone.base
+        i -= zone.m_head_off[i]
+        if zone.m_mapping[i] > 0:
+            return MM_ANONPAGES
+        return MM_SHMEMPAGES if zone.m_flags[i] & PG_SWAPBACKED else MM_FILEPAGES
 
     def small(self, zone: Zone, index: Index) -> bool:
         """Tell whether every page of a batch is a small folio (live pages only)."""

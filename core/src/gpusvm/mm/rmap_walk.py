@@ -138,7 +138,7 @@ def try_to_migrate(memory: "MemoryManager", pfn: int, *, split: bool = False, rm
     rmap = memory.rmap
     if not zone.m_mapcount[i]:
         return
-    anon_vma = rmap.anon_vmas.get(zone.m_anon_vma[i])
+    anon_vma = rmap.anon_vmas.get(zone.m_mapping[i])
     if anon_vma is None:
         return
     if not rmap_locked:
@@ -198,7 +198,7 @@ def remove_migration_ptes(
     rmap = memory.rmap
     zone = memory.pages.zone(dst)
     i = dst - zone.base
-    anon_vma = rmap.anon_vmas.get(zone.m_anon_vma[i])
+    anon_vma = rmap.anon_vmas.get(zone.m_mapping[i])
     if anon_vma is None:
         return
     if not rmap_locked:
@@ -291,7 +291,7 @@ def restore_pages(
     Usual is: one anon_vma, one VMA over all of them, one PTE table, addresses ascending. Entries that are gone stay so.
     The new mappings take references.
     """
-    ids = dst_zone.anon_vma[dst_index]
+    ids = dst_zone.mapping[dst_index]
     n = len(ids)
     anon_vma = memory.rmap.anon_vmas.get(int(ids[0]))
     if anon_vma is None or np.count_nonzero(ids == ids[0]) != n:

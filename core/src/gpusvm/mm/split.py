@@ -33,7 +33,7 @@ def split_folio(memory: "MemoryManager", pfn: int) -> int:
     order = zone.m_order[i]
     if not order:
         return EINVAL
-    anon_vma = memory.rmap.anon_vmas.get(zone.m_anon_vma[i])
+    anon_vma = memory.rmap.anon_vmas.get(zone.m_mapping[i])
     if anon_vma is None:
         return EBUSY
     with anon_vma.lock.write():
@@ -66,7 +66,7 @@ def _make_small(memory: "MemoryManager", zone: Zone, i: int, order: int) -> None
     nr = 1 << order
     own = np.uint16(PG_ANON_EXCLUSIVE)  # the only flag that each page has for itself
     zone.flags[i + 1 : i + nr] = (zone.flags[i + 1 : i + nr] & own) | np.uint16(zone.m_flags[i] & ~PG_ANON_EXCLUSIVE)
-    zone.anon_vma[i : i + nr] = zone.m_anon_vma[i]
+    zone.mapping[i : i + nr] = zone.m_mapping[i]
     zone.index[i : i + nr] = RAMP[:nr] + zone.m_index[i]
     zone.m_order[i] = 0
     zone.head_off[i : i + nr] = 0
