@@ -17,6 +17,7 @@ from gpusvm.mm.api import (
 from gpusvm.mm.huge_memory import split_huge_pmd
 from gpusvm.mm.memory import handle_mm_fault, pte_at
 from gpusvm.mm.mmu_notifier import notifier_end, notifier_start
+from gpusvm.mm.observer import tell
 from gpusvm.mm.page import PG_DIRTY
 from gpusvm.mm.pgtable import PmdKind, PmdLeaf
 
@@ -47,6 +48,8 @@ def make_device_exclusive(memory: "MemoryManager", mm: "MmStruct", address: int,
             pages.folio_put(head)
             raise KernelError(EOPNOTSUPP, f"the page at {address:#x} is not anonymous")
         pages.folio_lock(head)
+        if kernel.observer is not None:
+            tell(kernel.observer, "operation_begins", "make_device_exclusive", mm, owner)
         range_ = notifier_start(memory, mm, address, address + page, MMU_NOTIFY_EXCLUSIVE, owner)
         kernel.step()
         found = pte_at(memory, vma, address)
@@ -60,6 +63,8 @@ def make_device_exclusive(memory: "MemoryManager", mm: "MmStruct", address: int,
                 table.set_exclusive(bit)
                 taken = True
         notifier_end(memory, range_)
+        if kernel.observer is not None:
+            tell(kernel.observer, "operation_ends", "make_device_exclusive", mm, owner)
         if taken:
             kernel.charge("get_pages_base")
             kernel.charge("get_pages_per_entry")

@@ -33,6 +33,7 @@ from gpusvm.mm.api import (
 from gpusvm.mm.memory import fault_in_ptes, handle_mm_fault
 from gpusvm.mm.mm_struct import MMF_UNSTABLE, MmStruct
 from gpusvm.mm.mmu_notifier import MmuIntervalNotifier, mmu_interval_read_begin
+from gpusvm.mm.observer import tell
 from gpusvm.mm.pgtable import PmdKind, PmdLeaf, PteTable
 from gpusvm.mm.ptemask import RAMP, bools, from_bools, from_indices, indices, lowest, span
 
@@ -368,6 +369,8 @@ def hmm_range_fault(memory: "MemoryManager", range_: HmmRange) -> None:
         if sub.invalidate_seq != seq:
             raise KernelError(EBUSY, f"{range_.start:#x}-{range_.end:#x} was invalidated")
         if walk.walk():
+            if kernel.observer is not None:
+                tell(kernel.observer, "operation_ends", "hmm_range_fault", range_)
             return
         if walk.pending is not None:
             if walk.pending == faulted:

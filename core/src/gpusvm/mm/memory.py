@@ -22,6 +22,7 @@ from gpusvm.mm.api import (
 from gpusvm.mm.huge_memory import split_huge_pmd
 from gpusvm.mm.mm_struct import MM_ANONPAGES, MMF_UNSTABLE
 from gpusvm.mm.mmu_notifier import notifier_end, notifier_start
+from gpusvm.mm.observer import tell
 from gpusvm.mm.page import PG_ANON_EXCLUSIVE, PG_DIRTY, PG_LRU
 from gpusvm.mm.pgtable import PmdKind, PmdLeaf, PteTable
 from gpusvm.mm.ptemask import indices
@@ -41,6 +42,8 @@ def handle_mm_fault(memory: "MemoryManager", vma: "Vma", address: int, flags: in
     if flags & FAULT_FLAG_WRITE:
         if not vm_flags & VM_MAYWRITE or (not vm_flags & VM_WRITE and not vma.is_cow):
             return VM_FAULT_SIGSEGV
+    if memory.kernel.observer is not None:
+        tell(memory.kernel.observer, "operation_begins", "handle_mm_fault", vma, address)
     page_table = vma.mm.page_table
     block = address >> page_table.pmd_shift
     page_table.pud_alloc(address)

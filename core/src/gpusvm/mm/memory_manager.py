@@ -31,6 +31,7 @@ from gpusvm.mm.contents import Contents, Mode
 from gpusvm.mm.memremap import DevPagemaps
 from gpusvm.mm.mm_struct import MmStruct
 from gpusvm.mm.mmu_notifier import MmuIntervalNotifier
+from gpusvm.mm.observer import tell
 from gpusvm.mm.page import PG_RESERVED, PageMap
 from gpusvm.mm.quirks import MmQuirks
 from gpusvm.mm.rmap import Rmap
@@ -175,7 +176,10 @@ class MemoryManager:
 
     def mmu_interval_read_retry(self, sub: IntervalNotifier, seq: int) -> bool:
         """Tell, under the driver's lock, whether the section must start over."""
-        return sub.invalidate_seq != seq
+        retry = sub.invalidate_seq != seq
+        if self.kernel.observer is not None:
+            tell(self.kernel.observer, "read_retried", sub, seq, retry)
+        return retry
 
     def mmu_interval_check_retry(self, sub: IntervalNotifier, seq: int) -> bool:
         """Tell without a lock whether it must surely start over; False is not conclusive."""
@@ -185,6 +189,8 @@ class MemoryManager:
     def mmu_interval_set_seq(self, sub: IntervalNotifier, cur_seq: int) -> None:
         """Make an invalidation visible to readers, under the driver's lock."""
         sub.invalidate_seq = cur_seq
+        if self.kernel.observer is not None:
+            tell(self.kernel.observer, "sequence_set", sub, cur_seq)
 
     def mmu_notifier_register(self, notifier: MmuNotifier, mm: MmApi) -> None:
         """Subscribe a classic notifier. EINVAL."""

@@ -23,6 +23,7 @@ from gpusvm.mm.api import (
     Geometry,
     Pfns,
 )
+from gpusvm.mm.observer import tell
 from gpusvm.mm.page import (
     PG_ANON_EXCLUSIVE,
     PG_LOCKED,
@@ -128,6 +129,8 @@ class DevPagemaps:
         self.kernel.step()
         assert pgmap.done is not None
         pgmap.done.wait()
+        if self.kernel.observer is not None:
+            tell(self.kernel.observer, "pgmap_done", pgmap)
         if pgmap.ref:  # invariant 31
             raise ModelError(f"pagemap of pfn {pgmap.start_pfn:#x} is done with {pgmap.ref} references")
         if pgmap.type != MEMORY_DEVICE_GENERIC and zone.refcount.any():
@@ -151,10 +154,14 @@ class DevPagemaps:
         if pgmap is None or pgmap.killed:
             return None
         pgmap.ref += 1
+        if self.kernel.observer is not None:
+            tell(self.kernel.observer, "pgmap_got", pgmap)
         return pgmap
 
     def put_dev_pagemap(self, pgmap: DevPagemap) -> None:
         """Drop one reference; the last, once killed, completes `done`."""
+        if self.kernel.observer is not None:
+            tell(self.kernel.observer, "pgmap_put", pgmap)
         self._ref_put(pgmap, 1)
 
     def _ref_put(self, pgmap: DevPagemap, refs: int) -> None:
@@ -193,6 +200,8 @@ class DevPagemaps:
         zone.m_refcount[i] = 1
         zone.m_flags[i] = PG_LOCKED
         zone.used = max(zone.used, i + (1 << order))
+        if self.kernel.observer is not None:
+            tell(self.kernel.observer, "device_folios_made", zone, i, order)
         if pgmap.killed:
             self._warn_killed(pgmap)
 
@@ -209,6 +218,8 @@ class DevPagemaps:
             zone.flags[index] = PG_LOCKED
             zone.used = max(zone.used, index.stop if isinstance(index, slice) else int(index.max()) + 1)
             pgmap.ref += len(pfns)
+            if self.kernel.observer is not None:
+                tell(self.kernel.observer, "device_folios_made", zone, index, 0)
         if pgmap.killed:
             self._warn_killed(pgmap)
 
@@ -242,10 +253,14 @@ class DevPagemaps:
         zone.m_mapping[i] = 0
         kernel = self.kernel
         kernel.preempt_disable()  # it may run under a page-table lock, so it must not sleep
+        if kernel.observer is not None:
+            tell(kernel.observer, "folio_free_begins", zone, i, order)
         try:
             pgmap.ops.folio_free(zone.base + i, order)
         finally:
             kernel.preempt_enable()
+        if kernel.observer is not None:
+            tell(kernel.observer, "folio_free_ends", zone, i, order)
         if kind != MEMORY_DEVICE_PCI_P2PDMA:
             self._ref_put(pgmap, nr)
 
@@ -269,10 +284,14 @@ class DevPagemaps:
             pfns = index + zone.base
         kernel = self.kernel
         kernel.preempt_disable()
+        if kernel.observer is not None:
+            tell(kernel.observer, "folio_free_begins", zone, index, 0)
         try:
             bulk(pfns)
         finally:
             kernel.preempt_enable()
+        if kernel.observer is not None:
+            tell(kernel.observer, "folio_free_ends", zone, index, 0)
         self._ref_put(pgmap, len(pfns))
 
     # --- zone_device_data

@@ -34,6 +34,7 @@ from gpusvm.mm.huge_memory import split_huge_pmd
 from gpusvm.mm.migrate_collect import migrate_vma_collect
 from gpusvm.mm.migrate_insert import insert_huge_pmd_page, insert_pages
 from gpusvm.mm.mmu_notifier import notifier_end, notifier_start
+from gpusvm.mm.observer import tell
 from gpusvm.mm.page import PG_DIRTY, PG_LOCKED, PG_LRU, PG_SWAPBACKED, PG_UPTODATE, Index, Zone
 from gpusvm.mm.pgtable import PmdKind, PmdLeaf
 from gpusvm.mm.rmap_walk import remove_migration_ptes, restore_pages, try_to_migrate
@@ -93,9 +94,13 @@ def migrate_vma_setup(memory: "MemoryManager", args: MigrateVma) -> None:
     args.src[:nr_pages] = 0
     args.dst[:nr_pages] = 0
     args.cpages = 0
+    if kernel.observer is not None:
+        tell(kernel.observer, "operation_begins", "migrate_vma_setup", args)
     migrate_vma_collect(memory, args, vma)
     if args.cpages:
         args.cpages = _unmap(memory, args.src, args.npages, fault)
+    if kernel.observer is not None:
+        tell(kernel.observer, "operation_ends", "migrate_vma_setup", args)
     if kernel.checked:
         _check_collected(memory, args.src[: args.npages], fault)
     kernel.charge("migrate_setup_base")
@@ -132,6 +137,8 @@ def migrate_device_pfns(memory: "MemoryManager", src: Words, npages: int) -> Non
     No mmap_lock, no MIGRATE event. The word of a large folio, or of a free one that was large, has COMPOUND, and the
     words of its other pages are 0.
     """
+    if memory.kernel.observer is not None:
+        tell(memory.kernel.observer, "operation_begins", "migrate_device_pfns", src, npages)
     pages = memory.pages
     pfns = src[:npages].astype(np.int64)
     one = pages.select(pfns) if npages else None
@@ -158,6 +165,8 @@ def migrate_device_pfns(memory: "MemoryManager", src: Words, npages: int) -> Non
             words[i] = word
             i += nr
     cpages = _unmap(memory, src, npages, None)
+    if memory.kernel.observer is not None:
+        tell(memory.kernel.observer, "operation_ends", "migrate_device_pfns", src, npages)
     memory.kernel.charge("migrate_setup_base")
     memory.kernel.charge("migrate_setup_per_folio", cpages)
 
@@ -512,6 +521,8 @@ class _Pages:
 def _migrate_device_pages(
     memory: "MemoryManager", src: Words, dst: Words, npages: int, args: MigrateVma | None
 ) -> None:
+    if memory.kernel.observer is not None:
+        tell(memory.kernel.observer, "operation_begins", "migrate_pages", src, dst, npages, args)
     state = _Pages(memory, src, dst, npages, args)
     s, d = state.s, state.d
     i = 0
@@ -528,6 +539,8 @@ def _migrate_device_pages(
             while i < j:
                 i += state.one(i)
     notifier_end(memory, state.range_)
+    if memory.kernel.observer is not None:
+        tell(memory.kernel.observer, "operation_ends", "migrate_pages", src, dst, npages, args)
     memory.kernel.charge("migrate_pages_per_folio", state.folios)
 
 
@@ -573,6 +586,8 @@ def migrate_device_finalize(memory: "MemoryManager", src: Words, dst: Words, npa
 
 
 def _finalize(memory: "MemoryManager", src: Words, dst: Words, npages: int, fault_head: int) -> None:
+    if memory.kernel.observer is not None:
+        tell(memory.kernel.observer, "operation_begins", "migrate_finalize", src, dst, npages, fault_head)
     s, d = src.data, dst.data
     explored = memory.kernel.explored
     folios = 0
@@ -599,6 +614,8 @@ def _finalize(memory: "MemoryManager", src: Words, dst: Words, npages: int, faul
                 folios += 1
                 _finalize_one(memory, s[i], d[i], fault_head)
             i += 1
+    if memory.kernel.observer is not None:
+        tell(memory.kernel.observer, "operation_ends", "migrate_finalize", src, dst, npages, fault_head)
     memory.kernel.charge("migrate_finalize_base")
     memory.kernel.charge("migrate_finalize_per_folio", folios)
 

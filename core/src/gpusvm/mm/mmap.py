@@ -18,6 +18,7 @@ from gpusvm.mm.api import (
     VM_WRITE,
 )
 from gpusvm.mm.mmu_notifier import ULONG_MAX, mmu_notifier_release
+from gpusvm.mm.observer import tell
 from gpusvm.mm.vma import Vma, merge_new, split_vma
 from gpusvm.mm.zap import free_pgtables, unmap_vmas
 
@@ -157,5 +158,7 @@ def exit_mmap(memory: "MemoryManager", mm: "MmStruct") -> None:
     with mm.mmap_lock.write():
         free_pgtables(memory, mm, vmas, 0, 0)
         _detach(memory, mm, vmas)
+    if memory.kernel.observer is not None:
+        tell(memory.kernel.observer, "operation_ends", "exit_mmap", mm)
     if any(mm.rss):
         raise ModelError(f"{mm.name} has exited with rss {mm.rss}, which should be [0, 0, 0]")

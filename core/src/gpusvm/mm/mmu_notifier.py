@@ -165,12 +165,16 @@ def invalidate_range_start(memory: "MemoryManager", range_: MmuNotifierRange) ->
         ret = _itree_invalidate(memory, subs, range_)
         if ret:
             return ret
+    elif kernel.observer is not None:
+        tell(kernel.observer, "window_opened", range_)
     if subs.classic:
         ret = _classic_range_start(memory, subs, range_)
         if ret:
             # MM-S5: as written nobody takes back what the interval side counted, and its readers wait for ever.
             if subs.has_itree and memory.quirks.mm_s5 == "fixed":
                 _itree_inv_end(memory, subs, range_)
+            if kernel.observer is not None:
+                tell(kernel.observer, "window_refused", range_)
             return ret
     return 0
 
@@ -181,9 +185,11 @@ def invalidate_range_end(memory: "MemoryManager", range_: MmuNotifierRange) -> N
     subs = mm.notifiers
     if subs is None:
         return
+    kernel = memory.kernel
     if subs.has_itree:
         _itree_inv_end(memory, subs, range_)
-    kernel = memory.kernel
+    elif kernel.observer is not None:
+        tell(kernel.observer, "window_closed", range_)
     if subs.classic:
         _classic_range_end(memory, subs, range_)
     if kernel.tracer.on:
@@ -205,6 +211,8 @@ def _itree_invalidate(memory: "MemoryManager", subs: NotifierSubscriptions, rang
     if _call_back(memory, overlapping, range_, subs.invalidate_seq):
         return 0
     _itree_inv_end(memory, subs, range_)
+    if kernel.observer is not None:
+        tell(kernel.observer, "window_refused", range_)
     return -EAGAIN
 
 
@@ -225,6 +233,8 @@ def _call_back(
             kernel.step()
             kernel.stats.notifier_events += 1
             kernel.charge("notifier_callback")
+            if kernel.observer is not None:
+                tell(kernel.observer, "callback_begins", sub, range_)
             ops = sub.ops
             start_pass = getattr(ops, "invalidate_start", None)
             if start_pass is not None:
@@ -233,6 +243,8 @@ def _call_back(
                     finish.append((sub, token))
             else:
                 good = ops.invalidate(sub, range_, cur_seq)
+            if kernel.observer is not None:
+                tell(kernel.observer, "callback_ends", sub, range_)
             if not good:
                 if blockable:
                     raise ModelError(
@@ -289,7 +301,11 @@ def _classic_range_start(memory: "MemoryManager", subs: NotifierSubscriptions, r
             kernel.step()
             kernel.stats.notifier_events += 1
             kernel.charge("notifier_callback")
+            if kernel.observer is not None:
+                tell(kernel.observer, "callback_begins", notifier, range_)
             answer = notifier.invalidate_range_start(range_)
+            if kernel.observer is not None:
+                tell(kernel.observer, "callback_ends", notifier, range_)
             if answer:
                 if blockable or answer != -EAGAIN:
                     raise ModelError(
@@ -380,6 +396,8 @@ def _interval_insert(
         # Odd, and different from the mm's, which is even now.
         sub.invalidate_seq = subs.invalidate_seq - 1
         subs.itree.insert(sub)
+    if memory.kernel.observer is not None:
+        tell(memory.kernel.observer, "subscription_inserted", sub)
     return sub
 
 
@@ -410,6 +428,8 @@ def mmu_interval_notifier_remove(memory: "MemoryManager", sub: MmuIntervalNotifi
         subs.itree.remove(sub)
     if seq:
         subs.wq.wait_event(lambda: subs.invalidate_seq != seq)
+    if kernel.observer is not None:
+        tell(kernel.observer, "subscription_removed", sub)
     mm.mmdrop()
 
 
@@ -421,6 +441,8 @@ def mmu_interval_read_begin(memory: "MemoryManager", sub: MmuIntervalNotifier) -
     seq = sub.invalidate_seq
     if seq == subs.invalidate_seq:
         subs.wq.wait_event(lambda: subs.invalidate_seq != seq)
+    if memory.kernel.observer is not None:
+        tell(memory.kernel.observer, "read_began", sub, seq)
     return seq
 
 

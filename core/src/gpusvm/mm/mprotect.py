@@ -8,6 +8,7 @@ from gpusvm.mm.api import MMU_NOTIFY_PROTECTION_VMA, PROT_EXEC, PROT_READ, PROT_
 from gpusvm.mm.huge_memory import walk_pmds
 from gpusvm.mm.mmap import prot_to_vm_flags
 from gpusvm.mm.mmu_notifier import notifier_end, notifier_start
+from gpusvm.mm.observer import tell
 from gpusvm.mm.page import PG_ANON_EXCLUSIVE
 from gpusvm.mm.pgtable import PmdKind, PmdLeaf, PteTable
 from gpusvm.mm.ptemask import from_indices, indices
@@ -74,6 +75,8 @@ def _change_protection(memory: "MemoryManager", vma: Vma, start: int, end: int) 
                 _change_ptes(memory, vma, entry, mask)
                 changed += (mask & entry.used).bit_count()
     memory.kernel.charge("protect_per_page", changed)
+    if memory.kernel.observer is not None:
+        tell(memory.kernel.observer, "operation_ends", "change_protection", vma, start, end)
     notifier_end(memory, range_)
 
 

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from gpusvm.errors import ModelError
 from gpusvm.kernel import Kernel, WaitQueue
 from gpusvm.mm.api import MEMORY_DEVICE_PRIVATE, DevPagemap, Geometry, Pfns
+from gpusvm.mm.observer import tell
 from gpusvm.mm.page_alloc import PageAllocator
 from gpusvm.mm.ptemask import RAMP
 
@@ -305,12 +306,13 @@ class PageMap:
         zone = self.ram if pfn < self.ram_pages else self.zone(pfn)
         i = pfn - zone.base
         left = zone.m_refcount[i] - refs
-        if left > 0:
-            zone.m_refcount[i] = left
-            return
         if left < 0:
             raise ModelError(f"folio_put of folio {pfn:#x}, refcount {left + refs}")
-        zone.m_refcount[i] = 0
+        zone.m_refcount[i] = left
+        if self.kernel.observer is not None:
+            tell(self.kernel.observer, "put", zone, i)
+        if left:
+            return
         if zone.pgmap is not None:
             self.free_device_folio(zone, i)
         else:
@@ -325,6 +327,8 @@ class PageMap:
         """Drop a reference on each folio of a batch already cut to one zone."""
         left = zone.refcount[index] - 1
         zone.refcount[index] = left
+        if self.kernel.observer is not None:
+            tell(self.kernel.observer, "put", zone, index)
         dead = len(left) - np.count_nonzero(left)
         if self.checked and left.min() < 0:
             raise ModelError(f"folio_put of a free folio in {zone!r}")
@@ -373,12 +377,16 @@ class PageMap:
             wait = self._waiters[pfn] = _LockWait(queue, flags, i)
         # Who is woken may find it locked again and sleep on, so the queue stays until the last has gone.
         wait.users += 1
+        if self.kernel.observer is not None:
+            tell(self.kernel.observer, "folio_wait_begins", pfn)
         try:
             wait.queue.wait_event(lambda: not flags[i] & PG_LOCKED)
         finally:
             wait.users -= 1
             if not wait.users:
                 del self._waiters[pfn]
+        if self.kernel.observer is not None:
+            tell(self.kernel.observer, "folio_wait_ends", pfn)
 
     def folio_unlock(self, pfn: int) -> None:
         """Unlock and wake who waits."""

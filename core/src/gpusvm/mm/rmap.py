@@ -12,6 +12,7 @@ from gpusvm.errors import ModelError
 from gpusvm.kernel import Kernel, RwSemaphore
 from gpusvm.mm.api import Geometry, Pfns
 from gpusvm.mm.mm_struct import MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES
+from gpusvm.mm.observer import tell
 from gpusvm.mm.page import PG_ANON_EXCLUSIVE, PG_LRU, PG_SWAPBACKED, PG_UPTODATE, Index, PageMap, Zone
 
 if TYPE_CHECKING:
@@ -143,11 +144,13 @@ class Rmap:
             zone.m_entire[i] = 1
             zone.m_mapcount[i] = 1
             zone.m_flags[i] |= PG_SWAPBACKED | PG_UPTODATE | PG_ANON_EXCLUSIVE
-            return
-        nr = 1 << order
-        zone.m_mapcount[i] = nr
-        zone.m_flags[i] |= PG_SWAPBACKED | PG_UPTODATE
-        zone.flags[i : i + nr] |= PG_ANON_EXCLUSIVE
+        else:
+            nr = 1 << order
+            zone.m_mapcount[i] = nr
+            zone.m_flags[i] |= PG_SWAPBACKED | PG_UPTODATE
+            zone.flags[i : i + nr] |= PG_ANON_EXCLUSIVE
+        if self.kernel.observer is not None:
+            tell(self.kernel.observer, "mapped", zone, i)
 
     def folios_add_new_anon_rmap(self, pfns: Pfns, vma: "Vma", addresses: Pfns) -> None:
         """Count the first mapping of many new small folios, exclusive, and add them to the LRU."""
@@ -159,14 +162,19 @@ class Rmap:
             zone.index[index] = where[batch]
             zone.mapcount[index] = 1
             zone.flags[index] |= PG_SWAPBACKED | PG_UPTODATE | PG_ANON_EXCLUSIVE | (PG_LRU if zone.pgmap is None else 0)
+            if self.kernel.observer is not None:
+                tell(self.kernel.observer, "mapped", zone, index)
 
     def folio_add_anon_rmap_pte(self, page: int, *, exclusive: bool) -> None:
         """Count one PTE mapping of a page of an anonymous folio."""
         zone = self.pages.zone(page)
         i = page - zone.base
-        zone.m_mapcount[i - zone.m_head_off[i]] += 1
+        head = i - zone.m_head_off[i]
+        zone.m_mapcount[head] += 1
         if exclusive:
             zone.m_flags[i] |= PG_ANON_EXCLUSIVE
+        if self.kernel.observer is not None:
+            tell(self.kernel.observer, "mapped", zone, head)
 
     def folio_remove_rmap_pte(self, page: int) -> None:
         """Uncount one PTE mapping of a page."""

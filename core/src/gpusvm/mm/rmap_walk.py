@@ -14,6 +14,7 @@ from gpusvm.mm.api import MMU_NOTIFY_CLEAR, Pfns
 from gpusvm.mm.huge_memory import split_huge_pmd_locked
 from gpusvm.mm.mm_struct import MM_ANONPAGES
 from gpusvm.mm.mmu_notifier import notifier_end, notifier_start
+from gpusvm.mm.observer import tell
 from gpusvm.mm.page import PG_ANON_EXCLUSIVE, PG_DIRTY, Index, Zone
 from gpusvm.mm.pgtable import PmdKind, PmdLeaf, PteTable
 from gpusvm.mm.ptemask import RAMP, bools, from_bools, from_indices, indices, lowest, span
@@ -245,6 +246,8 @@ def restore_pmd(memory: "MemoryManager", mm: "MmStruct", block: int, leaf: PmdLe
     zone.m_refcount[i] += 1
     zone.m_entire[i] += 1
     zone.m_mapcount[i] += 1
+    if memory.kernel.observer is not None:
+        tell(memory.kernel.observer, "mapped", zone, i)
     if leaf.write or leaf.rexcl:
         zone.m_flags[i] |= PG_ANON_EXCLUSIVE
     kind = PmdKind.PRIVATE if zone.private else PmdKind.THP
@@ -272,6 +275,8 @@ def _restore_ptes(
     head = page - zone.m_head_off[page]
     zone.m_refcount[head] += n
     zone.m_mapcount[head] += n
+    if table.kernel.observer is not None:
+        tell(table.kernel.observer, "mapped", zone, head)
     if n == 1:
         if exclusive:
             zone.m_flags[page] |= PG_ANON_EXCLUSIVE
@@ -347,6 +352,8 @@ def _restore_in_table(table: PteTable, where: Pfns, src: Pfns, dst_zone: Zone, d
     exclusive = write | (table.rexcl & mask)
     dst_zone.refcount[dst_index] += 1
     dst_zone.mapcount[dst_index] += 1
+    if table.kernel.observer is not None:
+        tell(table.kernel.observer, "mapped", dst_zone, dst_index)
     if exclusive == mask:
         dst_zone.flags[dst_index] |= PG_ANON_EXCLUSIVE
     elif exclusive:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpusvm.mm.api import Pfns
+from gpusvm.mm.observer import tell
 from gpusvm.mm.page import PG_ANON_EXCLUSIVE, Zone
 from gpusvm.mm.ptemask import RAMP
 from gpusvm.mm.rmap_walk import remove_migration_ptes, restore_pages, try_to_migrate
@@ -27,12 +28,23 @@ def split_folio(memory: "MemoryManager", pfn: int) -> int:
     anon_vma any more. EINVAL: it is not large. One CLEAR window in every VMA that maps it. Pages of system memory
     that hold zeros are mapped to the zero page instead.
     """
-    pages = memory.pages
-    zone = pages.zone(pfn)
+    zone = memory.pages.zone(pfn)
     i = pfn - zone.base
     order = zone.m_order[i]
     if not order:
         return EINVAL
+    observer = memory.kernel.observer
+    if observer is not None:
+        tell(observer, "operation_begins", "split_folio", pfn)
+    error = _split_folio(memory, pfn, zone, order)
+    if observer is not None:
+        tell(observer, "operation_ends", "split_folio", pfn)
+    return error
+
+
+def _split_folio(memory: "MemoryManager", pfn: int, zone: Zone, order: int) -> int:
+    pages = memory.pages
+    i = pfn - zone.base
     anon_vma = memory.rmap.anon_vmas.get(zone.m_mapping[i])
     if anon_vma is None:
         return EBUSY
@@ -81,6 +93,8 @@ def _make_small(memory: "MemoryManager", zone: Zone, i: int, order: int) -> None
                 callback(head, head + k)
             callback(head, None)
     zone.refcount[i : i + nr] = 1
+    if pgmap is not None and memory.kernel.observer is not None:
+        tell(memory.kernel.observer, "device_folio_split", zone, i, order)
 
 
 def _remap(memory: "MemoryManager", zone: Zone, i: int, nr: int) -> None:

@@ -68,13 +68,14 @@ class Vma:
 
 
 class VmaTree:
-    """Keep the areas of one mm, sorted (the maple tree)."""
+    """Keep the areas of one mm, sorted (the maple tree); `changes` counts how often it was written."""
 
-    __slots__ = ("starts", "vmas")
+    __slots__ = ("changes", "starts", "vmas")
 
     def __init__(self) -> None:
         self.vmas: list[Vma] = []
         self.starts: list[int] = []
+        self.changes = 0
 
     def find(self, address: int) -> Vma | None:
         """Return the first area with `end > address` (find_vma)."""
@@ -111,6 +112,7 @@ class VmaTree:
         at = bisect_left(self.starts, vma.start)
         self.starts.insert(at, vma.start)
         self.vmas.insert(at, vma)
+        self.changes += 1
 
     def remove(self, vma: Vma) -> None:
         """Take an area out."""
@@ -118,6 +120,7 @@ class VmaTree:
         assert self.vmas[at] is vma, vma
         del self.starts[at]
         del self.vmas[at]
+        self.changes += 1
 
     def set_range(self, vma: Vma, start: int, end: int, page_shift: int) -> None:
         """Move the boundaries of an area that is in the tree; its pages keep their indices (vma_set_range)."""
@@ -126,6 +129,7 @@ class VmaTree:
         vma.pgoff += (start - vma.start) >> page_shift
         vma.start = self.starts[at] = start
         vma.end = end
+        self.changes += 1
 
 
 def is_accessible(vma: Vma | None) -> bool:

@@ -9,6 +9,7 @@ from gpusvm.mm.api import MMU_NOTIFY_UNMAP
 from gpusvm.mm.huge_memory import walk_pmds
 from gpusvm.mm.mm_struct import MM_ANONPAGES
 from gpusvm.mm.mmu_notifier import notifier_end, notifier_start
+from gpusvm.mm.observer import tell
 from gpusvm.mm.pgtable import PmdKind, PmdLeaf, PteTable
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ def zap_range(memory: "MemoryManager", vma: "Vma", start: int, end: int) -> None
     Charges zap_per_page for each entry.
     """
     mm = vma.mm
+    observer = memory.kernel.observer
+    if observer is not None:
+        tell(observer, "operation_begins", "zap_range", vma, start, end)
     zapped = 0
     for block, entry, mask in walk_pmds(memory, vma, start, end):
         if isinstance(entry, PmdLeaf):
@@ -41,6 +45,8 @@ def zap_range(memory: "MemoryManager", vma: "Vma", start: int, end: int) -> None
     shift = memory.geometry.page_shift
     memory.contents.forget(mm, start >> shift, end >> shift)
     memory.kernel.charge("zap_per_page", zapped)
+    if observer is not None:
+        tell(observer, "operation_ends", "zap_range", vma, start, end)
 
 
 def _zap_huge_pmd(memory: "MemoryManager", mm: "MmStruct", block: int, leaf: PmdLeaf) -> None:
