@@ -232,7 +232,7 @@ def _kinds(memory: MemoryManager, mappings: list[_Mappings]) -> Iterator[Violati
                 if not mask:
                     continue
                 pfns = entry.pfns(mask)
-                for zone, index, _ in pages.split(pfns):
+                for zone, index, where in pages.split(pfns):
                     if zone.private != private:
                         yield Violation(
                             invariant=26,
@@ -240,7 +240,7 @@ def _kinds(memory: MemoryManager, mappings: list[_Mappings]) -> Iterator[Violati
                             f"{start:#x} that name pages of {zone}",
                         )
                     elif private:
-                        heads = np.asarray(pfns) - zone.head_off[index]
+                        heads = np.asarray(pfns)[where] - zone.head_off[index]
                         for head in heads[zone.mapping[heads - zone.base] == 0][:_SHOWN].tolist():
                             yield Violation(
                                 invariant=27, what=f"device page {head:#x} mapped by {mm.name} is not anonymous"

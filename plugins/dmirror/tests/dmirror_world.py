@@ -1,0 +1,597 @@
+"""Processes and dmirror devices next to the second model: each step is done to both, and they have to agree.
+
+A step is a name and small numbers, so that Hypothesis, a soak and a person can all make one, and a list of steps is a
+replay. What must agree after every step: the answer (errno, signal, values read), what every page of every process
+holds and allows, what every mirror table shows, and the invariants of the mm. At the end everything goes, and nothing
+may be left.
+"""
+
+import errno
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from attrs import define, field, frozen
+from gpusvm.check import check_quiescent
+from gpusvm.driver import DeviceSpec, Host
+from gpusvm.errors import CpuSignal, KernelError
+from gpusvm.gpu import ATOMIC, Link
+from gpusvm.gpu import WRITE as MAPPED_WRITE
+from gpusvm.kernel import Kernel
+from gpusvm.mm import Geometry, MemoryManager, MmStruct
+from gpusvm.mm.contents import WRITER_BITS
+from gpusvm.mm.pgtable import PmdKind, PmdLeaf, PteTable
+from gpusvm.mm.quirks import MmQuirks
+from gpusvm_dmirror.info import INFO
+from gpusvm_dmirror.tunables import DmirrorQuirks, DmirrorTunables
+from second_model import READ, WRITE, Process
+
+PAGE = 4096
+PAGES = 48
+# 24 pages before a boundary of the PUDs of a geometry with 4 or 8 pages in a PMD, and inside one window of the mirror
+# table.
+BASE = (1 << 44) + (1 << 24) - 24 * PAGE
+RAM_PAGES = 4096
+MOST_PROCESSES = 4
+DEVICES = 4
+
+
+@frozen(kw_only=True)
+class Setting:
+    """Choose the machine: pages in a PMD as a power of two, the THP policy, the quirks, pages of a fault window."""
+
+    pmd_order: int = 3
+    thp: str = "always"
+    quirks: str = "fixed"
+    window: int = 32
+
+
+@frozen
+class Found:
+    """Say what a page table has for one page: the page that holds the data, or -1; `device` if it is device memory."""
+
+    kind: str
+    data: int = -1
+    write: bool = False
+    device: Any = None
+    leaf: bool = False
+
+
+NONE = Found("none")
+
+
+class Disagreement(AssertionError):
+    """Report that the two models, or a model and an invariant, disagree."""
+
+
+def every(class_: type, variant: str) -> Any:
+    """Set every quirk of a class."""
+    return class_(**{each.name: variant for each in class_.__attrs_attrs__})
+
+
+@define(eq=False)
+class Pair:
+    """Be one process in both models: its address space, its open files by device, and what it must contain."""
+
+    mm: MmStruct
+    model: Process
+    files: dict[int, Any] = field(factory=dict)
+    # Pages that a file has made device-exclusive and that nothing has revoked for certain since.
+    exclusive: dict[int, set[int]] = field(factory=dict)
+
+
+class World:
+    """Hold both models; `step` does one step to both and compares."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.kernel = Kernel(mode="timed", checked=True)
+        self.geometry = Geometry(pmd_order=setting.pmd_order)
+        self.memory = MemoryManager(
+            self.kernel,
+            geometry=self.geometry,
+            ram_pages=RAM_PAGES,
+            thp=setting.thp,
+            quirks=every(MmQuirks, setting.quirks),
+        )
+        link = Link(self.kernel, "link")
+        self.devices: list[Any] = []
+        for index in range(DEVICES):
+            self.devices.append(
+                INFO.make(
+                    Host(
+                        kernel=self.kernel,
+                        memory=self.memory,
+                        device=DeviceSpec(name=f"dmirror{index}", vram_bytes=1 << 30, index=index),
+                        link=link,
+                        tunables=DmirrorTunables(chunk_bytes=2 << 20, fault_window_pages=setting.window),
+                        quirks=every(DmirrorQuirks, setting.quirks),
+                        peers=self.devices,
+                    )
+                )
+            )
+        self.free_at_start = self.memory.pages.allocator.free_pages
+        self.pairs: list[Pair] = []
+        self.names = 0
+        self.steps = 0
+        self.spawn()
+
+    # ---- the whole
+
+    def step(self, name: str, **numbers: int) -> None:
+        """Do one step to both models and compare everything."""
+        self.steps += 1
+        getattr(self, f"do_{name}")(**numbers)
+        self.compare()
+
+    def compare(self) -> None:
+        """Compare everything that both models know, and check the invariants."""
+        for pair in self.pairs:
+            self._compare_memory(pair)
+            for index, file in pair.files.items():
+                self._compare_mirror(pair, index, file)
+        contents = self.memory.contents
+        if contents.mismatch_count:
+            raise Disagreement(f"{contents.mismatches[0]}")
+        check_quiescent(self.memory)
+
+    def finish(self) -> None:
+        """End every process, remove every device: no reference, page or device page may be left."""
+        while self.pairs:
+            self._exit(self.pairs[-1])
+        for device in reversed(self.devices):
+            if device.describe()["allocations"]:
+                raise Disagreement(f"{device} has {device.describe()['allocations']} pages of nobody")
+            device.shutdown()
+        self.kernel.settle()
+        self.kernel.ledger.assert_empty()
+        left = self.free_at_start - self.memory.pages.allocator.free_pages
+        huge_zero = 0 if self.memory._huge_zero_pfn is None else self.geometry.pmd_nr
+        if left != huge_zero:
+            raise Disagreement(f"{left - huge_zero} pages of RAM are lost")
+        if self.memory.mms:
+            raise Disagreement(f"{self.memory.mms} are still there")
+
+    # ---- what is compared
+
+    def _compare_memory(self, pair: Pair) -> None:
+        model = pair.model
+        known = self.memory.contents.tainted_vpns
+        for page, found in self._entries(pair.mm):
+            area = model.areas.get(page)
+            if area is None:
+                raise Disagreement(f"{model.name} maps page {page}, which is not mapped: {found}")
+            if found.write and not area.writable():
+                raise Disagreement(f"{model.name} may write page {page}, which allows {area.prot}: {found}")
+            holds = 0 if found.data < 0 else self.memory.contents.token(found.data)
+            if holds != model.value(page) and not self._tainted(pair, page, found.data, known):
+                raise Disagreement(f"page {page} of {model.name} holds {holds:#x}, not {model.value(page):#x}: {found}")
+        for page, value in model.written.items():
+            if value and self._entry(pair.mm, page) is NONE and not self._tainted(pair, page, -1, known):
+                raise Disagreement(f"page {page} of {model.name} is gone, with {value:#x} in it")
+
+    def _compare_mirror(self, pair: Pair, index: int, file: Any) -> None:
+        """A mirror table shows what is in memory now, or nothing."""
+        first = BASE // PAGE
+        perms = file.page_table.perms(first, first + PAGES)
+        mapped = perms.nonzero()[0]
+        if not len(mapped):
+            return
+        pfns = file.page_table.pfns(first, first + PAGES)
+        model = pair.model
+        known = self.memory.contents.tainted_vpns
+        for page in mapped.tolist():
+            area = model.areas.get(page)
+            perm = int(perms[page])
+            who = f"device {index} of {model.name}"
+            if area is None or not area.prot & READ:
+                raise Disagreement(f"{who} maps page {page}, which allows {area}")
+            if perm & MAPPED_WRITE and not area.prot & WRITE:
+                raise Disagreement(f"{who} may write page {page}, which allows {area}")
+            if perm & ATOMIC and page not in pair.exclusive.get(index, ()):
+                raise Disagreement(f"{who} has page {page} as exclusive, which was revoked")
+            pfn = int(pfns[page])
+            found = self._entry(pair.mm, page)
+            if found.data != pfn and not perm & 128:
+                raise Disagreement(f"{who} maps page {page} to {pfn:#x}, but the process has {found}")
+            holds = self.memory.contents.token(pfn)
+            if holds != model.value(page) and not perm & 128 and not self._tainted(pair, page, pfn, known):
+                raise Disagreement(f"{who} sees {holds:#x} in page {page}, not {model.value(page):#x}")
+
+    def _tainted(self, pair: Pair, page: int, pfn: int, known: dict[Any, str]) -> bool:
+        """As written, a named quirk (MM-S1) may have spoilt a page; its address or the page itself says so."""
+        return (pair.mm, BASE // PAGE + page) in known or pfn in self.memory.contents.tainted_pfns
+
+    # ---- what the page tables have
+
+    def _entries(self, mm: MmStruct) -> Iterator[tuple[int, Found]]:
+        order = self.geometry.pmd_order
+        first = BASE // PAGE
+        for block, entry in mm.page_table.entries.items():
+            page = (block << order) - first
+            if isinstance(entry, PmdLeaf):
+                for i in range(1 << order):
+                    yield page + i, self._leaf(entry, i)
+            else:
+                used = entry.used
+                for i in range(1 << order):
+                    if used >> i & 1:
+                        yield page + i, self._pte(entry, i)
+
+    def _entry(self, mm: MmStruct, page: int) -> Found:
+        at = BASE // PAGE + page
+        entry = mm.page_table.entries.get(at >> self.geometry.pmd_order)
+        i = at & (self.geometry.pmd_nr - 1)
+        if entry is None:
+            return NONE
+        return self._leaf(entry, i) if isinstance(entry, PmdLeaf) else self._pte(entry, i)
+
+    def _leaf(self, leaf: PmdLeaf, i: int) -> Found:
+        if leaf.kind is PmdKind.PRIVATE:
+            return self._private(leaf.pfn + i, leaf.write, leaf=True)
+        return Found("present", leaf.pfn + i, leaf.write, None, True)
+
+    def _pte(self, table: PteTable, i: int) -> Found:
+        bit = 1 << i
+        if not table.used & bit:
+            return NONE
+        pfn = table.m_pfn[i]
+        if table.private & bit:
+            return self._private(pfn, bool(table.write & bit))
+        if table.devexcl & bit:
+            return Found("exclusive", pfn)  # mprotect leaves it alone, and the mirror loses it
+        return Found("present", pfn, bool(table.write & bit))
+
+    def _private(self, pfn: int, write: bool, *, leaf: bool = False) -> Found:
+        device = self.memory.page_pgmap(pfn).owner
+        data = self.memory.zone_device_data(self.memory.folio_head(pfn)).of(pfn)
+        return Found("private", data, write, device, leaf)
+
+    # ---- choosing
+
+    def pair(self, p: int) -> Pair:
+        return self.pairs[p % len(self.pairs)]
+
+    def file(self, pair: Pair, dev: int) -> Any:
+        """Return the process's open file of a device, opening it if need be."""
+        if dev not in pair.files:
+            pair.files[dev] = self.devices[dev].vm_create(pair.mm, start=0, end=1 << 47)
+        return pair.files[dev]
+
+    @staticmethod
+    def at(page: int) -> int:
+        return BASE + page * PAGE
+
+    @staticmethod
+    def cut(page: int, n: int) -> int:
+        """Keep a range inside the pages that are looked at."""
+        return min(n, PAGES - page)
+
+    def expect(self, what: str, got: int, wanted: int) -> None:
+        if got != wanted:
+            raise Disagreement(f"{what}: errno {got}, not {wanted}")
+
+    def fresh(self, value: int, before: int) -> bool:
+        """Tell whether a value was written since `before`."""
+        return value >> WRITER_BITS > before
+
+    @property
+    def version(self) -> int:
+        return self.memory.contents._version
+
+    # ---- processes
+
+    def spawn(self) -> None:
+        """Start an empty process."""
+        self.names += 1
+        name = f"p{self.names}"
+        self.pairs.append(Pair(self.memory.mm_alloc(name), Process(name)))
+
+    def do_spawn(self) -> None:
+        if len(self.pairs) < MOST_PROCESSES:
+            self.spawn()
+
+    def do_exit(self, p: int) -> None:
+        self._exit(self.pair(p))
+        if not self.pairs:
+            self.spawn()
+
+    def _exit(self, pair: Pair) -> None:
+        # do_exit: exit_mm first, exit_files after it.
+        self.pairs.remove(pair)
+        pair.mm.exit()
+        for file in pair.files.values():
+            file.close()
+
+    # ---- memory calls
+
+    def do_mmap(self, p: int, page: int, n: int, prot: int) -> None:
+        pair, n = self.pair(p), self.cut(page, n)
+        pair.mm.mmap(self.at(page), n * PAGE, prot)
+        pair.model.mmap(page, n, prot, None)
+        self.revoke(pair, page, n)
+
+    def do_munmap(self, p: int, page: int, n: int) -> None:
+        pair, n = self.pair(p), self.cut(page, n)
+        pair.mm.munmap(self.at(page), n * PAGE)
+        pair.model.munmap(page, n)
+        self.revoke(pair, page, n)
+
+    def do_mprotect(self, p: int, page: int, n: int, prot: int) -> None:
+        pair, n = self.pair(p), self.cut(page, n)
+        got = self.error(pair.mm.mprotect, self.at(page), n * PAGE, prot)
+        self.expect(f"mprotect {page}+{n}", got, pair.model.mprotect(page, n, prot))
+
+    # ---- the CPU
+
+    def do_touch(self, p: int, page: int, n: int, write: int) -> None:
+        """Touch pages one by one, reading what they hold."""
+        pair, n = self.pair(p), self.cut(page, n)
+        model = pair.model
+        wanted, good = model.touch(page, n, write=bool(write))
+        done = signal = 0
+        access = self.memory.cpu_write if write else self.memory.cpu_read
+        for at in range(page, page + n):
+            try:
+                value = access(pair.mm, self.at(at))
+            except CpuSignal as exc:
+                signal = exc.signal
+                break
+            done += 1
+            if write:
+                model.write(at, value)
+            elif value != model.value(at) and not self._read_known(pair, at):
+                raise Disagreement(f"{model.name} read {value:#x} in page {at}, not {model.value(at):#x}")
+        if (signal, done) != (wanted, good):
+            raise Disagreement(
+                f"touch {page}+{n} of {model.name}: signal {signal} after {done}, not {wanted} after {good}"
+            )
+        self.revoke(pair, page, done)
+
+    def do_burst(self, p: int, page: int, n: int, writes: int) -> None:
+        """Touch pages in one batch; bit i of `writes` says that the access to page i is a write."""
+        pair, n = self.pair(p), self.cut(page, n)
+        model = pair.model
+        is_write = [bool(writes >> i & 1) for i in range(n)]
+        good = 0
+        while good < n and not model.touch(page + good, 1, write=is_write[good])[0]:
+            good += 1
+        before = self.version
+        first = BASE // PAGE + page
+        done = n
+        try:
+            self.memory.cpu_access(pair.mm, np.arange(first, first + n), np.array(is_write))
+        except CpuSignal as exc:
+            done = (exc.address - self.at(page)) // PAGE
+        if done != good:
+            raise Disagreement(f"burst {page}+{n} of {model.name}: a signal after {done}, not after {good}")
+        for at in range(good):
+            if is_write[at]:
+                self._take_over(pair, page + at, before, must=True)
+        self.revoke(pair, page, good)
+
+    def _take_over(self, pair: Pair, page: int, before: int, *, must: bool) -> bool:
+        """Take from the contents what was written to a page since `before`."""
+        value = self.memory.contents.expected(pair.mm, BASE // PAGE + page)
+        if self.fresh(value, before):
+            pair.model.write(page, value)
+            return True
+        if must:
+            raise Disagreement(f"page {page} of {pair.model.name} was not written")
+        return False
+
+    def _read_known(self, pair: Pair, page: int) -> bool:
+        found = self._entry(pair.mm, page)
+        return self._tainted(pair, page, found.data, self.memory.contents.tainted_vpns)
+
+    @staticmethod
+    def error(function: Any, *arguments: Any, **options: Any) -> int:
+        try:
+            function(*arguments, **options)
+        except KernelError as exc:
+            return exc.errno
+        return 0
+
+    def revoke(self, pair: Pair, page: int, n: int, *, but: int = -1) -> None:
+        """Note that these pages are device-exclusive no more."""
+        for index, pages in pair.exclusive.items():
+            if index != but:
+                pages.difference_update(range(page, page + n))
+
+    # ---- devices
+
+    def do_device(self, p: int, dev: int, page: int, n: int, write: int) -> None:
+        """READ or WRITE."""
+        pair, n = self.pair(p), self.cut(page, n)
+        file, model = self.file(pair, dev), pair.model
+        wanted, good = model.device_access(page, n, write=bool(write))
+        read_only = write and self.setting.quirks == "as_written" and self._own_read_only(pair, dev, page, n)
+        before = self.version
+        try:
+            done = (file.ioctl.write if write else file.ioctl.read)(self.at(page), n)
+            got = 0
+        except KernelError as exc:
+            got = exc.errno
+        if got == errno.EFAULT and read_only:
+            wanted = got  # MM-S2: an own page that is read-only
+        self.expect(f"device {dev} {'write' if write else 'read'} {page}+{n} of {model.name}", got, wanted)
+        if got:
+            if write:
+                more = True
+                for at in range(page, page + good):
+                    fresh = self._take_over(pair, at, before, must=False)
+                    if fresh and not more:
+                        raise Disagreement(f"a device wrote page {at} of {model.name}, but not those before it")
+                    more = fresh
+                self.revoke(pair, page, good)
+            return
+        values = done.tokens.tolist()
+        if done.cpages != n or len(values) != n:
+            raise Disagreement(f"device {dev} did {done.cpages} pages of {page}+{n}, and returned {len(values)}")
+        for at, value in zip(range(page, page + n), values, strict=True):
+            if write:
+                if not self.fresh(value, before):
+                    raise Disagreement(f"device {dev} wrote the old {value:#x} to page {at}")
+                model.write(at, value)
+            elif value != model.value(at) and not self._known_there(pair, file, at):
+                raise Disagreement(f"device {dev} read {value:#x} in page {at}, not {model.value(at):#x}")
+        self.revoke(pair, page, n, but=-1 if write else dev)
+
+    def _own_read_only(self, pair: Pair, dev: int, page: int, n: int) -> bool:
+        entries = [self._entry(pair.mm, at) for at in range(page, page + n)]
+        return any(each.device is self.devices[dev] and not each.write for each in entries)
+
+    def _known_there(self, pair: Pair, file: Any, page: int) -> bool:
+        """As written, a device may read a wrong page: its entry is stale, or what is there is tainted."""
+        at = BASE // PAGE + page
+        perm = int(file.page_table.perms(at, at + 1)[0])
+        pfn = int(file.page_table.pfns(at, at + 1)[0])
+        return bool(perm & 128) or self._tainted(pair, page, pfn, self.memory.contents.tainted_vpns)
+
+    def do_to_device(self, p: int, dev: int, page: int, n: int) -> None:
+        """MIGRATE_TO_DEV: it fails where pages cannot move, and nothing else may fail."""
+        pair, n = self.pair(p), self.cut(page, n)
+        file, model = self.file(pair, dev), pair.model
+        wanted, good = model.device_migrate(page, n)
+        movable = [self._movable(pair, at) for at in range(page, page + good)]
+        try:
+            done = file.ioctl.migrate_to_dev(self.at(page), n)
+            got = 0
+        except KernelError as exc:
+            got = exc.errno
+        if got == errno.ENOENT and not all(movable):
+            wanted = got
+        self.expect(f"to device {dev} {page}+{n} of {model.name}", got, wanted)
+        for at, moves in zip(range(page, page + good), movable, strict=True):
+            found = self._entry(pair.mm, at)
+            if moves and found.device is not self.devices[dev]:
+                raise Disagreement(f"page {at} of {model.name} is not on device {dev}, but {found}")
+        if got:
+            return
+        for at, value in zip(range(page, page + n), done.tokens.tolist(), strict=True):
+            if value != model.value(at) and not self._known_there(pair, file, at):
+                raise Disagreement(f"device {dev} read {value:#x} back in page {at}, not {model.value(at):#x}")
+
+    def _movable(self, pair: Pair, page: int) -> bool:
+        """Tell whether nothing can keep a page of private memory from a device: it is in system memory, or nowhere."""
+        return pair.model.areas[page].object is None and self._entry(pair.mm, page).kind in {"none", "present"}
+
+    def do_to_system(self, p: int, dev: int, page: int, n: int) -> None:
+        """MIGRATE_TO_SYS."""
+        pair, n = self.pair(p), self.cut(page, n)
+        file, model = self.file(pair, dev), pair.model
+        wanted, good = model.device_migrate(page, n)
+        device = self.devices[dev]
+        there = sum(self._entry(pair.mm, at).device is device for at in range(page, page + good))
+        try:
+            moved = file.ioctl.migrate_to_sys(self.at(page), n).cpages
+            got = 0
+        except KernelError as exc:
+            got = exc.errno
+        self.expect(f"to system {page}+{n} of {model.name}", got, wanted)
+        for at in range(page, page + good):
+            if self._entry(pair.mm, at).device is device:
+                raise Disagreement(f"page {at} of {model.name} is still on device {dev}")
+        if (not got and bool(moved) != bool(there)) or (not got and moved > there):
+            raise Disagreement(f"{moved} pages came home from device {dev}, where {there} were")
+
+    def do_exclusive(self, p: int, dev: int, page: int, n: int) -> None:
+        """EXCLUSIVE, and CHECK_EXCLUSIVE of the same pages."""
+        pair, n = self.pair(p), self.cut(page, n)
+        file, model = self.file(pair, dev), pair.model
+        wanted, good = model.device_exclusive(page, n)
+        try:
+            done = file.ioctl.exclusive(self.at(page), n)
+            got = 0
+        except KernelError as exc:
+            got = exc.errno
+        self.expect(f"exclusive {page}+{n} of {model.name}", got, wanted)
+        self.revoke(pair, page, good, but=dev)
+        pair.exclusive.setdefault(dev, set()).update(range(page, page + good))
+        if got:
+            return
+        if done.tokens.tolist() != model.values(page, n) and not any(
+            self._known_there(pair, file, at) for at in range(page, page + n)
+        ):
+            raise Disagreement(f"device {dev} read {done.tokens} back, not {model.values(page, n)}")
+        for at in range(page, page + n):
+            self.expect(f"check exclusive {at}", self.error(file.ioctl.check_exclusive, self.at(at), 1), errno.EPERM)
+
+    def do_check_exclusive(self, p: int, dev: int, page: int, n: int) -> None:
+        pair, n = self.pair(p), self.cut(page, n)
+        file = self.file(pair, dev)
+        got = self.error(file.ioctl.check_exclusive, self.at(page), n)
+        possible = pair.exclusive.get(dev, set()) & set(range(page, page + n))
+        if got not in {0, errno.EPERM} or (got and not possible):
+            raise Disagreement(f"check exclusive {page}+{n} of {pair.model.name}: errno {got}, {possible} may be")
+
+    def do_evict(self, dev: int) -> None:
+        """Bring every page of a device home."""
+        self.devices[dev].evict()
+        self._gone_home(dev)
+
+    def do_close(self, p: int, dev: int) -> None:
+        """Close a file, which evicts its device for everybody."""
+        pair = self.pair(p)
+        file = pair.files.pop(dev, None)
+        if file is not None:
+            file.close()
+            pair.exclusive.pop(dev, None)
+            self._gone_home(dev)
+
+    def _gone_home(self, dev: int) -> None:
+        left = self.devices[dev].describe()["allocations"]
+        if left:
+            raise Disagreement(f"{left} pages are still on device {dev}")
+
+    def do_snapshot(self, p: int, dev: int, page: int, n: int) -> None:
+        """SNAPSHOT: what it says is what the page table has."""
+        pair, n = self.pair(p), self.cut(page, n)
+        file, model = self.file(pair, dev), pair.model
+        for at, byte in zip(range(page, page + n), file.ioctl.snapshot(self.at(page), n), strict=True):
+            area = model.areas.get(at)
+            found = self._entry(pair.mm, at)
+            wanted = self._snapshot_byte(area, found, dev)
+            if byte & ~4 != wanted:
+                raise Disagreement(f"snapshot of page {at} of {model.name} is {byte:#x}, not {wanted:#x}: {found}")
+
+    def _snapshot_byte(self, area: Any, found: Found, dev: int) -> int:
+        """Return what the page has to look like, the bit of a PMD mapping (4) left out."""
+        if area is None or not area.prot & READ:
+            return 0xFF & ~4
+        if found.kind == "private" and found.device is not self.devices[dev]:
+            return 0xFF & ~4 if found.leaf and self.setting.quirks == "as_written" else 0  # Q2
+        if found.kind in {"none", "exclusive"}:
+            return 0
+        byte = 2 if found.write else 1
+        if found.kind == "private":
+            return byte | 0x20
+        return byte | (0x10 if found.data == self.memory.zero_pfn else 0)
+
+
+# What a step takes, and how often a random walk takes it. A number is drawn from [low, high], both included, or from a
+# tuple of choices.
+P, PAGE_NO, N, DEV = (0, MOST_PROCESSES - 1), (0, PAGES - 1), (1, 16), (0, DEVICES - 1)
+BOOL, PROT = (0, 1), (0, 1, 3, 3)
+STEPS: dict[str, tuple[int, dict[str, tuple[int, ...]]]] = {
+    "mmap": (6, {"p": P, "page": PAGE_NO, "n": N, "prot": PROT}),
+    "munmap": (3, {"p": P, "page": PAGE_NO, "n": N}),
+    "mprotect": (5, {"p": P, "page": PAGE_NO, "n": N, "prot": PROT}),
+    "touch": (10, {"p": P, "page": PAGE_NO, "n": N, "write": BOOL}),
+    "burst": (4, {"p": P, "page": PAGE_NO, "n": N, "writes": (0, (1 << 16) - 1)}),
+    "device": (10, {"p": P, "dev": DEV, "page": PAGE_NO, "n": N, "write": BOOL}),
+    "to_device": (12, {"p": P, "dev": DEV, "page": PAGE_NO, "n": N}),
+    "to_system": (3, {"p": P, "dev": DEV, "page": PAGE_NO, "n": N}),
+    "exclusive": (4, {"p": P, "dev": DEV, "page": PAGE_NO, "n": (1, 4)}),
+    "check_exclusive": (1, {"p": P, "dev": DEV, "page": PAGE_NO, "n": N}),
+    "snapshot": (2, {"p": P, "dev": DEV, "page": PAGE_NO, "n": N}),
+    "evict": (1, {"dev": DEV}),
+    "close": (1, {"p": P, "dev": DEV}),
+    "spawn": (1, {}),
+    "exit": (1, {"p": P}),
+}
+SETTINGS: dict[str, tuple[Any, ...]] = {
+    "pmd_order": (2, 3),
+    "thp": ("always", "madvise", "never"),
+    "window": (32, 4),
+}
