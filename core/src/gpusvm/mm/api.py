@@ -90,7 +90,11 @@ VM_DONTEXPAND: Final = 1 << 11
 VM_HUGETLB: Final = 1 << 12
 VM_HUGEPAGE: Final = 1 << 13
 VM_NOHUGEPAGE: Final = 1 << 14
+VM_DONTCOPY: Final = 1 << 15
+VM_WIPEONFORK: Final = 1 << 16
 VM_SPECIAL: Final = VM_IO | VM_DONTEXPAND | VM_PFNMAP | VM_MIXEDMAP
+# What a page fault of the child cannot bring back (the kernel's also has VM_UFFD_WP and VM_MAYBE_GUARD).
+VM_COPY_ON_FORK: Final = VM_PFNMAP | VM_MIXEDMAP
 
 # include/uapi/asm-generic/mman-common.h
 PROT_NONE: Final = 0

@@ -151,6 +151,24 @@ class Contents:
             for key in [key for key in self.tainted_vpns if key[0] is mm and vpn <= key[1] < end]:
                 del self.tainted_vpns[key]
 
+    def fork(self, mm: MmApi, child: MmApi, vpn: int, end: int) -> None:
+        """Let a child read at the pages [vpn, end) what its parent must read there now."""
+        windows = self._expected.get(mm)
+        if windows is None:
+            return
+        at = vpn
+        while at < end:
+            stop = min(end, ((at >> WINDOW_SHIFT) + 1) << WINDOW_SHIFT)
+            window = windows.get(at >> WINDOW_SHIFT)
+            if window is not None:
+                first = at & ((1 << WINDOW_SHIFT) - 1)
+                self._window(child, at)[first : first + stop - at] = window[first : first + stop - at]
+            at = stop
+        if self.tainted_vpns:
+            for key, quirk in list(self.tainted_vpns.items()):
+                if key[0] is mm and vpn <= key[1] < end:
+                    self.tainted_vpns[child, key[1]] = quirk
+
     def forget_mm(self, mm: MmApi) -> None:
         """Forget an address space that is gone."""
         self._expected.pop(mm, None)

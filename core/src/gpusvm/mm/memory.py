@@ -23,9 +23,10 @@ from gpusvm.mm.huge_memory import split_huge_pmd
 from gpusvm.mm.mm_struct import MM_ANONPAGES, MMF_UNSTABLE
 from gpusvm.mm.mmu_notifier import notifier_end, notifier_start
 from gpusvm.mm.observer import tell
-from gpusvm.mm.page import PG_ANON_EXCLUSIVE, PG_DIRTY, PG_LRU
+from gpusvm.mm.page import PG_ANON_EXCLUSIVE, PG_DIRTY, PG_LOCKED, PG_LRU, Zone
 from gpusvm.mm.pgtable import PmdKind, PmdLeaf, PteTable
 from gpusvm.mm.ptemask import indices
+from gpusvm.mm.rmap_walk import mapcount_in
 from gpusvm.mm.vma import anon_vma_prepare, thp_allowed
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ def _do_huge_pmd_wp_page(memory: "MemoryManager", vma: "Vma", block: int, leaf: 
                 pages.folio_put(leaf.pfn)
             if zone.m_refcount[i] == 1:
                 # Nobody else can have it any more: the mapping takes the folio over.
+                folio_move_anon_rmap(zone, i, vma)
                 zone.m_flags[i] |= PG_ANON_EXCLUSIVE
         exclusive = bool(zone.m_flags[i] & PG_ANON_EXCLUSIVE)
         if exclusive and vma.flags & VM_WRITE:
@@ -323,10 +325,7 @@ def remove_device_exclusive_entry(
     range_ = notifier_start(memory, vma.mm, address & -page_size, (address & -page_size) + page_size, MMU_NOTIFY_CLEAR)
     kernel.step()
     if vma.mm.page_table.lookup(address) is table and table.devexcl & bit and table.m_pfn[i] == pfn:
-        zone = pages.zone(pfn)
-        write = bit if vma.flags & VM_WRITE and zone.m_flags[pfn - zone.base] & PG_ANON_EXCLUSIVE else 0
-        dirty = bit if zone.m_flags[head - zone.base] & PG_DIRTY else 0
-        table.set_present(bit, pfn, write, dirty)
+        restore_exclusive_pte(memory, vma, table, i)
         if flags & FAULT_FLAG_USER:
             kernel.stats.cpu_faults += 1
     pages.folio_unlock(head)
@@ -334,6 +333,18 @@ def remove_device_exclusive_entry(
     notifier_end(memory, range_)
     kernel.charge("cpu_fault")
     return DONE
+
+
+def restore_exclusive_pte(memory: "MemoryManager", vma: "Vma", table: PteTable, i: int) -> None:
+    """Make a device-exclusive entry present again, inside a page-table-lock section, its folio locked."""
+    bit = 1 << i
+    pfn = table.m_pfn[i]
+    zone = memory.pages.zone(pfn)
+    at = pfn - zone.base
+    # can_change_pte_writable
+    write = bit if vma.flags & VM_WRITE and zone.m_flags[at] & PG_ANON_EXCLUSIVE else 0
+    dirty = bit if zone.m_flags[at - zone.m_head_off[at]] & PG_DIRTY else 0
+    table.set_present(bit, pfn, write, dirty)
 
 
 def _do_wp_page(memory: "MemoryManager", vma: "Vma", address: int, table: PteTable, i: int) -> int:
@@ -344,36 +355,38 @@ def _do_wp_page(memory: "MemoryManager", vma: "Vma", address: int, table: PteTab
     pfn = table.m_pfn[i]
     zone = pages.ram if pfn < pages.ram_pages else pages.zone(pfn)
     at = pfn - zone.base
-    exclusive = zone.m_flags[at] & PG_ANON_EXCLUSIVE
-    locked = -1 if exclusive else _lock_to_reuse(memory, vma, pfn)
-    if exclusive or locked >= 0:
+    if zone.m_flags[at] & PG_ANON_EXCLUSIVE or _wp_can_reuse_anon_folio(memory, vma, pfn):
         zone.m_flags[at] |= PG_ANON_EXCLUSIVE
         # wp_page_reuse: maybe_mkwrite
         table.set_write(bit, bit if vma.flags & VM_WRITE else 0)
         table.set_dirty(bit)
-        if locked >= 0:
-            pages.folio_unlock(locked)
         return DONE
     return _wp_page_copy(memory, vma, address, table, i)
 
 
-def _lock_to_reuse(memory: "MemoryManager", vma: "Vma", pfn: int) -> int:
-    # wp_can_reuse_anon_folio: the folio, locked, if nobody else has a reference, so that whoever shared the page once
-    # is gone; else -1. The kernel unlocks first, but under the page-table lock.
+def _wp_can_reuse_anon_folio(memory: "MemoryManager", vma: "Vma", pfn: int) -> bool:
+    # Whether whoever shared the page once is gone: nobody else has a reference on it. The kernel locks a small folio
+    # for this, but all within one section of the page-table lock: it is enough that the lock is free.
     pages = memory.pages
     head = pages.folio_head(pfn)
     zone = pages.zone(head)
     h = head - zone.base
     if zone.m_order[h]:
-        # __wp_can_reuse_large_anon_folio: every reference is a mapping, and every mapping is ours.
-        ours = all(place[0].mm is vma.mm for place in memory.rmap.places(head))
-        return head if ours and zone.m_mapcount[h] == zone.m_refcount[h] and pages.folio_trylock(head) else -1
-    if zone.m_refcount[h] != 1 or not pages.folio_trylock(head):
-        return -1
-    if vma.anon_vma is not None:
-        # folio_move_anon_rmap
-        zone.m_mapping[h] = vma.anon_vma.id
-    return head
+        # __wp_can_reuse_large_anon_folio: every reference is a mapping, and every mapping is ours. A single page of a
+        # large folio is copied, so that the folio can go. The kernel keeps book of two address spaces only
+        # (folio_test_large_maybe_mapped_shared): a third that is left over may have to copy there.
+        mapcount = zone.m_mapcount[h]
+        return mapcount > 1 and mapcount == zone.m_refcount[h] == mapcount_in(memory, head, vma.mm)
+    if zone.m_refcount[h] != 1 or zone.m_flags[h] & PG_LOCKED:
+        return False
+    folio_move_anon_rmap(zone, h, vma)
+    return True
+
+
+def folio_move_anon_rmap(zone: Zone, i: int, vma: "Vma") -> None:
+    """Let a folio that only `vma` maps be found through its own anon_vma from now on (mm/rmap.c)."""
+    assert vma.anon_vma is not None, f"{vma!r} maps an anonymous page without an anon_vma"
+    zone.m_mapping[i] = vma.anon_vma.id
 
 
 def _wp_page_copy(memory: "MemoryManager", vma: "Vma", address: int, table: PteTable, i: int) -> int:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from gpusvm.errors import ModelError
 from gpusvm.kernel import Kernel
-from gpusvm.mm import cpu, exclusive, hmm, memory, migrate_device, mmap, mmu_notifier, mprotect
+from gpusvm.mm import cpu, exclusive, fork, hmm, memory, migrate_device, mmap, mmu_notifier, mprotect
 from gpusvm.mm.api import (
     Bools,
     DevPagemap,
@@ -79,14 +79,14 @@ class MemoryManager:
         self.contents = Contents(kernel, self.pages, mode=contents)
         self.pagemaps = DevPagemaps(kernel, self.pages, geometry=self.geometry)
         self.mms: list[MmStruct] = []
-        self._mm_ids = 0
+        self.mm_ids = 0
 
     # address spaces
 
     def mm_alloc(self, name: str) -> MmStruct:
         """Make an empty address space with one user, the process; `MmStruct.exit` drops that."""
-        self._mm_ids += 1
-        mm = MmStruct(self, name, self._mm_ids)
+        self.mm_ids += 1
+        mm = MmStruct(self, name, self.mm_ids)
         self.mms.append(mm)
         return mm
 
@@ -106,6 +106,10 @@ class MemoryManager:
     def mprotect(self, mm: MmStruct, start: int, length: int, prot: int) -> None:
         """Change the access that a range allows. EINVAL ENOMEM EACCES."""
         mprotect.mprotect(self, mm, start, length, prot)
+
+    def fork(self, mm: MmStruct, name: str | None = None) -> MmStruct:
+        """Make a child of an address space, named after it unless `name` is given. ENOMEM."""
+        return fork.fork(self, mm, name)
 
     def exit_mmap(self, mm: MmStruct) -> None:
         """Take an address space down; `mmput` calls it."""

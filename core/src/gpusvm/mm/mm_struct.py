@@ -17,8 +17,9 @@ MM_ANONPAGES: Final = 0
 MM_FILEPAGES: Final = 1
 MM_SHMEMPAGES: Final = 2
 
-# `MmStruct.flags`: the OOM reaper has begun to take the memory away.
+# `MmStruct.flags`: the OOM reaper has begun to take the memory away, or fork failed to fill it; pages were pinned once.
 MMF_UNSTABLE: Final = 1 << 0
+MMF_HAS_PINNED: Final = 1 << 1
 
 
 class MmStruct:
@@ -135,6 +136,13 @@ class MmStruct:
     def mprotect(self, start: int, length: int, prot: int) -> None:
         """Change what is allowed, area by area. EINVAL ENOMEM EACCES. Takes mmap_lock for write."""
         self.memory.mprotect(self, start, length, prot)
+
+    def fork(self, name: str | None = None) -> "MmStruct":
+        """Make a child with a copy of everything, in which both share the pages until one writes. ENOMEM.
+
+        Takes mmap_lock for write.
+        """
+        return self.memory.fork(self, name)
 
     def exit(self) -> None:
         """Drop the reference that the process itself holds."""

@@ -278,6 +278,28 @@ class PteTable:
         if observer is not None:
             tell(observer, "ptes_changed", self, mask)
 
+    def copy(self, source: "PteTable", mask: int, write: int) -> None:
+        """Take entries over from the table of the same block of another mm (the child's side of a fork).
+
+        `write` is what of their permissions to write comes along; MIGRATION_READ_EXCLUSIVE does with it.
+        """
+        observer = self.kernel.observer
+        if observer is not None:
+            tell(observer, "ptes_changing", self, mask)
+        where = slice(lowest(mask), mask.bit_length()) if is_run(mask) else indices(mask)
+        self.pfn[where] = source.pfn[where]
+        keep = ~mask
+        self.present = (self.present & keep) | (source.present & mask)
+        self.private = (self.private & keep) | (source.private & mask)
+        self.migration = (self.migration & keep) | (source.migration & mask)
+        self.devexcl = (self.devexcl & keep) | (source.devexcl & mask)
+        self.zero = (self.zero & keep) | (source.zero & mask)
+        self.write = (self.write & keep) | (source.write & mask & write)
+        self.rexcl = (self.rexcl & keep) | (source.rexcl & mask & write)
+        self.dirty = (self.dirty & keep) | (source.dirty & mask)
+        if observer is not None:
+            tell(observer, "ptes_changed", self, mask)
+
     def fill(
         self, kind: PteKind, pfn: int, *, write: bool, rexcl: bool = False, dirty: bool = False, zero: bool = False
     ) -> None:

@@ -8,6 +8,8 @@ VMAs of its anon_vma, is all the kernel stores, so it is all that is stored here
 from bisect import insort
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+
 from gpusvm.errors import ModelError
 from gpusvm.kernel import Kernel, RwSemaphore
 from gpusvm.mm.api import Geometry, Pfns
@@ -28,13 +30,19 @@ class AnonVma:
     """Be what the pages of related anonymous VMAs have in common (struct anon_vma).
 
     `vmas` lies in the order in which the rmap walk visits them: by `pgoff` when they were linked, equal ones by age.
+    fork makes a tree of them: `lock` is the root's, `num_children` counts those whose `parent` this one is (a root is
+    its own), `num_active_vmas` the VMAs whose new pages go here.
     """
 
-    __slots__ = ("id", "lock", "vmas")
+    __slots__ = ("id", "lock", "num_active_vmas", "num_children", "parent", "vmas")
 
-    def __init__(self, id: int, lock: RwSemaphore) -> None:
+    def __init__(self, id: int, lock: RwSemaphore, parent: "AnonVma | None" = None) -> None:
         self.id: Final = id
         self.lock: Final = lock
+        self.parent: Final = self if parent is None else parent
+        self.num_children = 0
+        self.num_active_vmas = 0
+        self.parent.num_children += 1
         self.vmas: list[Vma] = []
 
     def link(self, vma: "Vma") -> None:
@@ -68,24 +76,55 @@ class Rmap:
             anon_vma = AnonVma(self._next, self.kernel.rwsem("anon_vma"))
             self._next += 1
             self.anon_vmas[anon_vma.id] = anon_vma
-            vma.anon_vma = anon_vma
             self.anon_vma_link(anon_vma, vma)
+            return anon_vma
         return vma.anon_vma
 
     def anon_vma_link(self, anon_vma: AnonVma, vma: "Vma") -> None:
         """Look for the pages of an anon_vma in a VMA too; it is the VMA's own if it had none (anon_vma_chain_link)."""
+        self._chain(anon_vma, vma)
+        if vma.anon_vma is None:
+            vma.anon_vma = anon_vma
+            anon_vma.num_active_vmas += 1
+
+    def _chain(self, anon_vma: AnonVma, vma: "Vma") -> None:
         chain = self._chains.setdefault(vma, [])
         if anon_vma not in chain:
             chain.append(anon_vma)
             anon_vma.link(vma)
-        if vma.anon_vma is None:
-            vma.anon_vma = anon_vma
 
     def anon_vma_clone(self, dst: "Vma", src: "Vma") -> None:
-        """Let `dst`, cut from `src` or forked from it, find the same pages (anon_vma_clone)."""
+        """Let `dst`, cut from `src` or merged with it, find the same pages (anon_vma_clone)."""
         for anon_vma in self._chains.get(src, ()):
-            self.anon_vma_link(anon_vma, dst)
-        dst.anon_vma = src.anon_vma
+            self._chain(anon_vma, dst)
+        if dst.anon_vma is None and src.anon_vma is not None:
+            dst.anon_vma = src.anon_vma
+            src.anon_vma.num_active_vmas += 1
+
+    def anon_vma_fork(self, dst: "Vma", src: "Vma") -> None:
+        """Let `dst`, forked from `src`, find the same pages, with an anon_vma of its own for those that it gets itself.
+
+        The own one is an ancestor's that no VMA uses any more and that has one child only, if there is such a one, so
+        that a process that forks and ends for ever makes no endless tree (anon_vma_fork, anon_vma_clone).
+        """
+        if src.anon_vma is None:
+            return
+        with src.anon_vma.lock.write():
+            for anon_vma in self._chains[src]:
+                self._chain(anon_vma, dst)
+                # A root never qualifies: it is its own child besides.
+                if dst.anon_vma is None and anon_vma.num_children < 2 and not anon_vma.num_active_vmas:
+                    dst.anon_vma = anon_vma
+                    anon_vma.num_active_vmas += 1
+            if dst.anon_vma is None:
+                own = AnonVma(self._next, src.anon_vma.lock, src.anon_vma)
+                self._next += 1
+                self.anon_vmas[own.id] = own
+                self.anon_vma_link(own, dst)
+
+    def is_fork_child(self, vma: "Vma | None") -> bool:
+        """Tell whether a VMA may have pages of a VMA that it was forked from (mm/vma.c:vma_is_fork_child)."""
+        return vma is not None and vma.anon_vma is not None and len(self._chains[vma]) != 1
 
     def anon_vma_moved(self, vma: "Vma") -> None:
         """Sort a VMA in again whose `pgoff` or bounds changed (anon_vma_interval_tree_pre_update_vma and _post_)."""
@@ -95,11 +134,14 @@ class Rmap:
 
     def unlink_anon_vmas(self, vma: "Vma") -> None:
         """Forget a VMA that goes away (unlink_anon_vmas); an anon_vma without VMAs goes too."""
+        if vma.anon_vma is not None:
+            vma.anon_vma.num_active_vmas -= 1
+            vma.anon_vma = None
         for anon_vma in self._chains.pop(vma, ()):
             anon_vma.vmas.remove(vma)
             if not anon_vma.vmas:
+                anon_vma.parent.num_children -= 1
                 del self.anon_vmas[anon_vma.id]
-        vma.anon_vma = None
 
     def linear_index(self, vma: "Vma", address: int) -> int:
         """Return the page index of an address in its VMA's anon_vma (linear_page_index)."""
@@ -175,6 +217,32 @@ class Rmap:
             zone.m_flags[i] |= PG_ANON_EXCLUSIVE
         if self.kernel.observer is not None:
             tell(self.kernel.observer, "mapped", zone, head)
+
+    def folio_try_dup_anon_rmap_ptes(self, pages: Pfns) -> None:
+        """Count one more PTE mapping of each of many distinct pages, with a reference; they are exclusive no more.
+
+        fork comes here, with pages that cannot be pinned: it has copied those (include/linux/rmap.h, which leaves the
+        reference to the caller).
+        """
+        for zone, index, _ in self.pages.split(pages):
+            if zone.head_off[index].any():
+                where = np.arange(index.start, index.stop) if isinstance(index, slice) else index
+                heads, counts = np.unique(where - zone.head_off[where], return_counts=True)
+                zone.refcount[heads] += counts.astype(np.int32)
+                zone.mapcount[heads] += counts.astype(np.int32)
+            else:
+                zone.refcount[index] += 1
+                zone.mapcount[index] += 1
+            zone.flags[index] &= ~np.uint16(PG_ANON_EXCLUSIVE)
+
+    def folio_try_dup_anon_rmap_pmd(self, pfn: int) -> None:
+        """Count one more PMD mapping of a folio that is not pinned, with a reference; it is exclusive no more."""
+        zone = self.pages.zone(pfn)
+        i = pfn - zone.base
+        zone.m_refcount[i] += 1
+        zone.m_mapcount[i] += 1
+        zone.m_entire[i] += 1
+        zone.m_flags[i] &= ~PG_ANON_EXCLUSIVE
 
     def folio_remove_rmap_pte(self, page: int) -> None:
         """Uncount one PTE mapping of a page."""

@@ -24,7 +24,14 @@ if TYPE_CHECKING:
     from gpusvm.mm.mm_struct import MmStruct
     from gpusvm.mm.vma import Vma
 
-__all__ = ["ptes_to_migration", "remove_migration_ptes", "restore_pages", "set_pmd_migration_entry", "try_to_migrate"]
+__all__ = [
+    "mapcount_in",
+    "ptes_to_migration",
+    "remove_migration_ptes",
+    "restore_pages",
+    "set_pmd_migration_entry",
+    "try_to_migrate",
+]
 
 
 def set_pmd_migration_entry(memory: "MemoryManager", mm: "MmStruct", block: int, leaf: PmdLeaf) -> bool:
@@ -126,6 +133,32 @@ def _naming(table: PteTable, at: int, n: int, pfn: int, kinds: int) -> int:
         return mask if table.m_pfn[at] == pfn else 0
     match = table.pfn[at : at + n] == RAMP[:n] + pfn
     return mask if match.all() else mask & (from_bools(match) << at)
+
+
+def mapcount_in(memory: "MemoryManager", pfn: int, mm: "MmStruct") -> int:
+    """Count the mappings of the folio headed by `pfn` in one address space, inside a page-table-lock section."""
+    geometry = memory.geometry
+    shift = geometry.page_shift
+    zone = memory.pages.zone(pfn)
+    index = zone.m_index[pfn - zone.base]
+    found = 0
+    for vma, start, end in memory.rmap.places(pfn):
+        if vma.mm is not mm:
+            continue
+        address = start
+        while address < end:
+            block = address >> geometry.pmd_shift
+            stop = min(end, (block + 1) << geometry.pmd_shift)
+            entry = mm.page_table.entries.get(block)
+            if isinstance(entry, PteTable):
+                mapped = (entry.present & ~entry.zero) | entry.private | entry.devexcl
+                page = pfn + memory.rmap.linear_index(vma, address) - index
+                at, n = (address - entry.base) >> shift, (stop - address) >> shift
+                found += _naming(entry, at, n, page, mapped).bit_count()
+            elif entry is not None and entry.pfn == pfn and entry.kind in {PmdKind.THP, PmdKind.PRIVATE}:
+                found += 1
+            address = stop
+    return found
 
 
 def try_to_migrate(memory: "MemoryManager", pfn: int, *, split: bool = False, rmap_locked: bool = False) -> None:

@@ -152,7 +152,7 @@ def anon_vma_prepare(memory: "MemoryManager", vma: Vma) -> None:
         return
     prev, following = vma.mm.vma_tree.neighbours(vma.start, vma.end)
     for near, left, right in ((following, vma, following), (prev, prev, vma)):
-        if near is None or near.anon_vma is None or left is None or right is None:
+        if near is None or near.anon_vma is None or left is None or right is None or memory.rmap.is_fork_child(near):
             continue
         # anon_vma_compatible: mprotect of the access bits must not keep two areas apart for good.
         same = (left.flags ^ right.flags) & ~VM_ACCESS_FLAGS == 0
@@ -168,10 +168,13 @@ def _continues(memory: "MemoryManager", left: Vma, right: Vma) -> bool:
     )
 
 
-def _anon_vmas_agree(one: Vma | None, other: Vma | None) -> bool:
-    # is_mergeable_anon_vma
-    if one is None or other is None or one.anon_vma is None or other.anon_vma is None:
-        return True
+def _anon_vmas_agree(memory: "MemoryManager", one: Vma | None, other: Vma | None) -> bool:
+    # is_mergeable_anon_vma; None is an area that is being made. Areas that came from a parent do not grow, so that the
+    # parent's anon_vma does not become one of everything.
+    if one is None or one.anon_vma is None:
+        return not memory.rmap.is_fork_child(other)
+    if other is None or other.anon_vma is None:
+        return not memory.rmap.is_fork_child(one)
     return one.anon_vma is other.anon_vma
 
 
@@ -223,11 +226,15 @@ def merge_new(memory: "MemoryManager", mm: "MmStruct", start: int, end: int, fla
         return None
     left, right = mm.vma_tree.neighbours(start, end)
     new = Vma(mm, start, end, flags, pgoff)
-    if left is not None and (left.flags != flags or not _continues(memory, left, new)):
+    if left is not None and (
+        left.flags != flags or not _continues(memory, left, new) or not _anon_vmas_agree(memory, left, None)
+    ):
         left = None
-    if right is not None and (right.flags != flags or not _continues(memory, new, right)):
+    if right is not None and (
+        right.flags != flags or not _continues(memory, new, right) or not _anon_vmas_agree(memory, None, right)
+    ):
         right = None
-    if left is not None and right is not None and _anon_vmas_agree(left, right):
+    if left is not None and right is not None and _anon_vmas_agree(memory, left, right):
         return _join(memory, left, right)
     if left is not None:
         _set_range(memory, left, left.start, end)
@@ -276,10 +283,10 @@ def _merge_existing(memory: "MemoryManager", vma: Vma, start: int, end: int, fla
     left: Vma | None = None
     right: Vma | None = None
     if start == vma.start and prev is not None and prev.flags == flags and _continues(memory, prev, vma):
-        if _anon_vmas_agree(prev, vma):
+        if _anon_vmas_agree(memory, prev, vma):
             left = prev
     if end == vma.end and following is not None and following.flags == flags and _continues(memory, vma, following):
-        if _anon_vmas_agree(vma, following) and (left is None or _anon_vmas_agree(left, following)):
+        if _anon_vmas_agree(memory, vma, following) and (left is None or _anon_vmas_agree(memory, left, following)):
             right = following
     if left is None and right is None:
         return None
