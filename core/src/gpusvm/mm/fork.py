@@ -7,6 +7,7 @@ from gpusvm.errors import KernelError
 from gpusvm.mm.api import VM_DONTCOPY, VM_WIPEONFORK
 from gpusvm.mm.copy_page_range import copy_page_range
 from gpusvm.mm.mm_struct import MMF_UNSTABLE
+from gpusvm.mm.observer import tell
 from gpusvm.mm.vma import Vma
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ def _dup_mmap(memory: "MemoryManager", mm: "MmStruct", oldmm: "MmStruct") -> int
     copied = 0
     oldmm.mmap_lock.down_write()
     mm.mmap_lock.down_write(_NESTED)
+    if kernel.observer is not None:
+        tell(kernel.observer, "operation_begins", "dup_mmap", oldmm, mm)
     try:
         for mpnt in tuple(oldmm.vmas):
             if mpnt.flags & VM_DONTCOPY:
@@ -60,6 +63,8 @@ def _dup_mmap(memory: "MemoryManager", mm: "MmStruct", oldmm: "MmStruct") -> int
             mm.vma_tree.insert(tmp)
             if not mpnt.flags & VM_WIPEONFORK:
                 copied += copy_page_range(memory, tmp, mpnt)
+        if kernel.observer is not None:
+            tell(kernel.observer, "operation_ends", "dup_mmap", oldmm, mm)
     finally:
         mm.mmap_lock.up_write()
         oldmm.mmap_lock.up_write()

@@ -230,9 +230,13 @@ class Rmap:
                 heads, counts = np.unique(where - zone.head_off[where], return_counts=True)
                 zone.refcount[heads] += counts.astype(np.int32)
                 zone.mapcount[heads] += counts.astype(np.int32)
+                mapped: Index = heads
             else:
                 zone.refcount[index] += 1
                 zone.mapcount[index] += 1
+                mapped = index
+            if self.kernel.observer is not None:
+                tell(self.kernel.observer, "mapped", zone, mapped)
             zone.flags[index] &= ~np.uint16(PG_ANON_EXCLUSIVE)
 
     def folio_try_dup_anon_rmap_pmd(self, pfn: int) -> None:
@@ -242,6 +246,8 @@ class Rmap:
         zone.m_refcount[i] += 1
         zone.m_mapcount[i] += 1
         zone.m_entire[i] += 1
+        if self.kernel.observer is not None:
+            tell(self.kernel.observer, "mapped", zone, i)
         zone.m_flags[i] &= ~PG_ANON_EXCLUSIVE
 
     def folio_remove_rmap_pte(self, page: int) -> None:
