@@ -6,15 +6,15 @@ import pytest
 from gpusvm.errors import KernelError
 from gpusvm.gpu import ATOMIC
 from gpusvm.mm.api import PROT_NONE, PROT_READ, PROT_WRITE
-from gpusvm_dmirror.commands import (
+from gpusvm_dmirror.uapi import (
     PROT_DEV_PRIVATE_LOCAL,
     PROT_ERROR,
     PROT_PMD,
     PROT_ZERO,
 )
-from gpusvm_dmirror.commands import PROT_NONE as SNAP_NONE
-from gpusvm_dmirror.commands import PROT_READ as SNAP_READ
-from gpusvm_dmirror.commands import PROT_WRITE as SNAP_WRITE
+from gpusvm_dmirror.uapi import PROT_NONE as SNAP_NONE
+from gpusvm_dmirror.uapi import PROT_READ as SNAP_READ
+from gpusvm_dmirror.uapi import PROT_WRITE as SNAP_WRITE
 
 K, M = 1 << 10, 1 << 20
 PAGE, PMD = 4 * K, 2 * M

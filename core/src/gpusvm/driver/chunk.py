@@ -76,13 +76,15 @@ class Chunk:
     """Hold one piece of device memory: the dev_pagemap lies inside, `container_of` leads from it to the chunk.
 
     `bo` is the buffer object that the chunk is pinned to, if the driver has one; `callocated` counts the allocations
-    outstanding, a PMD folio as one. `private` is the driver's.
+    outstanding, a PMD folio as one. `retired` chunks are on their way out: what is freed stays off the lists.
+    `private` is the driver's.
     """
 
     pool: "ChunkPool"
     pagemap: DevPagemap
     bo: Any = None
     callocated: int = 0
+    retired: bool = False
     private: Any = None
 
     @property
@@ -100,7 +102,8 @@ class ChunkPool:
     """Own the chunks of one device; it is the `PagemapEmbedding` of a driver whose dev_pagemap lies inside a chunk.
 
     `lost_pages` pages at the end of a chunk that is carved small stay unused. `on_new` is called with each new chunk
-    before its pages exist and may attach a buffer object, or refuse with a KernelError.
+    before its pages exist and may attach a buffer object, or refuse with a KernelError. Chunks are of `memory_type`,
+    at whatever pfn `region(pages)` gives the next one: device-private addresses that nothing uses, if it is None.
     """
 
     def __init__(
@@ -113,6 +116,8 @@ class ChunkPool:
         ops: DevPagemapOps,
         lost_pages: int = 0,
         on_new: Callable[[Chunk], None] | None = None,
+        memory_type: int = MEMORY_DEVICE_PRIVATE,
+        region: Callable[[int], int] | None = None,
     ) -> None:
         self.kernel = kernel
         self.memory = memory
@@ -121,6 +126,8 @@ class ChunkPool:
         self.ops = ops
         self.lost_pages = lost_pages
         self.on_new = on_new
+        self.memory_type = memory_type
+        self.region = region or memory.request_free_mem_region
         self.large_order = memory.geometry.pmd_order
         self.chunks: list[Chunk] = []
         self.free_pages = FreeList(0)
@@ -154,7 +161,7 @@ class ChunkPool:
         """
         if self.drm_pagemap is None:
             template = DevPagemap(
-                type=MEMORY_DEVICE_PRIVATE, start_pfn=0, nr_pages=0, owner=self.owner, ops=self.ops, container=self
+                type=self.memory_type, start_pfn=0, nr_pages=0, owner=self.owner, ops=self.ops, container=self
             )
             self._uncounted = not self.chunks
             if self.chunks:
@@ -212,35 +219,43 @@ class ChunkPool:
         """Take a folio back; never sleeps."""
         free = self.free_folios if order else self.free_pages
         with self.lock:
-            free.push(pfn)
-            self.chunk_of(pfn).callocated -= 1
-            self.memory.set_zone_device_data(pfn, free)
+            chunk = self.chunk_of(pfn)
+            chunk.callocated -= 1
+            if not chunk.retired:
+                free.push(pfn)
+                self.memory.set_zone_device_data(pfn, free)
 
     def free_many(self, pfns: Pfns) -> None:
         """Take many single pages back in order; never sleeps."""
         with self.lock:
-            self.free_pages.push_many(pfns)
             for chunk, some in self.by_chunk(pfns):
                 chunk.callocated -= len(some)
-            self.memory.set_zone_device_data(pfns, self.free_pages)
+                if not chunk.retired:
+                    self.free_pages.push_many(some)
+                    self.memory.set_zone_device_data(some, self.free_pages)
 
     def grow(self, order: int) -> bool:
         """Add a chunk and carve it into folios of `order`; False if there is no memory for it."""
+        try:
+            self.add_chunk(order)
+        except KernelError:
+            return False
+        return True
+
+    def add_chunk(self, order: int) -> Chunk:
+        """Do so, and return the chunk. Raises what `on_new` or memremap_pages refuse it with."""
         memory = self.memory
         pagemap = DevPagemap(
-            type=MEMORY_DEVICE_PRIVATE,
-            start_pfn=memory.request_free_mem_region(self.chunk_pages),
+            type=self.memory_type,
+            start_pfn=self.region(self.chunk_pages),
             nr_pages=self.chunk_pages,
             owner=self.owner,
             ops=self.ops,
         )
         chunk = pagemap.container = Chunk(self, pagemap)
-        try:
-            if self.on_new is not None:
-                self.on_new(chunk)
-            memory.memremap_pages(pagemap)
-        except KernelError:
-            return False
+        if self.on_new is not None:
+            self.on_new(chunk)
+        memory.memremap_pages(pagemap)
         with self.mutex:
             self.chunks.append(chunk)
             if self._uncounted:
@@ -254,18 +269,23 @@ class ChunkPool:
         with self.lock:
             free.push_many(pfns)
             memory.set_zone_device_data(pfns, free)
-        return True
+        return chunk
 
     def remove(self, chunk: Chunk) -> None:
         """Take an evacuated chunk out of the pool: its pages leave the lists and cease to exist. Sleeps."""
         with self.mutex:
             self.chunks.remove(chunk)
+        self.retire(chunk)
+        self.memory.memunmap_pages(chunk.pagemap)
+        self.kernel.gauges.dec("pagemap")
+
+    def retire(self, chunk: Chunk) -> None:
+        """Let nobody have pages of a chunk any more, before its evacuation: they leave the lists and stay off them."""
         with self.lock:
+            chunk.retired = True
             for free in (self.free_pages, self.free_folios):
                 rest = free.pop_many(len(free))[::-1]
                 free.push_many(rest[(rest < chunk.first) | (rest >= chunk.end)])
-        self.memory.memunmap_pages(chunk.pagemap)
-        self.kernel.gauges.dec("pagemap")
 
     def _take(self, free: FreeList, n: int) -> Pfns:
         """Pop under the lock and count the pages as allocated."""

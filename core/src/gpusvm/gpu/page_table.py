@@ -217,6 +217,23 @@ class GpuPageTable:
                 return perm
         return 0
 
+    def store(self, vpn: int, tokens: npt.NDArray[np.int64]) -> None:
+        """Write `tokens[i]` to the virtual page `vpn + i`, as far as there are tokens; every page must be mapped."""
+        pages = len(tokens)
+        window = self._window(vpn, vpn + pages)
+        i = vpn - window.base
+        vpns = np.arange(vpn, vpn + pages)
+        pfns = window.pfn[i : i + pages]
+        contents = self.memory.contents
+        stale = (window.perm[i : i + pages] & STALE) != 0
+        if not stale.any():
+            contents.write_many(self.mm, vpns, pfns, tokens=tokens)
+            return
+        for k in range(pages):
+            one = slice(k, k + 1)
+            quirk = self._quirks[vpn + k] if stale[k] else None
+            contents.write_many(self.mm, vpns[one], pfns[one], tokens=tokens[one], quirk=quirk)
+
     def _access(self, window: PteWindow, vpns: Vpns, need: Perms) -> tuple[int, int]:
         index = vpns - window.base
         perm = window.perm[index]

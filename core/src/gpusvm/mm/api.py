@@ -349,8 +349,20 @@ class ContentsApi(Protocol):
     def read_many(self, mm: MmApi, vpns: Pfns, pfns: Pfns, *, quirk: str | None = None) -> None:
         """Read the pages `pfns` as `vpns` of `mm`, and check them; `quirk` names what left the mappings stale."""
 
-    def write_many(self, mm: MmApi, vpns: Pfns, pfns: Pfns, *, writer: int = 0, quirk: str | None = None) -> None:
-        """Write them, in order."""
+    def write_many(
+        self,
+        mm: MmApi,
+        vpns: Pfns,
+        pfns: Pfns,
+        *,
+        writer: int = 0,
+        quirk: str | None = None,
+        tokens: Pfns | None = None,
+    ) -> None:
+        """Write them, in order: a new version each, or what `tokens` say."""
+
+    def new_tokens(self, n: int, *, writer: int = 0) -> Pfns:
+        """Make tokens that no page holds yet."""
 
     def token(self, pfn: int) -> int:
         """Return the token that stands for what one page holds."""

@@ -251,16 +251,34 @@ class Contents:
             for i in np.flatnonzero(wrong).tolist():
                 self._mismatch(mm, int(vpns[i]), int(pfns[i]), int(expected[i]), int(found[i]), quirk)
 
-    def write_many(self, mm: MmApi, vpns: Pfns, pfns: Pfns, *, writer: int = 0, quirk: str | None = None) -> None:
-        """Make many new versions, in order: the last write of a page wins. `quirk` as for `read_many`; it taints."""
-        n = len(vpns)
-        if self.mode == "none" or not n:
-            return
+    def new_tokens(self, n: int, *, writer: int = 0) -> Tokens:
+        """Make `n` tokens that no page holds yet: pages full of data that a program has prepared elsewhere."""
         if n <= len(RAMP):
             tokens = (RAMP[:n] + (self._version + 1) << WRITER_BITS) | writer
         else:
             tokens = (np.arange(self._version + 1, self._version + 1 + n, dtype=np.int64) << WRITER_BITS) | writer
         self._version += n
+        return tokens
+
+    def write_many(
+        self,
+        mm: MmApi,
+        vpns: Pfns,
+        pfns: Pfns,
+        *,
+        writer: int = 0,
+        quirk: str | None = None,
+        tokens: Tokens | None = None,
+    ) -> None:
+        """Write many pages, in order: the last write of a page wins. `quirk` as for `read_many`; it taints.
+
+        Each write is a new version, unless `tokens` say what is written.
+        """
+        n = len(vpns)
+        if self.mode == "none" or not n:
+            return
+        if tokens is None:
+            tokens = self.new_tokens(n, writer=writer)
         self._store(pfns, tokens)
         self._expect(mm, vpns, tokens)
         if quirk is not None:

@@ -2,7 +2,7 @@
 
 A device page of dmirror is a dummy: its data lies in a page of system memory, allocated together with it. The contents
 of the model are therefore those of the backing page, and the device page's own token is never looked at: copies,
-clears and the device's mappings all name the backing page.
+clears and the device's mappings all name the backing page. A page of coherent memory is its own backing.
 
 zone_device_data of a live device page is the `Backing` of its chunk, which has one pfn for each of the chunk's pages.
 """
@@ -10,6 +10,7 @@ zone_device_data of a live device page is the `Backing` of its chunk, which has 
 from typing import TYPE_CHECKING
 
 import numpy as np
+from gpusvm.mm.api import MEMORY_DEVICE_COHERENT
 
 if TYPE_CHECKING:
     from gpusvm.driver import Chunk
@@ -24,15 +25,16 @@ class Backing:
     """Hold, for one chunk, the backing pfn of every live device page, and the file that last migrated to it.
 
     The file is what zone_device_data of the backing page is in the kernel: the second step of the chain. `has_split`
-    says that backing pages may be parts of a larger folio.
+    says that backing pages may be parts of a larger folio. `own`: the memory is coherent, each page backs itself.
     """
 
-    __slots__ = ("_files", "_mirror", "_pfn", "first", "has_split")
+    __slots__ = ("_files", "_mirror", "_pfn", "first", "has_split", "own")
 
     def __init__(self, chunk: "Chunk") -> None:
         nr = chunk.pagemap.nr_pages
         self.first = chunk.first
-        self._pfn = np.zeros(nr, np.int64)
+        self.own = chunk.pagemap.type == MEMORY_DEVICE_COHERENT
+        self._pfn = np.arange(chunk.first, chunk.end) if self.own else np.zeros(nr, np.int64)
         self._mirror = np.zeros(nr, np.int32)
         self._files: list[Dmirror] = []
         self.has_split = False

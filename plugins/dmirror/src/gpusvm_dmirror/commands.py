@@ -1,57 +1,32 @@
-"""lib/test_hmm.c, as of Linux 7.3.4: the ioctls of a dmirror file as methods, with page contents as tokens."""
+"""lib/test_hmm.c, as of Linux 7.3.4: the commands of a dmirror file as methods, with page contents as tokens."""
 
 import errno
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
 from attrs import field, frozen
-from gpusvm.errors import KernelError
+from gpusvm.errors import KernelError, ModelError
 from gpusvm.gpu import ATOMIC, READ, WRITE
-from gpusvm.mm.api import (
-    HMM_PFN_ERROR,
-    HMM_PFN_ORDER_MASK,
-    HMM_PFN_ORDER_SHIFT,
-    HMM_PFN_PFN_MASK,
-    HMM_PFN_VALID,
-    HMM_PFN_WRITE,
-    HmmRange,
-    IntervalNotifier,
-    MmuNotifierRange,
-)
+from gpusvm.mm.api import Pfns
 
+from gpusvm_dmirror.fops import unlocked_ioctl
 from gpusvm_dmirror.migrate import migrate_to_device, migrate_to_system
+from gpusvm_dmirror.snapshot import snapshot
 
 if TYPE_CHECKING:
     from gpusvm_dmirror.mirror import Dmirror
+    from gpusvm_dmirror.uapi import HmmDmirrorCmd
 
-__all__ = [
-    "PROT_DEV_PRIVATE_LOCAL",
-    "PROT_DEV_PRIVATE_REMOTE",
-    "PROT_ERROR",
-    "PROT_NONE",
-    "PROT_PMD",
-    "PROT_READ",
-    "PROT_WRITE",
-    "PROT_ZERO",
-    "DmirrorIoctl",
-    "Done",
-]
+__all__ = ["DmirrorIoctl", "Done"]
 
-# lib/test_hmm_uapi.h: the bytes of a snapshot
-PROT_ERROR: Final = 0xFF
-PROT_NONE: Final = 0x00
-PROT_READ: Final = 0x01
-PROT_WRITE: Final = 0x02
-PROT_PMD: Final = 0x04
-PROT_ZERO: Final = 0x10
-PROT_DEV_PRIVATE_LOCAL: Final = 0x20
-PROT_DEV_PRIVATE_REMOTE: Final = 0x30
+Tokens = npt.NDArray[np.int64]
 
-_SNAPSHOT_PAGES: Final = 32
+_U64: Final = (1 << 64) - 1
 
 
-def _no_tokens() -> npt.NDArray[np.int64]:
+def _no_tokens() -> Tokens:
     return np.zeros(0, np.int64)
 
 
@@ -61,30 +36,53 @@ class Done:
 
     cpages: int
     faults: int = 0
-    tokens: npt.NDArray[np.int64] = field(factory=_no_tokens, eq=False)
+    tokens: Tokens = field(factory=_no_tokens, eq=False)
 
 
 class DmirrorIoctl:
     """Take the ioctls of one file. An error is a KernelError; what was done before it stays done.
 
-    `addr` is page aligned and `npages` positive, else EINVAL. Contents are tokens (`gpusvm.mm.contents`): what is read
-    is checked, what is written gets new ones.
+    Each command is a method, and the object itself is called as ioctl() is. EINVAL: an `addr` that is not page aligned,
+    or a range that is empty or reaches past the end of the 64-bit address space; EBADF: the file is closed. Contents
+    are tokens (`gpusvm.mm.contents`): what is read is checked.
     """
 
     def __init__(self, mirror: "Dmirror") -> None:
         self.mirror = mirror
 
+    def __call__(self, request: int, cmd: "HmmDmirrorCmd | None") -> None:
+        """Do as ioctl(fd, request, &cmd) does; `cmd` None is an argument that cannot be read (EFAULT).
+
+        `cmd.cpages` and `.faults`, like the buffer, are filled only by a command that succeeds (SNAPSHOT fills its
+        buffer a window at a time). EINVAL: an unknown request as well.
+        """
+        unlocked_ioctl(self, request, cmd)
+
+    # ---- the commands ----------------------------------------------------------------------------------------------
+
     def read(self, addr: int, npages: int) -> Done:
         """READ: read pages through the mirror table, faulting in what it lacks. EFAULT EBUSY ENOMEM EINVAL."""
-        return self._access(addr, npages, write=False)
+        return self._access(addr, npages)
 
-    def write(self, addr: int, npages: int) -> Done:
-        """WRITE: write pages through entries that have the tag WRITE. EPERM as well: the VMA is not writable."""
-        return self._access(addr, npages, write=True)
+    def read_unlocked(self, addr: int, npages: int) -> Done:
+        """READ_UNLOCKED: do so by the call that takes mmap_lock itself and may drop it, for however long it takes.
+
+        EFAULT ENOMEM EINVAL EINTR.
+        """
+        return self._access(addr, npages, unlocked=True)
+
+    def write(self, addr: int, npages: int, tokens: Tokens | None = None) -> Done:
+        """WRITE: write pages through entries that have the tag WRITE. EPERM as well: the VMA is not writable.
+
+        `tokens` are what the pages are to hold; without them every page gets a new one.
+        """
+        if tokens is None:
+            tokens = self.mirror.memory.contents.new_tokens(npages)
+        return self._access(addr, npages, tokens)
 
     def migrate_to_dev(self, addr: int, npages: int) -> Done:
         """MIGRATE_TO_DEV: move pages, then read all of them back. EINVAL; ENOENT: one is not in the mirror table."""
-        start, end = self._span(addr, npages)
+        start, end = self.span(addr, npages)
         mirror = self.mirror
         with _MmUser(mirror, errno.EINVAL):
             mirror.mm.mmap_lock.down_read()
@@ -96,7 +94,7 @@ class DmirrorIoctl:
 
     def migrate_to_sys(self, addr: int, npages: int) -> Done:
         """MIGRATE_TO_SYS: move the device's pages home; `cpages` counts a PMD folio once (Q15). EINVAL ENOMEM."""
-        start, end = self._span(addr, npages)
+        start, end = self.span(addr, npages)
         mirror = self.mirror
         with _MmUser(mirror, errno.EINVAL):
             mirror.mm.mmap_lock.down_read()
@@ -106,139 +104,136 @@ class DmirrorIoctl:
                 mirror.mm.mmap_lock.up_read()
         return Done(cpages=moved)
 
+    def snapshot(self, addr: int, npages: int) -> bytes:
+        """SNAPSHOT: say how the process maps each page, one byte each, without faulting. EINVAL EBUSY EFAULT."""
+        windows: list[bytes] = []
+        self.snapshot_to(addr, npages, lambda _, window: windows.append(window))
+        return b"".join(windows)
+
+    def snapshot_to(self, addr: int, npages: int, copy_out: Callable[[int, bytes], None]) -> Done:
+        """Do so window by window, each handed out, with the number of its first page, before the next is read."""
+        start, end = self.span(addr, npages)
+        done = 0
+        with _MmUser(self.mirror, errno.EINVAL):
+            for window in snapshot(self.mirror, start, end):
+                copy_out(done, window)
+                done += len(window)
+        return Done(cpages=done)
+
     def exclusive(self, addr: int, npages: int) -> Done:
         """EXCLUSIVE: make pages device-exclusive one by one, then read them back.
 
         EINVAL; EFAULT: no VMA, or not writable; EOPNOTSUPP: not anonymous; ENOENT: revoked meanwhile.
         """
-        start, end = self._span(addr, npages)
+        start, end = self.span(addr, npages)
         mirror, memory = self.mirror, self.mirror.memory
         with _MmUser(mirror, errno.EINVAL):
             mirror.mm.mmap_lock.down_read()
             try:
                 for at in range(start, end, memory.geometry.page_size):
+                    # Without an owner: the mirror sees its own EXCLUSIVE event, and stores the entry after it.
                     pfn = memory.make_device_exclusive(mirror.mm, at, None)
-                    mirror.store_exclusive(at, pfn)
-                    memory.folio_unlock(memory.folio_head(pfn))
-                    memory.folio_put(memory.folio_head(pfn))
+                    try:
+                        mirror.store_exclusive(at, pfn)
+                    finally:
+                        memory.folio_unlock(memory.folio_head(pfn))
+                        memory.folio_put(memory.folio_head(pfn))
             finally:
                 mirror.mm.mmap_lock.up_read()
         return self._read_back(start, end)
 
     def check_exclusive(self, addr: int, npages: int) -> Done:
         """CHECK_EXCLUSIVE: EPERM if any page of the range is still exclusive."""
-        start, end = self._span(addr, npages)
+        start, end = self.span(addr, npages)
         shift = self.mirror.memory.geometry.page_shift
         with self.mirror.mutex:
             if bool((self.mirror.page_table.perms(start >> shift, end >> shift) & ATOMIC).any()):
                 raise KernelError(errno.EPERM, "a page is still device-exclusive")
         return Done(cpages=0)
 
-    def snapshot(self, addr: int, npages: int) -> bytes:
-        """SNAPSHOT: say how the process maps each page, one byte each, without faulting. EINVAL EBUSY EFAULT."""
-        start, end = self._span(addr, npages)
-        mirror = self.mirror
-        size = _SNAPSHOT_PAGES << mirror.memory.geometry.page_shift
-        with _MmUser(mirror, errno.EINVAL):
-            return b"".join(self._snapshot_window(at, min(at + size, end)) for at in range(start, end, size))
+    def release(self) -> Done:
+        """RELEASE: evacuate the device, whosever pages it has, and give back all its chunks. Sleeps."""
+        self.mirror.device.release()
+        return Done(cpages=0)
 
-    def _span(self, addr: int, npages: int) -> tuple[int, int]:
-        """Check what every ioctl checks (dmirror_fops_unlocked_ioctl)."""
+    def flags(self, flags: int) -> Done:
+        """Set the flags of the file (FLAGS). HMM_DMIRROR_FLAG_FAIL_ALLOC lets the next allocation for it fail, once."""
+        self.mirror.flags = flags
+        return Done(cpages=0)
+
+    # ---- what they share -------------------------------------------------------------------------------------------
+
+    def span(self, addr: int, npages: int) -> tuple[int, int]:
+        """Check what every ioctl checks (dmirror_fops_unlocked_ioctl); all in 64 bits."""
+        if self.mirror.closed:
+            raise KernelError(errno.EBADF, "the file is closed")
         geometry = self.mirror.memory.geometry
-        if addr % geometry.page_size or npages <= 0:
+        size = npages << geometry.page_shift & _U64
+        if addr % geometry.page_size or addr >= (addr + size & _U64):
             raise KernelError(errno.EINVAL, f"{npages} pages at {addr:#x}")
-        return addr, addr + npages * geometry.page_size
+        return addr, addr + size
 
-    def _access(self, addr: int, npages: int, *, write: bool) -> Done:
-        start, end = self._span(addr, npages)
+    def _access(self, addr: int, npages: int, tokens: Tokens | None = None, *, unlocked: bool = False) -> Done:
+        start, end = self.span(addr, npages)
         mirror = self.mirror
-        tokens: list[npt.NDArray[np.int64]] = []
+        shift = mirror.memory.geometry.page_shift
+        npages = (end - start) >> shift
+        self._bounce()
+        found: list[Tokens] = []
         done = faults = 0
         while True:
-            at = start + (done << mirror.memory.geometry.page_shift)
             with mirror.mutex:
-                some = self._through_table(at, end, write=write)
-            tokens.append(some)
+                some = self._through_table(start, end, None if tokens is None else tokens[done:])
+            found.append(some)
             done += len(some)
             if done == npages:
-                return Done(cpages=done, faults=faults, tokens=np.concatenate(tokens))
-            mirror.fault(start + (done << mirror.memory.geometry.page_shift), end, write=write)
+                return Done(cpages=done, faults=faults, tokens=np.concatenate(found))
+            start = end - ((npages - done) << shift)
+            mirror.fault(start, end, write=tokens is not None, unlocked=unlocked)
             faults += 1
 
     def _read_back(self, start: int, end: int) -> Done:
+        self._bounce()
         with self.mirror.mutex:
-            tokens = self._through_table(start, end, write=False)
+            tokens = self._through_table(start, end)
         if len(tokens) << self.mirror.memory.geometry.page_shift < end - start:
             raise KernelError(errno.ENOENT, "a page of the range is not in the mirror table")
         return Done(cpages=len(tokens), tokens=tokens)
 
-    def _through_table(self, start: int, end: int, *, write: bool) -> npt.NDArray[np.int64]:
-        """Access pages until the first that the mirror table lacks (dmirror_do_read, dmirror_do_write)."""
+    def _bounce(self) -> None:
+        """Allocate the buffer that data passes through (dmirror_bounce_init); ENOMEM."""
+        if self.mirror.device.kernel.inject("dmirror.bounce"):
+            raise KernelError(errno.ENOMEM, "no memory for the bounce buffer")
+
+    def _through_table(self, start: int, end: int, tokens: Tokens | None = None) -> Tokens:
+        """Read, or write `tokens`, until the first page that the mirror table lacks (dmirror_do_read, _do_write)."""
         table = self.mirror.page_table
         shift = self.mirror.memory.geometry.page_shift
         first, last = start >> shift, end >> shift
         perms = table.perms(first, last)
-        usable = perms & (WRITE | ATOMIC) == WRITE if write else perms != 0
+        usable = perms != 0 if tokens is None else perms & (WRITE | ATOMIC) == WRITE
         done = len(usable) if usable.all() else int(usable.argmin())
         if not done:
             return _no_tokens()
-        need = np.full(done, READ | WRITE if write else READ, np.uint8)
-        table.access(np.arange(first, first + done), need)
+        pfns = table.pfns(first, first + done)
+        if self.mirror.device.quirks.device_page == "as_written":
+            self._check_addressable(first, pfns, "dmirror_do_read" if tokens is None else "dmirror_do_write")
+        if tokens is not None:
+            table.store(first, tokens[:done])
+            return tokens[:done]
+        table.access(np.arange(first, first + done), np.full(done, READ, np.uint8))
         contents = table.memory.contents
-        return np.array([contents.token(pfn) for pfn in table.pfns(first, first + done).tolist()], np.int64)
+        return np.array([contents.token(pfn) for pfn in pfns.tolist()], np.int64)
 
-    def _snapshot_window(self, start: int, end: int) -> bytes:
-        """Read one window under a notifier of its own (dmirror_range_snapshot)."""
-        mirror, memory = self.mirror, self.mirror.memory
-        deadline = mirror.deadline()
-        notifier = memory.mmu_interval_notifier_insert(mirror.mm, start, end - start, _SnapshotOps(mirror))
-        try:
-            while True:
-                if mirror.device.kernel.now_ns > deadline:
-                    raise KernelError(errno.EBUSY, f"invalidated for {mirror.device.tunables.hmm_timeout_ms} ms")
-                words = np.zeros((end - start) >> memory.geometry.page_shift, np.uint64)
-                range_ = HmmRange(
-                    notifier=notifier,
-                    start=start,
-                    end=end,
-                    hmm_pfns=words,
-                    dev_private_owner=mirror.device,
-                    notifier_seq=memory.mmu_interval_read_begin(notifier),
-                )
-                mirror.mm.mmap_lock.down_read()
-                try:
-                    memory.hmm_range_fault(range_)
-                except KernelError as error:
-                    if error.errno == errno.EBUSY:
-                        continue
-                    raise
-                finally:
-                    mirror.mm.mmap_lock.up_read()
-                with mirror.mutex:
-                    if not memory.mmu_interval_read_retry(notifier, range_.notifier_seq):
-                        return bytes(self._entry(word) for word in words.tolist())
-        finally:
-            memory.mmu_interval_notifier_remove(notifier)
-
-    def _entry(self, word: int) -> int:
-        """Describe one word (dmirror_mkentry)."""
-        if word & HMM_PFN_ERROR:
-            return PROT_ERROR
-        if not word & HMM_PFN_VALID:
-            return PROT_NONE
-        memory = self.mirror.memory
-        pfn = word & HMM_PFN_PFN_MASK
-        entry = PROT_NONE
-        if memory.is_device_private(pfn):
-            pgmap = memory.page_pgmap(pfn)
-            mine = pgmap is not None and pgmap.owner is self.mirror.device
-            entry = PROT_DEV_PRIVATE_LOCAL if mine else PROT_DEV_PRIVATE_REMOTE
-        elif pfn == memory.zero_pfn:
-            entry = PROT_ZERO
-        entry |= PROT_WRITE if word & HMM_PFN_WRITE else PROT_READ
-        if (word & HMM_PFN_ORDER_MASK) >> HMM_PFN_ORDER_SHIFT == memory.geometry.pmd_order:
-            entry |= PROT_PMD
-        return entry
+    def _check_addressable(self, first: int, pfns: Pfns, where: str) -> None:
+        """Stop where the kernel oopses: the CPU copies from or to memory that only the device has."""
+        private = self.mirror.memory.device_private_mask(pfns)
+        if private.any():
+            at = int(private.argmax())
+            raise ModelError(
+                f"{where} would oops: the mirror table has device page {int(pfns[at]):#x} itself for page "
+                f"{first + at:#x}, put there by dmirror_do_fault (quirk device_page)"
+            )
 
 
 class _MmUser:
@@ -254,21 +249,3 @@ class _MmUser:
 
     def __exit__(self, *_: object) -> None:
         self.mm.mmput()
-
-
-class _SnapshotOps:
-    """Make an invalidation visible to the snapshot (dmirror_snapshot_invalidate)."""
-
-    def __init__(self, mirror: "Dmirror") -> None:
-        self.mirror = mirror
-
-    def invalidate(self, sub: IntervalNotifier, range_: MmuNotifierRange, cur_seq: int) -> bool:
-        """Set the sequence under the mutex; False if it cannot be had without sleeping."""
-        mirror = self.mirror
-        if range_.blockable:
-            mirror.mutex.lock()
-        elif not mirror.mutex.trylock():
-            return False
-        mirror.memory.mmu_interval_set_seq(sub, cur_seq)
-        mirror.mutex.unlock()
-        return True

@@ -10,10 +10,14 @@ from gpusvm.driver import Chunk, ChunkPool, DriverInfo, FaultAccounts, Host
 from gpusvm.drm import DrmDevice, DrmPagemap
 from gpusvm.errors import KernelError
 from gpusvm.mm.api import (
+    MEMORY_DEVICE_COHERENT,
+    MEMORY_DEVICE_PRIVATE,
     MIGRATE_PFN_COMPOUND,
     MIGRATE_PFN_MIGRATE,
     MIGRATE_PFN_SHIFT,
     MIGRATE_PFN_VALID,
+    MIGRATE_VMA_SELECT_DEVICE_COHERENT,
+    MIGRATE_VMA_SELECT_DEVICE_PRIVATE,
     DevPagemap,
     MmApi,
     Pfns,
@@ -80,12 +84,14 @@ class DmirrorDevice:
     """Be one device (struct dmirror_device), which is also the owner of its pages.
 
     One chunk exists from the start; the pool grows when it runs out and shrinks with `release`. The contents of device
-    memory are in the backing pages (`gpusvm_dmirror.backing`).
+    memory are in the backing pages (`gpusvm_dmirror.backing`). With the pfn `spm` of special-purpose memory the device
+    is coherent and *every* chunk lies there, so that a second one is refused (memremap_pages: ENOMEM). `calloc` and
+    `cfree` count the pages that were ever allocated and freed; a page that goes with its chunk is not counted.
     """
 
     info: DriverInfo = INFO
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, *, spm: int | None = None) -> None:
         tunables: DmirrorTunables = host.tunables
         quirks: DmirrorQuirks = host.quirks
         self.host = host
@@ -96,6 +102,7 @@ class DmirrorDevice:
         self.device = DrmDevice(host.kernel, host.device.name)
         self.accounts = FaultAccounts()
         self.pipeline = DmirrorPipeline(self)
+        self.coherent = spm is not None
         self.pool = self.embedding = ChunkPool(
             host.kernel,
             host.memory,
@@ -103,12 +110,17 @@ class DmirrorDevice:
             owner=self,
             ops=DmirrorPagemapOps(self),
             on_new=_attach_backing,
+            memory_type=MEMORY_DEVICE_PRIVATE if spm is None else MEMORY_DEVICE_COHERENT,
+            region=None if spm is None else lambda _: spm,
         )
+        # dmirror_select_device
+        self.select = MIGRATE_VMA_SELECT_DEVICE_PRIVATE if spm is None else MIGRATE_VMA_SELECT_DEVICE_COHERENT
+        self.calloc = self.cfree = 0
         self.bo_mapping = ChunkOfPage(self.pool)
         self.pm = NoPm()
         self.files: list[Dmirror] = []
         self._opened = 0
-        self.pool.grow(0)
+        self.pool.add_chunk(0)
 
     def __repr__(self) -> str:
         return f"<DmirrorDevice {self.host.device.name!r}>"
@@ -149,31 +161,36 @@ class DmirrorDevice:
     def alloc_folio(self, mirror: Dmirror) -> int | None:
         """Allocate a PMD folio with its backing, locked and with one reference (dmirror_devmem_alloc_page)."""
         memory, order = self.memory, self.memory.geometry.pmd_order
-        backing = memory.alloc_folio(order)
-        if backing is None:
-            return None
+        backing = None
+        if not self.coherent:
+            backing = memory.alloc_folio(order)
+            if backing is None:
+                return None
         pfn = self.pool.alloc(order)
         if pfn is None:
-            memory.folio_put(backing)
+            if backing is not None:
+                memory.folio_put(backing)
             return None
         chunk = self.pool.chunk_of(pfn)
         memory.zone_device_folio_init(pfn, chunk.pagemap, order)
         table: Backing = chunk.private
-        table.attach_run(pfn, backing, 1 << order, mirror)
+        table.attach_run(pfn, pfn if backing is None else backing, 1 << order, mirror)
         memory.set_zone_device_data(pfn, table)
+        self.calloc += 1 << order
         return pfn
 
     def alloc_pages(self, n: int, mirror: Dmirror) -> Pfns:
         """Allocate up to `n` single pages with their backing, each locked, refcount 1."""
         memory = self.memory
-        backing = memory.alloc_pages_bulk(n)
-        if backing is None:  # one by one, as the kernel asks for them: some may still be had
-            got = [pfn for pfn in (memory.alloc_folio(0) for _ in range(n)) if pfn is not None]
-            backing = np.array(got, np.int64)
-        pfns = self.pool.alloc_many(0, len(backing))
-        if len(pfns) < len(backing):
-            memory.folios_put(backing[len(pfns) :])
-            backing = backing[: len(pfns)]
+        if self.coherent:
+            backing = pfns = self.pool.alloc_many(0, n)
+        else:
+            backing = self._backing_pages(n)
+            pfns = self.pool.alloc_many(0, len(backing))
+            if len(pfns) < len(backing):
+                memory.folios_put(backing[len(pfns) :])
+                backing = backing[: len(pfns)]
+        self.calloc += len(pfns)
         done = 0
         for chunk, some in self.pool.by_chunk(pfns):
             memory.zone_device_folios_init(some, chunk.pagemap)
@@ -182,6 +199,19 @@ class DmirrorDevice:
             memory.set_zone_device_data(some, table)
             done += len(some)
         return pfns
+
+    def _backing_pages(self, n: int) -> Pfns:
+        """Allocate up to `n` pages of system memory."""
+        pages = self.memory.alloc_pages_bulk(n)
+        if pages is None:  # one by one, as the kernel asks for them: some may still be had
+            got = [pfn for pfn in (self.memory.alloc_folio(0) for _ in range(n)) if pfn is not None]
+            pages = np.array(got, np.int64)
+        return pages
+
+    def freed(self, pfn: int, pages: int) -> None:
+        """Count pages of one chunk that come back, unless the chunk is going (dmirror_devmem_free)."""
+        if not self.pool.chunk_of(pfn).retired:
+            self.cfree += pages
 
     def backing_of(self, pfns: Pfns) -> Pfns:
         """Return the pages that hold the data of device pages."""
@@ -214,8 +244,10 @@ class DmirrorDevice:
 
     def release(self) -> None:
         """Evacuate the device and remove its chunks (dmirror_device_remove_chunks, the RELEASE ioctl)."""
-        self.evict()
         for chunk in list(self.pool.chunks):
+            self.pool.retire(chunk)
+            if chunk.callocated:
+                self._evict_chunk(chunk)
             self.pool.remove(chunk)
 
     def _evict_chunk(self, chunk: Chunk) -> None:

@@ -17,7 +17,6 @@ from gpusvm.mm.api import (
     MIGRATE_PFN_VALID,
     MIGRATE_PFN_WRITE,
     MIGRATE_VMA_SELECT_COMPOUND,
-    MIGRATE_VMA_SELECT_DEVICE_PRIVATE,
     MIGRATE_VMA_SELECT_SYSTEM,
     VM_FAULT_OOM,
     VM_FAULT_SIGBUS,
@@ -61,11 +60,12 @@ def migrate_to_device(device: "DmirrorDevice", mirror: "Dmirror", start: int, en
 def migrate_to_system(device: "DmirrorDevice", mirror: "Dmirror", start: int, end: int) -> int:
     """Move the device's pages of [start, end) home, mmap_lock held (dmirror_migrate_to_system); how many moved.
 
-    A PMD folio counts as one (Q15). EINVAL as for `migrate_to_device`; ENOMEM leaves the window as it is.
+    A PMD folio counts as one (quirk compound_count). EINVAL as for `migrate_to_device`; ENOMEM leaves the window as it
+    is.
     """
     memory = device.memory
     moved = 0
-    for args in _windows(device, mirror, start, end, MIGRATE_VMA_SELECT_DEVICE_PRIVATE | MIGRATE_VMA_SELECT_COMPOUND):
+    for args in _windows(device, mirror, start, end, device.select | MIGRATE_VMA_SELECT_COMPOUND):
         memory.migrate_vma_setup(args)
         moved += _bring_home(device, mirror, args)
     return moved
@@ -105,6 +105,8 @@ def _alloc_and_copy(device: "DmirrorDevice", mirror: "Dmirror", args: MigrateVma
     wanted = np.flatnonzero(src & _MIGRATE)
     if not len(wanted):
         return
+    if mirror.fail_alloc():
+        wanted = wanted[1:]
     pages = device.alloc_pages(len(wanted), mirror)
     wanted = wanted[: len(pages)]  # an entry without a page is skipped
     if len(wanted):
@@ -120,7 +122,7 @@ def _copy_folio(device: "DmirrorDevice", mirror: "Dmirror", src: Words, dst: Wor
     word = int(src[0])
     source = word >> MIGRATE_PFN_SHIFT if word & MIGRATE_PFN_VALID else None
     write = word & MIGRATE_PFN_WRITE
-    pfn = device.alloc_folio(mirror)
+    pfn = None if mirror.fail_alloc() else device.alloc_folio(mirror)
     if pfn is not None:
         table: Backing = memory.zone_device_data(pfn)
         if source is None:
@@ -164,6 +166,10 @@ def _finalize_and_map(device: "DmirrorDevice", mirror: "Dmirror", args: MigrateV
     moved = np.flatnonzero(((src & _MIGRATE) != 0) & (dst != 0))
     if not len(moved):
         return
+    try:
+        mirror.pt_room()
+    except KernelError:  # nobody looks at what this step returns; the pages are missing when they are read back
+        return
     large = bool(int(dst[moved[0]]) & MIGRATE_PFN_COMPOUND)
     if large:
         pfn = int(dst[0]) >> MIGRATE_PFN_SHIFT
@@ -194,7 +200,10 @@ def _bring_home(device: "DmirrorDevice", mirror: "Dmirror", args: MigrateVma) ->
         memory.migrate_vma_finalize(args)
         raise
     memory.migrate_vma_pages(args)
-    moved = int(np.count_nonzero(((args.src & _MIGRATE) != 0) & ((args.src & _VALID) != 0) & (args.dst != 0)))
+    # dmirror_successful_migrated_pages
+    moved = int(np.count_nonzero(((args.src & _MIGRATE) != 0) & ((args.src & _VALID) != 0)))
+    if moved and int(args.src[0]) & MIGRATE_PFN_COMPOUND and device.quirks.compound_count == "fixed":
+        moved = len(args.src)
     memory.migrate_vma_finalize(args)
     return moved
 
@@ -213,7 +222,7 @@ def _fault_alloc_and_copy(device: "DmirrorDevice", mirror: "Dmirror", args: Migr
         table: Backing = memory.zone_device_data(word >> MIGRATE_PFN_SHIFT)
         backing = table.of(word >> MIGRATE_PFN_SHIFT)
         write = word & MIGRATE_PFN_WRITE
-        folio = memory.alloc_folio(geometry.pmd_order)
+        folio = None if mirror.fail_alloc() else memory.alloc_folio(geometry.pmd_order)
         if folio is not None:
             memory.folio_lock(folio)
             dst[0] = folio << MIGRATE_PFN_SHIFT | MIGRATE_PFN_VALID | MIGRATE_PFN_COMPOUND | write
@@ -226,6 +235,8 @@ def _fault_alloc_and_copy(device: "DmirrorDevice", mirror: "Dmirror", args: Migr
         mirror.page_table.unmap(vpn, vpn + nr)
         device.copy(pages, np.arange(backing, backing + nr))
         return
+    if mirror.fail_alloc():
+        raise KernelError(errno.ENOMEM, "an allocation was asked to fail")
     pages = _system_pages(device, len(wanted))
     words = src[wanted]
     dst[wanted] = migrate_pfns(pages) | words & _WRITE
@@ -269,7 +280,7 @@ class DmirrorPagemapOps:
             src=np.zeros(1 << order, np.uint64),
             dst=np.zeros(1 << order, np.uint64),
             pgmap_owner=device,
-            flags=MIGRATE_VMA_SELECT_DEVICE_PRIVATE | (MIGRATE_VMA_SELECT_COMPOUND if order else 0),
+            flags=device.select | (MIGRATE_VMA_SELECT_COMPOUND if order else 0),
             fault_page=vmf.page,
         )
         # The file that last migrated to the page, which after a fork or mremap need not be the one that faults.
@@ -286,16 +297,20 @@ class DmirrorPagemapOps:
 
     def folio_free(self, pfn: int, order: int) -> None:
         """Free the backing and put the page on its list (dmirror_devmem_free)."""
-        memory = self.device.memory
+        device = self.device
+        memory = device.memory
         table: Backing = memory.zone_device_data(pfn)
-        memory.folio_put(memory.folio_head(table.of(pfn)))
-        self.device.pool.free(pfn, order)
+        if not table.own:
+            memory.folio_put(memory.folio_head(table.of(pfn)))
+        device.freed(pfn, 1 << order)
+        device.pool.free(pfn, order)
 
     def folios_free(self, pfns: Pfns) -> None:
         """Do so for many single pages."""
         device = self.device
         for chunk, some in device.pool.by_chunk(pfns):
             table: Backing = chunk.private
+            device.freed(int(some[0]), len(some))
             if table.has_split:
                 for pfn in some.tolist():
                     device.memory.folio_put(device.memory.folio_head(table.of(pfn)))
@@ -314,6 +329,7 @@ class DmirrorPagemapOps:
         memory = self.device.memory
         table: Backing = memory.zone_device_data(head)
         memory.set_zone_device_data(tail, table)
-        memory.folio_get(memory.folio_head(table.of(tail)))
-        table.has_split = True
+        if not table.own:
+            memory.folio_get(memory.folio_head(table.of(tail)))
+            table.has_split = True
         self.device.pool.chunk_of(tail).callocated += 1

@@ -14,6 +14,7 @@ from gpusvm.mm.api import (
     HMM_PFN_REQ_WRITE,
     HMM_PFN_WRITE,
     MMU_NOTIFY_MIGRATE,
+    HmmRange,
     IntervalNotifier,
     MmApi,
     MmuNotifierRange,
@@ -23,6 +24,7 @@ from gpusvm.mm.api import (
 
 from gpusvm_dmirror.commands import DmirrorIoctl
 from gpusvm_dmirror.migrate import migrate_to_device
+from gpusvm_dmirror.uapi import HMM_DMIRROR_FLAG_FAIL_ALLOC
 
 if TYPE_CHECKING:
     from gpusvm_dmirror.device import DmirrorDevice
@@ -41,10 +43,14 @@ class Dmirror:
 
     The mirror table, an xarray in the kernel, is the `GpuPageTable`: an entry names the page that holds the data,
     READ|WRITE is the tag WRITE, READ alone no tag, and READ|WRITE|ATOMIC the tag ATOMIC of a device-exclusive page.
+    `ioctl` is called as the system call is, and has a method for each command. A fork shares the file, which keeps
+    mirroring the parent.
     """
 
     def __init__(self, device: "DmirrorDevice", mm: MmApi, *, start: int, end: int, inst: int) -> None:
         memory = device.memory
+        if device.kernel.inject("dmirror.open"):
+            raise KernelError(errno.ENOMEM, "no memory for the file")
         self.device = device
         self.memory = device.memory
         self.mm = mm
@@ -54,6 +60,7 @@ class Dmirror:
         self.mutex = device.kernel.mutex("dmirror->mutex")
         self.page_table = GpuPageTable(device.kernel, memory, mm)
         self.ioctl = DmirrorIoctl(self)
+        self.flags = 0
         self.closed = False
         self._page_shift = memory.geometry.page_shift
         length = _ULONG_MAX & -memory.geometry.page_size
@@ -112,18 +119,22 @@ class Dmirror:
 
     # ---- faults --------------------------------------------------------------------------------------------------
 
-    def fault(self, start: int, end: int, *, write: bool) -> None:
-        """Fault [start, end) in for the device, window by window (dmirror_fault).
+    def fault(self, start: int, end: int, *, write: bool, unlocked: bool = False) -> None:
+        """Fault [start, end) in for the device, window by window (dmirror_fault, dmirror_fault_unlocked).
 
         EFAULT: the mm is gone, no readable VMA, or no write permission where it was asked for; EPERM: the VMA is not
-        writable; EBUSY: the time is over; ENOMEM.
+        writable; EBUSY: the time is over, which is never if `unlocked`; EINTR, only then; ENOMEM.
         """
         if not self.mm.mmget_not_zero():
             raise KernelError(errno.EFAULT, f"{self.mm.name} is gone")
         size = self.device.tunables.fault_window_pages << self._page_shift
         try:
             for at in range(start, end, size):
-                self._range_fault(self.window(at, min(at + size, end)), write=write)
+                until = min(at + size, end)
+                if unlocked:
+                    self._range_fault_unlocked(at, until, write=write)
+                else:
+                    self._range_fault(self.window(at, until), write=write)
         finally:
             self.mm.mmput()
 
@@ -134,6 +145,24 @@ class Dmirror:
             words = self.read_pages(window, deadline, write=write)
             if words is not None and window.commit(lambda words=words: self.store(window.start, words, write=write)):  # type: ignore[misc]  # a lambda's default has no annotation
                 return
+
+    def _range_fault_unlocked(self, start: int, end: int, *, write: bool) -> None:
+        """Do so by the call that takes mmap_lock itself, without a timeout (dmirror_range_fault_unlocked)."""
+        memory = self.memory
+        while True:
+            range_ = HmmRange(
+                notifier=self.notifier,
+                start=start,
+                end=end,
+                hmm_pfns=np.zeros((end - start) >> self._page_shift, np.uint64),
+                default_flags=HMM_PFN_REQ_FAULT | HMM_PFN_REQ_WRITE if write else HMM_PFN_REQ_FAULT,
+                dev_private_owner=self.device,
+            )
+            memory.hmm_range_fault_unlocked_timeout(range_, 0)
+            with self.mutex:
+                if not memory.mmu_interval_read_retry(self.notifier, range_.notifier_seq):
+                    self.store(start, range_.hmm_pfns, write=write)
+                    return
 
     def deadline(self) -> int:
         """Return the time after which a fault that begins now fails."""
@@ -154,9 +183,11 @@ class Dmirror:
     def store(self, start: int, words: Words, *, write: bool) -> None:
         """Put what hmm_range_fault reported into the mirror table, mutex held (dmirror_do_fault).
 
-        A device-private page of the own device is stored as its backing page. EFAULT at the first page that lacks the
-        write permission asked for; the pages before it are stored.
+        A device-private page of the own device is stored as its backing page, unless the quirk `device_page` has it as
+        written. EFAULT at the first page that lacks the write permission asked for; the pages before it are stored.
+        ENOMEM.
         """
+        self.pt_room()
         vpn = start >> self._page_shift
         pfns = (words & _WORD_PFN).astype(np.int64)
         writable = (words & _WORD_WRITE) != 0
@@ -167,7 +198,8 @@ class Dmirror:
             own = pfns[private]
             if bool((words & _WORD_ORDER).any()):
                 shifted = self._wrong_halves(vpn, pfns, private & ((words & _WORD_ORDER) != 0))
-            pfns[private] = self.device.backing_of(own)
+            if self.device.quirks.device_page == "fixed":
+                pfns[private] = self.device.backing_of(own)
             perms[private] &= ~np.uint8(REMOTE)
         refused = write and not writable.all()
         if refused:
@@ -181,10 +213,22 @@ class Dmirror:
             raise KernelError(errno.EFAULT, f"page {vpn + int(writable.argmin()):#x} is not writable for the device")
 
     def store_exclusive(self, addr: int, pfn: int) -> None:
-        """Put a device-exclusive page into the mirror table (dmirror_atomic_map)."""
+        """Put a device-exclusive page into the mirror table (dmirror_atomic_map). ENOMEM."""
         with self.mutex:
+            self.pt_room()
             self.page_table.map_run(addr >> self._page_shift, pfn, 1, READ | WRITE | ATOMIC | REMOTE)
         self.device.kernel.charge("bind_per_pte")
+
+    def fail_alloc(self) -> bool:
+        """Tell whether the allocation that comes now is to fail, as FLAGS asked for; only the first is."""
+        fail = bool(self.flags & HMM_DMIRROR_FLAG_FAIL_ALLOC)
+        self.flags &= ~HMM_DMIRROR_FLAG_FAIL_ALLOC
+        return fail
+
+    def pt_room(self) -> None:
+        """Allocate a node of the xarray that the mirror table is in the kernel; ENOMEM."""
+        if self.device.kernel.inject("dmirror.pt"):
+            raise KernelError(errno.ENOMEM, "no memory for the mirror table")
 
     def _wrong_halves(self, vpn: int, pfns: Pfns, huge: Any) -> list[tuple[int, int]]:
         """Find pages of own PMD folios that mm defect S1 reported with the pfn of another page of the folio."""

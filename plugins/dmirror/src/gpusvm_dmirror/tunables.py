@@ -46,6 +46,16 @@ class DmirrorQuirks:
         "An invalidation clears one page too many: it takes the exclusive end of the range for the last page (Q14)",
         cite="test_hmm.c:dmirror_do_update; recorded on 7.3.4",
     )
+    device_page: str = quirk(
+        "A device fault that finds the device's own page stores the device page, which has no memory, instead of the "
+        "page behind it, and the access that follows oopses; fixed by default, as no program would run for long",
+        cite="test_hmm.c:dmirror_do_fault; seen on 7.3.4, the recordings were made with it repaired",
+        default="fixed",
+    )
+    compound_count: str = quirk(
+        "MIGRATE_TO_SYS counts a 2 MiB folio that went home as one page (Q15)",
+        cite="test_hmm.c:dmirror_successful_migrated_pages; recorded on 7.3.4",
+    )
 
 
 def refuse(tunables: DmirrorTunables, quirks: DmirrorQuirks) -> list[str]:
