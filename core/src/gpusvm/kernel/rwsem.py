@@ -20,7 +20,7 @@ class RwSemaphore(Waitable):
     it.
     """
 
-    __slots__ = ("_checked", "_cls", "_kernel", "_queue", "_read", "_readers", "_write", "_writer", "name")
+    __slots__ = ("_checked", "_cls", "_kernel", "_queue", "_read", "_readers", "_write", "_writer", "name", "writes")
     kind = "rwsem"
 
     def __init__(self, kernel: Kernel, name: str) -> None:
@@ -31,6 +31,8 @@ class RwSemaphore(Waitable):
         self._writer: Task | None = None
         self._readers: list[Task] = []
         self._queue: deque[tuple[Task, bool]] = deque()  # who waits, and whether to write
+        # How often it was locked for write: what was noted under one hold can be told from a later one's.
+        self.writes = 0
         self._read = _ReadSection(self)
         self._write = _WriteSection(self)
 
@@ -88,6 +90,7 @@ class RwSemaphore(Waitable):
             self._writer = task
         else:
             self._wait(task, writing=True)
+        self.writes += 1
 
     def _wait(self, task: Task, *, writing: bool) -> None:
         self._queue.append((task, writing))
@@ -121,6 +124,7 @@ class RwSemaphore(Waitable):
         if self._writer is not None or self._readers or self._queue:
             return False
         self._writer = kernel.current
+        self.writes += 1
         self._tried(kernel.current)
         return True
 

@@ -102,6 +102,23 @@ PROT_READ: Final = 1
 PROT_WRITE: Final = 2
 PROT_EXEC: Final = 4
 
+# include/uapi/linux/mman.h
+MREMAP_MAYMOVE: Final = 1
+MREMAP_FIXED: Final = 2
+MREMAP_DONTUNMAP: Final = 4
+
+# include/uapi/asm-generic/mman-common.h: advice for madvise, as far as it is modelled
+MADV_NORMAL: Final = 0
+MADV_DONTNEED: Final = 4
+MADV_FREE: Final = 8
+MADV_DONTFORK: Final = 10
+MADV_DOFORK: Final = 11
+MADV_HUGEPAGE: Final = 14
+MADV_NOHUGEPAGE: Final = 15
+MADV_WIPEONFORK: Final = 18
+MADV_KEEPONFORK: Final = 19
+MADV_COLLAPSE: Final = 25
+
 # include/linux/mm_types.h:enum vm_fault_reason (bits of our own; names as the kernel's without the VM_FAULT_ prefix
 # kept)
 VM_FAULT_OOM: Final = 1 << 0

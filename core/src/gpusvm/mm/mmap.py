@@ -17,6 +17,7 @@ from gpusvm.mm.api import (
     VM_SHARED,
     VM_WRITE,
 )
+from gpusvm.mm.mmap_lock import vma_start_write
 from gpusvm.mm.mmu_notifier import ULONG_MAX, mmu_notifier_release
 from gpusvm.mm.observer import tell
 from gpusvm.mm.vma import Vma, merge_new, split_vma
@@ -49,7 +50,7 @@ def mmap(memory: "MemoryManager", mm: "MmStruct", addr: int | None, length: int,
     length = -(-length // page) * page
     with mm.mmap_lock.write():
         if addr is None:
-            addr = _unmapped_area(memory, mm, length)
+            addr = unmapped_area(memory, mm, length)
         if addr % page:
             raise KernelError(EINVAL, f"mmap at {addr:#x}, which is not a multiple of {page}")
         end = addr + length
@@ -67,12 +68,17 @@ def mmap(memory: "MemoryManager", mm: "MmStruct", addr: int | None, length: int,
         if merge_new(memory, mm, addr, end, vm_flags, pgoff) is None:
             if memory.kernel.inject("alloc.vma"):
                 raise KernelError(ENOMEM, f"no memory for the area {addr:#x}-{end:#x}")
-            mm.vma_tree.insert(Vma(mm, addr, end, vm_flags, pgoff))
+            vma = Vma(mm, addr, end, vm_flags, pgoff)
+            vma_start_write(vma)
+            mm.vma_tree.insert(vma)
     return addr
 
 
-def _unmapped_area(memory: "MemoryManager", mm: "MmStruct", length: int) -> int:
-    # thp_get_unmapped_area: what can hold a whole block begins at one. Bottom up, so that addresses are easy to read.
+def unmapped_area(memory: "MemoryManager", mm: "MmStruct", length: int) -> int:
+    """Return where there is room for a new area, mmap_lock held. ENOMEM.
+
+    thp_get_unmapped_area: what can hold a whole block begins at one. Bottom up, so that addresses are easy to read.
+    """
     align = memory.geometry.pmd_size if length >= memory.geometry.pmd_size else memory.geometry.page_size
     addr = MMAP_BASE
     for vma in mm.vmas:
@@ -88,30 +94,30 @@ def _unmapped_area(memory: "MemoryManager", mm: "MmStruct", length: int) -> int:
 
 def munmap(memory: "MemoryManager", mm: "MmStruct", start: int, length: int) -> None:
     """Unmap [start, start + length): detach the areas, then let readers in, then tell and zap. EINVAL ENOMEM."""
+    with mm.mmap_lock.write():
+        do_vmi_munmap(memory, mm, start, length, unlock=True)
+
+
+def do_vmi_munmap(memory: "MemoryManager", mm: "MmStruct", start: int, length: int, *, unlock: bool = False) -> None:
+    """Unmap [start, start + length), mmap_lock held for write; `unlock` lets readers in before the zap. EINVAL ENOMEM.
+
+    What can fail comes first: after an error the areas may be cut, but all are there.
+    """
     page = memory.geometry.page_size
     if start % page or length <= 0 or start + length > TASK_SIZE:
         raise KernelError(EINVAL, f"munmap of {length} bytes at {start:#x}")
     end = start + -(-length // page) * page
-    lock = mm.mmap_lock
-    lock.down_write()
-    try:
-        gone = _gather(memory, mm, start, end)
-        if gone:
-            floor, ceiling = _limits(mm, start, end)
-            _remove(mm, gone)
-    except BaseException:
-        lock.up_write()
-        raise
+    gone = _gather(memory, mm, start, end)
     if not gone:
-        lock.up_write()
         return
-    lock.downgrade_write()
-    try:
-        unmap_vmas(memory, mm, gone, start, end)
-        free_pgtables(memory, mm, gone, floor, ceiling)
-        _unlink(memory, gone)
-    finally:
-        lock.up_read()
+    floor, ceiling = _limits(mm, start, end)
+    _remove(mm, gone)
+    # vms_complete_munmap_vmas
+    if unlock:
+        mm.mmap_lock.downgrade_write()
+    unmap_vmas(memory, mm, gone, start, end)
+    free_pgtables(memory, mm, gone, floor, ceiling)
+    _unlink(memory, gone)
 
 
 def _gather(memory: "MemoryManager", mm: "MmStruct", start: int, end: int) -> list[Vma]:
@@ -124,7 +130,10 @@ def _gather(memory: "MemoryManager", mm: "MmStruct", start: int, end: int) -> li
         split_vma(memory, hit[0], start, new_below=True)
     if hit[-1].end > end:
         split_vma(memory, hit[-1], end, new_below=False)
-    return tree.overlapping(start, end)
+    gone = tree.overlapping(start, end)
+    for vma in gone:
+        vma_start_write(vma)
+    return gone
 
 
 def _limits(mm: "MmStruct", start: int, end: int) -> tuple[int, int]:

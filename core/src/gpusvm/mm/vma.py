@@ -19,8 +19,10 @@ from gpusvm.mm.api import (
     VM_WRITE,
 )
 from gpusvm.mm.huge_memory import split_huge_pmd_address
+from gpusvm.mm.mmap_lock import vma_start_write
 
 if TYPE_CHECKING:
+    from gpusvm.kernel import RwSemaphore
     from gpusvm.mm.memory_manager import MemoryManager
     from gpusvm.mm.mm_struct import MmStruct
     from gpusvm.mm.rmap import AnonVma
@@ -34,7 +36,7 @@ class Vma:
     `pgoff` begins as `start >> PAGE_SHIFT` and stays when the area moves, so that rmap finds its pages.
     """
 
-    __slots__ = ("anon_vma", "end", "flags", "mm", "pgoff", "start")
+    __slots__ = ("anon_vma", "end", "flags", "lock", "lock_seq", "mm", "pgoff", "start")
 
     def __init__(self, mm: "MmStruct", start: int, end: int, flags: int, pgoff: int) -> None:
         self.mm = mm
@@ -43,6 +45,10 @@ class Vma:
         self.flags = flags
         self.pgoff = pgoff
         self.anon_vma: AnonVma | None = None
+        # Who reads the area without mmap_lock, and in which hold of mmap_lock it was last written (mm/mmap_lock.c);
+        # most areas are never read so and have no lock.
+        self.lock: RwSemaphore | None = None
+        self.lock_seq = 0
 
     @property
     def is_anonymous(self) -> bool:
@@ -168,14 +174,19 @@ def _continues(memory: "MemoryManager", left: Vma, right: Vma) -> bool:
     )
 
 
-def _anon_vmas_agree(memory: "MemoryManager", one: Vma | None, other: Vma | None) -> bool:
-    # is_mergeable_anon_vma; None is an area that is being made. Areas that came from a parent do not grow, so that the
-    # parent's anon_vma does not become one of everything.
-    if one is None or one.anon_vma is None:
-        return not memory.rmap.is_fork_child(other)
-    if other is None or other.anon_vma is None:
-        return not memory.rmap.is_fork_child(one)
-    return one.anon_vma is other.anon_vma
+def _anon_vmas_agree(one: Vma, other: Vma) -> bool:
+    # can_vma_merge_right, of the areas on both sides
+    return one.anon_vma is None or other.anon_vma is None or one.anon_vma is other.anon_vma
+
+
+def _is_mergeable_anon_vma(memory: "MemoryManager", target: Vma, source: Vma | None) -> bool:
+    # is_mergeable_anon_vma; `source` is what is merged or moved, None for a new mapping. What has pages of a parent
+    # keeps to itself.
+    if target.anon_vma is None:
+        return not memory.rmap.is_fork_child(source)
+    if source is None or source.anon_vma is None:
+        return not memory.rmap.is_fork_child(target)
+    return source.anon_vma is target.anon_vma
 
 
 def split_vma(memory: "MemoryManager", vma: Vma, address: int, *, new_below: bool) -> Vma:
@@ -194,6 +205,8 @@ def split_vma(memory: "MemoryManager", vma: Vma, address: int, *, new_below: boo
         new = Vma(mm, address, vma.end, vma.flags, vma.pgoff + ((address - vma.start) >> shift))
         start, end = vma.start, address
     memory.rmap.anon_vma_clone(new, vma)
+    vma_start_write(vma)
+    vma_start_write(new)
     with _rmap_locked(vma):
         adjust_trans_huge(memory, vma, address)
         _set_range(memory, vma, start, end)
@@ -220,47 +233,69 @@ def adjust_trans_huge(memory: "MemoryManager", vma: Vma, address: int) -> None:
         split_huge_pmd_address(memory, vma, address)
 
 
-def merge_new(memory: "MemoryManager", mm: "MmStruct", start: int, end: int, flags: int, pgoff: int) -> Vma | None:
-    """Grow a neighbour, or join two, to take in [start, end), where nothing is mapped (vma_merge_new_range)."""
+def merge_new(
+    memory: "MemoryManager",
+    mm: "MmStruct",
+    start: int,
+    end: int,
+    flags: int,
+    pgoff: int,
+    *,
+    copied_from: Vma | None = None,
+) -> Vma | None:
+    """Grow a neighbour, or join two, to take in [start, end), where nothing is mapped (vma_merge_new_range).
+
+    `copied_from` is the area that mremap moves there, whose pages are to be found at the new place too
+    (vma_merge_copied_range).
+    """
     if flags & VM_SPECIAL:
         return None
     left, right = mm.vma_tree.neighbours(start, end)
     new = Vma(mm, start, end, flags, pgoff)
-    if left is not None and (
-        left.flags != flags or not _continues(memory, left, new) or not _anon_vmas_agree(memory, left, None)
-    ):
+    if left is not None and (left.flags != flags or not _continues(memory, left, new)):
         left = None
-    if right is not None and (
-        right.flags != flags or not _continues(memory, new, right) or not _anon_vmas_agree(memory, None, right)
-    ):
+    if left is not None and not _is_mergeable_anon_vma(memory, left, copied_from):
+        left = None
+    if right is not None and (right.flags != flags or not _continues(memory, new, right)):
         right = None
-    if left is not None and right is not None and _anon_vmas_agree(memory, left, right):
-        return _join(memory, left, right)
-    if left is not None:
-        _set_range(memory, left, left.start, end)
-        return left
-    if right is not None:
-        _set_range(memory, right, start, right.end)
-        return right
-    return None
+    if right is not None and not _is_mergeable_anon_vma(memory, right, copied_from):
+        right = None
+    if left is not None and right is not None and not _anon_vmas_agree(left, right):
+        right = None
+    target = right if left is None else left
+    if target is None:
+        return None
+    # vma_expand
+    vma_start_write(target)
+    if left is not None and right is not None:
+        end = right.end
+        _take_over_anon_vma(memory, left, right)
+    if copied_from is not None:
+        _take_over_anon_vma(memory, target, copied_from)
+    if left is not None and right is not None:
+        vma_start_write(right)
+        _remove_merged(memory, right)
+    _set_range(memory, target, min(start, target.start), max(end, target.end))
+    return target
 
 
-def _join(memory: "MemoryManager", left: Vma, right: Vma) -> Vma:
-    # commit_merge where an area disappears: the target takes over its anon_vma if it has none (dup_anon_vma).
-    mm = left.mm
-    if left.anon_vma is None and right.anon_vma is not None:
-        memory.rmap.anon_vma_clone(left, right)
-    end = right.end
-    mm.vma_tree.remove(right)
-    memory.rmap.unlink_anon_vmas(right)
-    _set_range(memory, left, left.start, end)
-    return left
+def _take_over_anon_vma(memory: "MemoryManager", target: Vma, source: Vma) -> None:
+    # dup_anon_vma. Whoever looks for the pages of the source sees both areas from now on.
+    if target.anon_vma is None and source.anon_vma is not None:
+        with _rmap_locked(source):
+            memory.rmap.anon_vma_clone(target, source)
+
+
+def _remove_merged(memory: "MemoryManager", vma: Vma) -> None:
+    # vma_complete, for an area that another has taken in
+    vma.mm.vma_tree.remove(vma)
+    memory.rmap.unlink_anon_vmas(vma)
 
 
 def modify_flags(memory: "MemoryManager", vma: Vma, start: int, end: int, flags: int) -> Vma:
     """Make [start, end) of an area one with new flags, merging it into a neighbour that has them. ENOMEM.
 
-    mm/vma.c:vma_modify_flags. A merged area has the new flags; otherwise the caller gets them set here too.
+    mm/vma.c:vma_modify_flags. A merged area has the new flags; otherwise they are set here too, with the area locked.
     """
     merged = _merge_existing(memory, vma, start, end, flags)
     if merged is not None:
@@ -269,6 +304,7 @@ def modify_flags(memory: "MemoryManager", vma: Vma, start: int, end: int, flags:
         split_vma(memory, vma, start, new_below=True)
     if vma.end > end:
         split_vma(memory, vma, end, new_below=False)
+    vma_start_write(vma)
     vma.flags = flags
     return vma
 
@@ -283,35 +319,42 @@ def _merge_existing(memory: "MemoryManager", vma: Vma, start: int, end: int, fla
     left: Vma | None = None
     right: Vma | None = None
     if start == vma.start and prev is not None and prev.flags == flags and _continues(memory, prev, vma):
-        if _anon_vmas_agree(memory, prev, vma):
+        if _is_mergeable_anon_vma(memory, prev, vma):
             left = prev
     if end == vma.end and following is not None and following.flags == flags and _continues(memory, vma, following):
-        if _anon_vmas_agree(memory, vma, following) and (left is None or _anon_vmas_agree(memory, left, following)):
+        if _is_mergeable_anon_vma(memory, following, vma) and (left is None or _anon_vmas_agree(left, following)):
             right = following
     if left is None and right is None:
         return None
     if memory.kernel.inject("alloc.vma"):
         raise KernelError(ENOMEM, f"no memory to merge {vma!r}")
+    vma_start_write(vma)
     if left is not None and right is not None:
-        _join(memory, left, vma)
-        return _join(memory, left, right)
+        vma_start_write(left)
+        vma_start_write(right)
+        _take_over_anon_vma(memory, left, vma if right.anon_vma is None else right)
+        _remove_merged(memory, vma)
+        _remove_merged(memory, right)
+        _set_range(memory, left, left.start, right.end)
+        return left
     if left is not None:
+        vma_start_write(left)
+        _take_over_anon_vma(memory, left, vma)
         if end == vma.end:
-            return _join(memory, left, vma)
+            _remove_merged(memory, vma)
+            _set_range(memory, left, left.start, end)
+            return left
         # The neighbour below takes the front part: its end and our start move to `end`.
-        if left.anon_vma is None and vma.anon_vma is not None:
-            memory.rmap.anon_vma_clone(left, vma)
         with _rmap_locked(left):
             adjust_trans_huge(memory, vma, end)
             _set_range(memory, vma, end, vma.end)
             _set_range(memory, left, left.start, end)
         return left
     assert right is not None
-    if right.anon_vma is None and vma.anon_vma is not None:
-        memory.rmap.anon_vma_clone(right, vma)
+    vma_start_write(right)
+    _take_over_anon_vma(memory, right, vma)
     if start == vma.start:
-        tree.remove(vma)
-        memory.rmap.unlink_anon_vmas(vma)
+        _remove_merged(memory, vma)
         _set_range(memory, right, start, right.end)
         return right
     with _rmap_locked(right):
