@@ -1,8 +1,8 @@
 """Do what was done to a real dmirror (test_hmm of Linux 7.3.4, two private devices), and expect every answer and event.
 
 `recorded.json.gz` holds whole sequences of the recordings, chosen for variety: `base` without huge pages, `thp` with
-one region of two 2 MiB blocks. Of the recorded operations those are here that the model has: no fork, mremap,
-MADV_DONTNEED, shared memory or injected failure. Page values are tokens in the model; who wrote which value is kept on
+one region of two 2 MiB blocks. Of the recorded operations those are here that the model has: no fork,
+shared memory or injected failure. Page values are tokens in the model; who wrote which value is kept on
 the side.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from gpusvm.driver import DeviceSpec, Host
 from gpusvm.errors import CpuSignal, KernelError
-from gpusvm.mm.api import VM_HUGEPAGE
+from gpusvm.mm.api import MREMAP_FIXED, MREMAP_MAYMOVE
 from gpusvm.mm.pgtable import PmdKind, PteKind
 from gpusvm_dmirror.info import INFO
 
@@ -100,8 +100,12 @@ class Recorder:
         return (0, 0, 0, 0), None
 
     def do_madv(self, slot, page, n, advice):
-        assert advice == 14
-        self.mm.find_vma(self.at(slot, page)).flags |= VM_HUGEPAGE
+        self.memory.madvise(self.mm, self.at(slot, page), n * PAGE, advice)
+        return (0, 0, 0, 0), None
+
+    def do_mremap(self, slot, page, n, slot2, page2):
+        flags = MREMAP_MAYMOVE | MREMAP_FIXED
+        self.mm.mremap(self.at(slot, page), n * PAGE, n * PAGE, flags=flags, new_addr=self.at(slot2, page2))
         return (0, 0, 0, 0), None
 
     def _cpu(self, slot, page, n, value):

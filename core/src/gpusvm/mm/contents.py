@@ -169,6 +169,26 @@ class Contents:
                 if key[0] is mm and vpn <= key[1] < end:
                     self.tainted_vpns[child, key[1]] = quirk
 
+    def move(self, mm: MmApi, vpn: int, to: int, n: int) -> None:
+        """Expect what `n` pages from `vpn` held at `to` instead: their mapping was moved, and nothing stays behind."""
+        windows = self._expected.get(mm)
+        if windows is None:
+            return
+        inside = (1 << WINDOW_SHIFT) - 1
+        while n:
+            some = min(n, inside + 1 - (vpn & inside), inside + 1 - (to & inside))
+            window = windows.get(vpn >> WINDOW_SHIFT)
+            if window is not None:
+                at = vpn & inside
+                self._window(mm, to)[to & inside : (to & inside) + some] = window[at : at + some]
+                window[at : at + some] = 0
+            if self.tainted_vpns:
+                for page in range(some):
+                    quirk = self.tainted_vpns.pop((mm, vpn + page), None)
+                    if quirk is not None:
+                        self.tainted_vpns[mm, to + page] = quirk
+            vpn, to, n = vpn + some, to + some, n - some
+
     def forget_mm(self, mm: MmApi) -> None:
         """Forget an address space that is gone."""
         self._expected.pop(mm, None)

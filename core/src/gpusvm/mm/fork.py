@@ -7,6 +7,7 @@ from gpusvm.errors import KernelError
 from gpusvm.mm.api import VM_DONTCOPY, VM_WIPEONFORK
 from gpusvm.mm.copy_page_range import copy_page_range
 from gpusvm.mm.mm_struct import MMF_UNSTABLE
+from gpusvm.mm.mmap_lock import vma_start_write
 from gpusvm.mm.observer import tell
 from gpusvm.mm.vma import Vma
 
@@ -51,6 +52,7 @@ def _dup_mmap(memory: "MemoryManager", mm: "MmStruct", oldmm: "MmStruct") -> int
         tell(kernel.observer, "operation_begins", "dup_mmap", oldmm, mm)
     try:
         for mpnt in tuple(oldmm.vmas):
+            vma_start_write(mpnt)
             if mpnt.flags & VM_DONTCOPY:
                 continue
             if kernel.inject("alloc.vma"):

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from gpusvm.errors import ModelError
 from gpusvm.kernel import Kernel
-from gpusvm.mm import cpu, exclusive, fork, hmm, memory, migrate_device, mmap, mmu_notifier, mprotect
+from gpusvm.mm import cpu, exclusive, fork, hmm, madvise, memory, migrate_device, mmap, mmu_notifier, mprotect, mremap
 from gpusvm.mm.api import (
     Bools,
     DevPagemap,
@@ -110,6 +110,16 @@ class MemoryManager:
     def fork(self, mm: MmStruct, name: str | None = None) -> MmStruct:
         """Make a child of an address space, named after it unless `name` is given. ENOMEM."""
         return fork.fork(self, mm, name)
+
+    def mremap(
+        self, mm: MmStruct, old_addr: int, old_len: int, new_len: int, *, flags: int = 0, new_addr: int | None = None
+    ) -> int:
+        """Resize or move a mapping. EINVAL EFAULT ENOMEM."""
+        return mremap.mremap(self, mm, old_addr, old_len, new_len, flags=flags, new_addr=new_addr)
+
+    def madvise(self, mm: MmStruct, start: int, length: int, advice: int) -> None:
+        """Say what is to become of a range. EINVAL ENOMEM EAGAIN."""
+        madvise.madvise(self, mm, start, length, advice)
 
     def exit_mmap(self, mm: MmStruct) -> None:
         """Take an address space down; `mmput` calls it."""

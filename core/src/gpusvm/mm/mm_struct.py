@@ -144,6 +144,20 @@ class MmStruct:
         """
         return self.memory.fork(self, name)
 
+    def mremap(self, old_addr: int, old_len: int, new_len: int, *, flags: int = 0, new_addr: int | None = None) -> int:
+        """Resize or move what [old_addr, old_addr + old_len) maps and return where it is then.
+
+        `flags` are MREMAP_ flags. EINVAL EFAULT ENOMEM. Takes mmap_lock for write.
+        """
+        return self.memory.mremap(self, old_addr, old_len, new_len, flags=flags, new_addr=new_addr)
+
+    def madvise(self, start: int, length: int, advice: int) -> None:
+        """Say what is to become of [start, start + length): MADV_DONTNEED and others. EINVAL ENOMEM EAGAIN.
+
+        Over a gap all areas are done, then it is ENOMEM.
+        """
+        self.memory.madvise(self, start, length, advice)
+
     def exit(self) -> None:
         """Drop the reference that the process itself holds."""
         self.mmput()

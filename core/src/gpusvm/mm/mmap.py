@@ -74,11 +74,13 @@ def mmap(memory: "MemoryManager", mm: "MmStruct", addr: int | None, length: int,
     return addr
 
 
-def unmapped_area(memory: "MemoryManager", mm: "MmStruct", length: int) -> int:
-    """Return where there is room for a new area, mmap_lock held. ENOMEM.
+def unmapped_area(memory: "MemoryManager", mm: "MmStruct", length: int, *, hint: int = 0) -> int:
+    """Return where there is room for a new area, at `hint` if there is some, mmap_lock held. ENOMEM.
 
     thp_get_unmapped_area: what can hold a whole block begins at one. Bottom up, so that addresses are easy to read.
     """
+    if hint and hint + length <= TASK_SIZE and mm.find_vma_intersection(hint, hint + length) is None:
+        return hint
     align = memory.geometry.pmd_size if length >= memory.geometry.pmd_size else memory.geometry.page_size
     addr = MMAP_BASE
     for vma in mm.vmas:

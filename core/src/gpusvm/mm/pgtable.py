@@ -9,7 +9,7 @@ and does not sleep, charge or call back until the section is over.
 """
 
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from attrs import frozen
@@ -300,6 +300,35 @@ class PteTable:
         if observer is not None:
             tell(observer, "ptes_changed", self, mask)
 
+    def move(self, mask: int, dst: "PteTable", by: int) -> None:
+        """Move the entries of `mask` as they are to `dst`, `by` pages further up (mm/mremap.c:move_ptes).
+
+        `dst` has none there; it may be this table.
+        """
+        observer = self.kernel.observer
+        mask &= self.used
+        if not mask:
+            return
+        moved = mask << by if by >= 0 else mask >> -by
+        if observer is not None:
+            tell(observer, "ptes_changing", self, mask)
+            tell(observer, "ptes_changing", dst, moved)
+        first, end = lowest(mask), mask.bit_length()
+        if is_run(mask):
+            dst.pfn[first + by : end + by] = self.pfn[first:end]
+        else:
+            pages = indices(mask)
+            dst.pfn[pages + by] = self.pfn[pages]
+        for name in _MASKS:
+            bits: int = getattr(self, name)
+            here = bits & mask
+            if here:
+                setattr(self, name, bits ^ here)
+                setattr(dst, name, getattr(dst, name) | (here << by if by >= 0 else here >> -by))
+        if observer is not None:
+            tell(observer, "ptes_changed", self, mask)
+            tell(observer, "ptes_changed", dst, moved)
+
     def fill(
         self, kind: PteKind, pfn: int, *, write: bool, rexcl: bool = False, dirty: bool = False, zero: bool = False
     ) -> None:
@@ -335,6 +364,10 @@ class PteTable:
             self.pfn[first : mask.bit_length()] = pfns
         else:
             self.pfn[indices(mask)] = pfns
+
+
+# What `PteTable.move` takes along.
+_MASKS: Final = ("present", "private", "migration", "devexcl", "zero", "write", "rexcl", "dirty")
 
 
 class PageTable:
@@ -408,6 +441,22 @@ class PageTable:
         self.entries[table.block] = table
         if observer is not None:
             tell(observer, "pmd_changed", self, table.block)
+
+    def move(self, block: int, to: int) -> None:
+        """Move what a PMD is, a leaf or a table with all its entries, to another block, which is pmd none."""
+        observer = self.kernel.observer
+        if observer is not None:
+            tell(observer, "pmd_changing", self, block)
+            tell(observer, "pmd_changing", self, to)
+        entry = self.entries.pop(block)
+        if isinstance(entry, PteTable):
+            entry.block = to
+            entry.base = to << self.pmd_shift
+        self.puds[to >> (self.pud_shift - self.pmd_shift)] = None
+        self.entries[to] = entry
+        if observer is not None:
+            tell(observer, "pmd_changed", self, block)
+            tell(observer, "pmd_changed", self, to)
 
     def clear(self, block: int) -> None:
         """Make a leaf pmd none, or free a table whose entries are all none."""

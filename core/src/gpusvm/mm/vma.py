@@ -242,11 +242,12 @@ def merge_new(
     pgoff: int,
     *,
     copied_from: Vma | None = None,
+    extended: Vma | None = None,
 ) -> Vma | None:
     """Grow a neighbour, or join two, to take in [start, end), where nothing is mapped (vma_merge_new_range).
 
     `copied_from` is the area that mremap moves there, whose pages are to be found at the new place too
-    (vma_merge_copied_range).
+    (vma_merge_copied_range); `extended` the one below that mremap makes longer (vma_merge_extend).
     """
     if flags & VM_SPECIAL:
         return None
@@ -254,11 +255,12 @@ def merge_new(
     new = Vma(mm, start, end, flags, pgoff)
     if left is not None and (left.flags != flags or not _continues(memory, left, new)):
         left = None
-    if left is not None and not _is_mergeable_anon_vma(memory, left, copied_from):
+    source = copied_from or extended
+    if left is not None and not _is_mergeable_anon_vma(memory, left, source):
         left = None
     if right is not None and (right.flags != flags or not _continues(memory, new, right)):
         right = None
-    if right is not None and not _is_mergeable_anon_vma(memory, right, copied_from):
+    if right is not None and not _is_mergeable_anon_vma(memory, right, source):
         right = None
     if left is not None and right is not None and not _anon_vmas_agree(left, right):
         right = None
@@ -277,6 +279,36 @@ def merge_new(
         _remove_merged(memory, right)
     _set_range(memory, target, min(start, target.start), max(end, target.end))
     return target
+
+
+def copy_vma(
+    memory: "MemoryManager", vma: Vma, address: int, new_address: int, length: int
+) -> tuple[Vma, Vma, bool] | None:
+    """Make [new_address, new_address + length) an area for what `vma` maps from `address` on, or merge it into one.
+
+    Returns the area there; `vma`, or what it became if it was merged too; and whether rmap walks may visit the new
+    place first, so that they must be locked out of the move. None if there is no memory.
+    """
+    shift = memory.geometry.page_shift
+    pgoff = vma.pgoff + ((address - vma.start) >> shift)
+    if vma.is_anonymous and vma.anon_vma is None:
+        # Nothing in it has an index yet.
+        pgoff = new_address >> shift
+    start = vma.start
+    end = new_address + length
+    new = merge_new(memory, vma.mm, new_address, end, vma.flags, pgoff, copied_from=vma)
+    if new is not None:
+        if new.start <= start < new.end:
+            vma = new
+        return new, vma, new.pgoff <= vma.pgoff
+    if memory.kernel.inject("alloc.vma"):
+        return None
+    new = Vma(vma.mm, new_address, end, vma.flags, pgoff)
+    with _rmap_locked(vma):
+        memory.rmap.anon_vma_clone(new, vma)
+    vma_start_write(new)
+    vma.mm.vma_tree.insert(new)
+    return new, vma, False
 
 
 def _take_over_anon_vma(memory: "MemoryManager", target: Vma, source: Vma) -> None:

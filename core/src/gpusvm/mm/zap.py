@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpusvm.mm.api import MMU_NOTIFY_UNMAP
+from gpusvm.mm.api import MMU_NOTIFY_CLEAR, MMU_NOTIFY_UNMAP
 from gpusvm.mm.huge_memory import walk_pmds
 from gpusvm.mm.mm_struct import MM_ANONPAGES
 from gpusvm.mm.mmu_notifier import notifier_end, notifier_start
@@ -26,15 +26,23 @@ def unmap_vmas(memory: "MemoryManager", mm: "MmStruct", vmas: Sequence["Vma"], s
     notifier_end(memory, range_)
 
 
-def zap_range(memory: "MemoryManager", vma: "Vma", start: int, end: int) -> None:
+def zap_vma_range(memory: "MemoryManager", vma: "Vma", start: int, end: int) -> None:
+    """Zap [start, end) of an area that stays, inside one CLEAR window (zap_vma_range_batched)."""
+    range_ = notifier_start(memory, vma.mm, start, end, MMU_NOTIFY_CLEAR)
+    zap_range(memory, vma, start, end, stays=True)
+    notifier_end(memory, range_)
+
+
+def zap_range(memory: "MemoryManager", vma: "Vma", start: int, end: int, *, stays: bool = False) -> None:
     """Zap [start, end) of one area, in the caller's window; a leaf that is cut is split first (unmap_page_range).
 
-    Charges zap_per_page for each entry.
+    `stays` says that the area stays, so that others may use it meanwhile. Charges zap_per_page for each entry.
     """
     mm = vma.mm
     observer = memory.kernel.observer
     if observer is not None:
         tell(observer, "operation_begins", "zap_range", vma, start, end)
+    shift, order = memory.geometry.page_shift, memory.geometry.pmd_order
     zapped = 0
     for block, entry, mask in walk_pmds(memory, vma, start, end):
         if isinstance(entry, PmdLeaf):
@@ -42,8 +50,12 @@ def zap_range(memory: "MemoryManager", vma: "Vma", start: int, end: int) -> None
             zapped += 1
         else:
             zapped += _zap_ptes(memory, entry, mask)
-    shift = memory.geometry.page_shift
-    memory.contents.forget(mm, start >> shift, end >> shift)
+        if stays:
+            # Before anybody can map the pages anew.
+            first, last = max(start >> shift, block << order), min(end >> shift, (block + 1) << order)
+            memory.contents.forget(mm, first, last)
+    if not stays:
+        memory.contents.forget(mm, start >> shift, end >> shift)
     memory.kernel.charge("zap_per_page", zapped)
     if observer is not None:
         tell(observer, "operation_ends", "zap_range", vma, start, end)
