@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from generators import console, contract, costs, drivers, locks, symbols
+from generators import console, contract, costs, drivers, locks, mm_quirks, symbols
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 REFERENCE: Final = ROOT / "docs" / "reference"
@@ -19,6 +19,7 @@ PAGES: Final[dict[str, Callable[[Path], str]]] = {
     "kernel-symbols.md": symbols.page,
     "driver-contract.md": contract.page,
     "drivers.md": drivers.page,
+    "mm-quirks.md": mm_quirks.page,
     "costs.md": costs.page,
     "lock-order.md": locks.page,
 }

@@ -6,11 +6,9 @@ from typing import Any
 
 import attrs
 from gpusvm.driver import DriverInfo, format_size
-from gpusvm.mm.quirks import MmQuirks
 
 from generators.markdown import NOTICE, code, table
 from generators.shipped import SHIPPED, info_of
-from generators.sources import modules, summary
 
 __all__ = ["page"]
 
@@ -36,9 +34,8 @@ def page(root: Path) -> str:
         "",
         "## Quirks of the mm",
         "",
-        "Places where Linux 7.3.4's own mm surprises; any driver's spec string may set them.",
-        "",
-        *table(("quirk", "as written"), _mm_quirks(root)),
+        "Places where Linux 7.3.4's own mm surprises; any driver's spec string may set them, as `quirk.mm_s1=fixed`:",
+        "[quirks of the mm](mm-quirks.md).",
     ]
     return "\n".join(lines) + "\n"
 
@@ -107,11 +104,3 @@ def _quirk(field: "attrs.Attribute[Any]") -> tuple[str, str, str, str]:
     others = [each for each in field.metadata["choices"] if each != default]
     variants = f"{code(default)}, else {' or '.join(map(code, others))}" if others else f"{code(default)} only"
     return code(field.name), field.metadata["doc"], variants, field.metadata["cite"]
-
-
-def _mm_quirks(root: Path) -> Iterator[tuple[str, str]]:
-    module = next(each for each in modules(root) if each.name == MmQuirks.__module__)
-    for definition in module.definitions:
-        cls, _, name = definition.name.rpartition(".")
-        if cls == MmQuirks.__name__:
-            yield code(name), summary(definition.doc)

@@ -35,7 +35,14 @@ BASE = 1 << 30  # where the tests map memory: aligned to every PMD and to the 1 
 class Device:
     """A driver that allocates first fit, copies at once, and brings `window` bytes around a fault home."""
 
-    def __init__(self, memory: MemoryManager, nr_pages: int, *, owner: object | None = None) -> None:
+    def __init__(
+        self,
+        memory: MemoryManager,
+        nr_pages: int,
+        *,
+        owner: object | None = None,
+        type: int = MEMORY_DEVICE_PRIVATE,
+    ) -> None:
         self.memory = memory
         self.owner = self if owner is None else owner
         self.nr_pages = nr_pages
@@ -48,7 +55,7 @@ class Device:
         self.fail_copies = 0
         self.compound_home = True  # bring a large folio home as one, or give 512 small destinations
         start = memory.request_free_mem_region(nr_pages)
-        self.pgmap = DevPagemap(MEMORY_DEVICE_PRIVATE, start, nr_pages, self.owner, self, container=self)
+        self.pgmap = DevPagemap(type, start, nr_pages, self.owner, self, container=self)
         memory.memremap_pages(self.pgmap)
 
     # --- device memory

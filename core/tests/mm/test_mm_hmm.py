@@ -5,7 +5,6 @@ from errno import EBUSY, EFAULT, EINVAL, ENOMEM, EPERM
 import numpy as np
 import pytest
 from gpusvm.errors import KernelError
-from gpusvm.mm import MmQuirks
 from gpusvm.mm.api import (
     HMM_PFN_DMA_MAPPED,
     HMM_PFN_ERROR,
@@ -240,27 +239,6 @@ def test_own_device_private_ptes_are_valid(lab) -> None:
     assert one.device.faults == []
 
 
-@pytest.mark.parametrize("variant", ["as_written", "fixed"])
-def test_mm_s2_a_read_only_own_entry_answers_a_write_request(lab, variant) -> None:
-    one = lab(quirks=MmQuirks(mm_s2=variant))
-    mirror = Mirror(one)
-    one.map(2)
-    pfns = device_pages(one, 2)
-    one.mm.mprotect(BASE, 2 * PAGE, PROT_READ)
-    one.mm.mprotect(BASE, 2 * PAGE, RW)
-    one.device.window = PAGE
-    words = mirror.words(0, 2, WRITE, owner=one.device.owner) if variant == "as_written" else None
-    if words is not None:
-        assert words == [V | pfn for pfn in pfns]
-        assert one.device.faults == []
-        return
-    assert mirror.words(0, 2, READ, owner=one.device.owner) == [V | pfn for pfn in pfns]
-    words = mirror.words(0, 2, WRITE, owner=one.device.owner)
-    assert words == [V | W | one.pfn(i) for i in range(2)]
-    assert len(one.device.faults) == 2
-    one.check_quiescent()
-
-
 def test_foreign_device_private_ptes_are_not_mapped_and_come_home_when_asked_for(lab) -> None:
     one = lab()
     mirror = Mirror(one)
@@ -398,39 +376,6 @@ def device_leaf(one) -> int:
     one.device.migrate(one.mm, BASE, BASE + 8 * PAGE)
     assert one.entry(0).kind is PmdKind.PRIVATE
     return one.entry(0).pfn
-
-
-@pytest.mark.parametrize(("variant", "offset"), [("as_written", 0), ("fixed", 5)])
-def test_mm_s1_a_walk_that_starts_inside_an_own_leaf_gets_the_head(lab, variant, offset: int) -> None:
-    one = lab(thp="always", quirks=MmQuirks(mm_s1=variant))
-    head = device_leaf(one)
-    mirror = Mirror(one)
-    owner = one.device.owner
-    assert mirror.words(0, 8, WRITE, owner=owner) == [V | W | order(one) | head + i for i in range(8)]
-    assert mirror.words(5, 2, owner=owner) == [V | W | order(one) | head + offset + i for i in range(2)]
-
-
-@pytest.mark.parametrize(("variant", "kind"), [("as_written", PmdKind.PRIVATE), ("fixed", PmdKind.THP)])
-def test_mm_s2_holds_for_leaves_too(lab, variant, kind: PmdKind) -> None:
-    one = lab(thp="always", quirks=MmQuirks(mm_s2=variant))
-    device_leaf(one)
-    one.mm.mprotect(BASE, 8 * PAGE, PROT_READ)
-    one.mm.mprotect(BASE, 8 * PAGE, RW)
-    words = Mirror(one).words(0, 8, WRITE, owner=one.device.owner)
-    assert one.entry(0).kind is kind
-    assert {word & W for word in words} == ({0} if variant == "as_written" else {W})
-
-
-@pytest.mark.parametrize(("variant", "word"), [("as_written", HMM_PFN_ERROR), ("fixed", 0)])
-def test_mm_q2_a_foreign_leaf_is_an_error_where_a_foreign_pte_is_not(lab, variant, word: int) -> None:
-    one = lab(thp="always", quirks=MmQuirks(mm_q2=variant))
-    device_leaf(one)
-    mirror = Mirror(one)
-    assert mirror.words(2, 3) == [word] * 3
-    words = mirror.words(2, 3, READ)
-    assert one.entry(0).kind is PmdKind.THP
-    assert words == [V | W | order(one) | one.pfn(2) + i for i in range(3)]
-    one.check_quiescent()
 
 
 # --- the loop around it

@@ -30,7 +30,6 @@ from gpusvm.mm.api import (
 )
 from gpusvm.mm.page import PG_ANON_EXCLUSIVE, PG_DIRTY, PG_LOCKED
 from gpusvm.mm.pgtable import PmdKind, Pte, PteKind
-from gpusvm.mm.quirks import MmQuirks
 
 SYSTEM = MIGRATE_VMA_SELECT_SYSTEM
 PRIVATE = MIGRATE_VMA_SELECT_DEVICE_PRIVATE
@@ -360,17 +359,6 @@ def test_hole_of_one_block(lab):
     assert collect(one, 0, 12, SYSTEM | COMPOUND) == "H.......hhhh"
     assert collect(one, 1, 8, SYSTEM | COMPOUND) == "hhhhhhh"
     assert collect(one, 0, 8, PRIVATE) == "hhhhhhhh"
-
-
-@pytest.mark.parametrize(
-    ("variant", "words"),
-    [("as_written", "H..............."), ("fixed", "H.......H.......")],
-    ids=["as_written", "fixed"],
-)
-def test_hole_under_an_empty_pud(lab, variant, words):
-    one = lab(quirks=MmQuirks(mm_s4=variant))
-    one.map(16, write=False)
-    assert collect(one, 0, 16, SYSTEM | COMPOUND) == words
 
 
 def test_block_mapped_by_ptes_is_split_on_demand(lab):

@@ -17,7 +17,6 @@ from gpusvm.mm.api import (
 from gpusvm.mm.mm_struct import MMF_UNSTABLE
 from gpusvm.mm.page import PG_ANON_EXCLUSIVE, PG_LRU
 from gpusvm.mm.pgtable import PmdKind, Pte, PteKind
-from gpusvm.mm.quirks import MmQuirks
 
 SYSTEM = MIGRATE_VMA_SELECT_SYSTEM
 BOTH = MIGRATE_VMA_SELECT_SYSTEM | MIGRATE_VMA_SELECT_DEVICE_PRIVATE
@@ -99,22 +98,6 @@ def test_driver_takes_migrate_back(machine):
     one.memory.migrate_vma_pages(args)
     finish(one, args)
     assert where(one, 6) == "ddrddd"
-
-
-@pytest.mark.parametrize("variant", ["as_written", "fixed"])
-def test_metadata_moves_though_migrate_is_clear(machine, variant):
-    one = machine(quirks=MmQuirks(mm_q6=variant))
-    one.map(6)
-    args = one.device.setup(one.mm, one.va(0), one.va(6), flags=SYSTEM)
-    one.device.fill_to_device(args)
-    dst = int(args.dst[2]) >> MIGRATE_PFN_SHIFT
-    args.src[2] &= np.uint64(~MIGRATE & (1 << 64) - 1)
-    one.memory.migrate_vma_pages(args)
-    zone = one.pages.zone(dst)
-    assert bool(zone.m_mapping[dst - zone.base]) is (variant == "as_written")
-    finish(one, args)
-    assert where(one, 6) == "ddrddd"
-    assert one.device.freed == [(dst, 0)]
 
 
 def test_compound_destination_for_a_small_page(machine):

@@ -5,7 +5,7 @@ from errno import EAGAIN, EINVAL, EOVERFLOW
 import pytest
 from gpusvm.errors import KernelError, LockdepError, ModelError
 from gpusvm.kernel import Kernel
-from gpusvm.mm import Geometry, MemoryManager, MmQuirks
+from gpusvm.mm import Geometry, MemoryManager
 from gpusvm.mm.api import (
     MMU_NOTIFIER_RANGE_BLOCKABLE,
     MMU_NOTIFY_CLEAR,
@@ -399,17 +399,6 @@ def test_a_classic_notifier_may_fail_only_when_it_must_not_block() -> None:
         "invalidate_range_start of Classic('k') returned -11 for a range that is blockable; "
         "only -EAGAIN, when it is not blockable, is allowed"
     )
-
-
-@pytest.mark.parametrize(("variant", "state"), [("as_written", (3, 1, 0)), ("fixed", (4, 0, 0))])
-def test_mm_s5_a_failing_classic_notifier_leaves_the_interval_side_open(variant, state) -> None:
-    one = Bench(quirks=MmQuirks(mm_s5=variant))
-    one.insert(0, 4)
-    one.memory.mmu_notifier_register(Classic("end", one.log), one.mm)
-    one.memory.mmu_notifier_register(Classic("no", one.log, answer=-EAGAIN, end=False), one.mm)
-    ret, _ = one.open(0, 1, flags=0)
-    assert (ret, one.state) == (-EAGAIN, state)
-    assert [entry[:2] for entry in one.log] == [("a", "CLEAR"), ("no", "start"), ("end", "start"), ("end", "end")]
 
 
 def test_the_tree_finds_what_a_list_would_find() -> None:

@@ -141,7 +141,7 @@ class _Migration:
         moved: int | None = None
         try:
             head = int(args.src[0])
-            if args.cpages == 1 and npages == geometry.pmd_nr and head & MIGRATE_PFN_COMPOUND:
+            if npages == geometry.pmd_nr and head & MIGRATE_PFN_COMPOUND:
                 needed = self._move_compound(head)
             else:
                 needed = self._move_entries()

@@ -147,7 +147,10 @@ class _Walk:
                 stop = page_table.hole_end(at, end)
                 needed = self.need(at, stop, 0)
                 if needed:
-                    return self.record(at, stop, needed)
+                    first, stop, needed = self.in_need(at, stop, needed, 0)
+                    if first > at:
+                        self.fill(at, first, 0)
+                    return self.record(first, stop, needed)
                 self.fill(at, stop, 0)
             else:
                 stop = min(end, (block + 1) << pmd_shift)
@@ -176,24 +179,48 @@ class _Walk:
             if pgmap is None or pgmap.owner is not self.range_.dev_private_owner:
                 needed = self.need(at, end, 0)
                 if needed:
-                    return self.record(at, end, needed)
+                    return self.fault_leaf(leaf, at, end, needed, 0)
                 self.fill(at, end, 0 if memory.quirks.mm_q2 == "fixed" else HMM_PFN_ERROR)
                 return True
             if memory.quirks.mm_s2 == "fixed":
                 needed = self.need(at, end, flags)
                 if needed:
-                    return self.record(at, end, needed)
+                    return self.fault_leaf(leaf, at, end, needed, flags)
             if memory.quirks.mm_s1 == "as_written":
                 offset = 0
         else:
             needed = self.need(at, end, flags)
             if needed:
-                return self.record(at, end, needed)
+                return self.fault_leaf(leaf, at, end, needed, flags)
         words = self.slice(at, end)
         words &= _STICKY
         # A pfn has no bits where the flags are, so that one addition makes whole words.
         words |= _WORD_RAMP[offset : offset + len(words)] + (leaf.pfn | flags)
         return True
+
+    def in_need(self, at: int, end: int, needed: int, cpu_flags: int) -> tuple[int, int, int]:
+        """Return the part of [at, end) to be faulted in together, and for what.
+
+        MM-Q7: as written that is all of it. Fixed, it is the first run of pages that need the same.
+        """
+        mask = self.range_.pfn_flags_mask
+        if not mask or self.memory.quirks.mm_q7 == "as_written":
+            return at, end, needed
+        kinds = ((self.slice(at, end) >> _REQ_WRITE_SHIFT) & np.uint64(3)).astype(np.int64)
+        default = self.range_.default_flags
+        needs = np.array([_need(((kind << 62) & mask) | default, cpu_flags) for kind in range(4)])[kinds]
+        first = int((needs != 0).argmax())
+        same = needs[first:] == needs[first]
+        n = len(same) if same.all() else int(same.argmin())
+        start = at + (first << self.shift)
+        return start, start + (n << self.shift), int(needs[first])
+
+    def fault_leaf(self, leaf: PmdLeaf, at: int, end: int, needed: int, cpu_flags: int) -> bool:
+        """Record the fault of a leaf; what comes before the first page in need is filled."""
+        first, end, needed = self.in_need(at, end, needed, cpu_flags)
+        if first > at:
+            self.leaf(leaf, at, first)
+        return self.record(first, end, needed)
 
     def table(self, table: PteTable, at: int, end: int) -> bool:
         """Handle the PTEs of one table up to the first that needs a fault (hmm_vma_handle_pte)."""
@@ -208,6 +235,7 @@ class _Walk:
         valid = (table.present & chunk) | owned
         write = table.write & valid
         done = n
+        needing = 0
         asked = self.asked(at, end, i)
         if asked is not None:
             asks, asks_write = asked
@@ -229,8 +257,12 @@ class _Walk:
             memory.pages.folio_wait_locked(memory.pages.folio_head(table.m_pfn[i + done]))
             return False
         assert asked is not None
-        needed = NEED_FAULT | (NEED_WRITE_FAULT if asked[1] & bit else 0)
-        return self.record(where, end, needed)
+        write_fault = asked[1] & bit
+        if memory.quirks.mm_q7 == "fixed":
+            # The run of pages that need the same.
+            same = (needing & (asked[1] if write_fault else ~asked[1])) >> (i + done)
+            end = where + ((((same + 1) & ~same).bit_length() - 1) << shift)
+        return self.record(where, end, NEED_FAULT | (NEED_WRITE_FAULT if write_fault else 0))
 
     def asked(self, at: int, end: int, i: int) -> tuple[int, int] | None:
         """Return which pages ask for a fault and which of those for a writable one; None if no page may ask."""

@@ -18,10 +18,14 @@ if TYPE_CHECKING:
 def split_huge_pmd_address(memory: "MemoryManager", vma: "Vma", address: int, *, freeze: bool = False) -> None:
     """Split the PMD around an address if its PUD is populated.
 
-    The CLEAR window opens whether there is a leaf or not: the test whether there is one lies inside it.
+    The CLEAR window opens whether there is a leaf or not: the test whether there is one lies inside it (MM-Q16).
     """
-    if vma.mm.page_table.pud_present(address):
-        split_huge_pmd(memory, vma, address, freeze=freeze)
+    page_table = vma.mm.page_table
+    if not page_table.pud_present(address):
+        return
+    if memory.quirks.mm_q16 == "fixed" and not isinstance(page_table.lookup(address), PmdLeaf):
+        return
+    split_huge_pmd(memory, vma, address, freeze=freeze)
 
 
 def split_huge_pmd(memory: "MemoryManager", vma: "Vma", address: int, *, freeze: bool = False) -> None:

@@ -179,7 +179,9 @@ def _do_huge_zero_wp_pmd(memory: "MemoryManager", vma: "Vma", block: int, leaf: 
 def _do_huge_pmd_device_private(memory: "MemoryManager", vma: "Vma", address: int, flags: int, leaf: PmdLeaf) -> int:
     pages = memory.pages
     if not pages.folio_trylock(leaf.pfn):
-        # No wait here, other than for a PTE: the task faults again.
+        # MM-Q9: no wait here, other than for a PTE; the task faults again.
+        if memory.quirks.mm_q9 == "fixed":
+            pages.folio_wait_locked(leaf.pfn)
         return DONE
     pages.folio_get(leaf.pfn)
     return _migrate_to_ram(memory, VmFault(vma.mm, vma, address, leaf.pfn, pte_level=False, flags=flags))

@@ -53,7 +53,7 @@ def migrate_vma_collect(memory: "MemoryManager", args: MigrateVma, vma: "Vma") -
 class _Collect:
     """Carry what one collect walk needs at every step."""
 
-    __slots__ = ("args", "compound", "flags", "geometry", "memory", "page_table", "pages", "src", "vma")
+    __slots__ = ("args", "compound", "flags", "geometry", "holes", "memory", "page_table", "pages", "src", "vma")
 
     def __init__(self, memory: "MemoryManager", args: MigrateVma, vma: "Vma") -> None:
         self.memory = memory
@@ -62,6 +62,10 @@ class _Collect:
         self.src = args.src.data
         self.flags = args.flags
         self.compound = bool(args.flags & MIGRATE_VMA_SELECT_COMPOUND)
+        # MM-Q3: as written the flags have no say in whether holes are collected.
+        self.holes = vma.is_anonymous and (
+            bool(args.flags & MIGRATE_VMA_SELECT_SYSTEM) or memory.quirks.mm_q3 == "as_written"
+        )
         self.geometry = memory.geometry
         self.page_table = vma.mm.page_table
         self.pages = memory.pages
@@ -92,8 +96,8 @@ class _Collect:
         return (address - self.args.start) >> self.geometry.page_shift
 
     def hole(self, start: int, end: int) -> None:
-        """Collect what has no PTE table and no leaf (migrate_vma_collect_hole); SELECT_ flags do not matter."""
-        if not self.vma.is_anonymous:
+        """Collect what has no PTE table and no leaf (migrate_vma_collect_hole)."""
+        if not self.holes:
             return
         i = self.at(start)
         size = self.geometry.pmd_size
@@ -127,8 +131,11 @@ class _Collect:
         pages = self.pages
         zone = pages.zone(pfn)
         if kind is PmdKind.THP:
-            # No look at coherent folios or their owner here, other than for PTEs.
-            if not self.flags & MIGRATE_VMA_SELECT_SYSTEM:
+            # MM-Q8: as written there is no look at coherent folios or their owner here, other than for PTEs.
+            if zone.pgmap is not None and memory.quirks.mm_q8 == "fixed":
+                if not self.flags & MIGRATE_VMA_SELECT_DEVICE_COHERENT or zone.pgmap.owner != args.pgmap_owner:
+                    return 0
+            elif not self.flags & MIGRATE_VMA_SELECT_SYSTEM:
                 return 0
         elif (
             kind is not PmdKind.PRIVATE
@@ -153,7 +160,10 @@ class _Collect:
                 args.cpages += 1
                 return 0
         # It has to be split: the range cuts it, the caller wants small folios, or it may be pinned. A fault folio has
-        # one reference too many for that, always.
+        # one reference too many for that, always (MM-Q5).
+        if fault is not None and is_fault and memory.quirks.mm_q5 == "fixed":
+            pages.folio_put(pfn)
+            return 0 if migrate_vma_split_folio(memory, pfn, fault) else _RETRY
         error = split_folio(memory, pfn)
         if not is_fault:
             pages.folio_unlock(pfn)
@@ -197,7 +207,7 @@ class _Collect:
         bit = 1 << at
         flags = self.flags
         if not table.used & bit:
-            return MIGRATE_PFN_MIGRATE if self.vma.is_anonymous else 0
+            return MIGRATE_PFN_MIGRATE if self.holes else 0
         if table.zero & bit:
             return MIGRATE_PFN_MIGRATE if flags & MIGRATE_VMA_SELECT_SYSTEM else 0
         if not (table.present | table.private) & bit:
@@ -283,7 +293,7 @@ class _Collect:
                 return False
             if zone.pgmap is None and int(zone.refcount[index].max()) >= GUP_PIN_COUNTING_BIAS:
                 return False
-        if self.vma.is_anonymous:
+        if self.holes:
             holes = (chunk & ~table.used) | (zero if system else 0)
             if holes:
                 self.store(holes, at, i, MIGRATE_PFN_MIGRATE)

@@ -105,6 +105,10 @@ def migrate_vma_setup(memory: "MemoryManager", args: MigrateVma) -> None:
         _check_collected(memory, args.src[: args.npages], fault)
     kernel.charge("migrate_setup_base")
     kernel.charge("migrate_setup_per_folio", args.cpages)
+    if args.cpages and memory.quirks.mm_q11 == "fixed":
+        words = args.src[: args.npages] & (MIGRATE_PFN_MIGRATE | MIGRATE_PFN_COMPOUND)
+        compound = int(np.count_nonzero(words == MIGRATE_PFN_MIGRATE | MIGRATE_PFN_COMPOUND))
+        args.cpages += compound * (geometry.pmd_nr - 1)
 
 
 def _check_collected(memory: "MemoryManager", src: Words, fault_page: int | None) -> None:
@@ -441,7 +445,12 @@ class _Pages:
         entry = vma.mm.page_table.lookup(address)
         if isinstance(entry, PmdLeaf) and entry.kind is PmdKind.MIGRATION and entry.pfn == src:
             split_huge_pmd(memory, vma, address)
-        return folio_split_unmapped(memory, src)
+        if src != self.fault_head:
+            return folio_split_unmapped(memory, src)
+        error = folio_split_unmapped(memory, src, fault_page=args.fault_page)
+        if not error and args.fault_page is not None:
+            self.fault_head = args.fault_page  # a folio of its own now
+        return error
 
     def batch(self, i: int, j: int) -> None:
         """Handle the words [i, j), none of them compound."""

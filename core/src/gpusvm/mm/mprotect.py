@@ -95,8 +95,11 @@ def _change_huge_pmd(memory: "MemoryManager", vma: Vma, block: int, leaf: PmdLea
         zone = memory.pages.zone(leaf.pfn)
         write = _writable_again(vma) and bool(zone.m_flags[leaf.pfn - zone.base] & PG_ANON_EXCLUSIVE)
     elif kind is PmdKind.PRIVATE:
-        # change_non_present_huge_pmd: WRITE becomes READ and never comes back.
+        # change_non_present_huge_pmd: WRITE becomes READ and never comes back (MM-Q13).
         write = False
+        if memory.quirks.mm_q13 == "fixed" and _writable_again(vma):
+            zone = memory.pages.zone(leaf.pfn)
+            write = bool(zone.m_flags[leaf.pfn - zone.base] & PG_ANON_EXCLUSIVE)
     elif write:
         write, rexcl = False, True
     if (write, rexcl) != (leaf.write, leaf.rexcl):
@@ -106,6 +109,8 @@ def _change_huge_pmd(memory: "MemoryManager", vma: Vma, block: int, leaf: PmdLea
 def _change_ptes(memory: "MemoryManager", vma: Vma, table: PteTable, mask: int) -> None:
     writable = 0
     present = mask & table.present & ~table.zero
+    if memory.quirks.mm_q13 == "fixed":
+        present |= mask & table.private
     if present and _writable_again(vma):
         for zone, index, where in memory.pages.split(table.pfns(present)):
             exclusive = zone.flags[index] & PG_ANON_EXCLUSIVE != 0

@@ -63,13 +63,19 @@ def _split_folio(memory: "MemoryManager", pfn: int, zone: Zone, order: int) -> i
     return 0
 
 
-def folio_split_unmapped(memory: "MemoryManager", pfn: int) -> int:
-    """Split a locked folio that nothing maps; every page stays locked with one reference. EAGAIN: other references."""
+def folio_split_unmapped(memory: "MemoryManager", pfn: int, *, fault_page: int | None = None) -> int:
+    """Split a locked folio that nothing maps; every page stays locked with one reference. EAGAIN: other references.
+
+    MM-Q10: as written the reference of a fault on `fault_page`, one of its pages, is such; fixed, it stays on the page.
+    """
     zone = memory.pages.zone(pfn)
     i = pfn - zone.base
-    if zone.m_mapcount[i] or zone.m_refcount[i] != 1:
+    extra = int(fault_page is not None and memory.quirks.mm_q10 == "fixed")
+    if zone.m_mapcount[i] or zone.m_refcount[i] != 1 + extra:
         return EAGAIN
     _make_small(memory, zone, i, zone.m_order[i])
+    if fault_page is not None:
+        zone.m_refcount[fault_page - zone.base] += extra
     return 0
 
 
