@@ -3,6 +3,7 @@
 import pytest
 from gpusvm.testing import Bench
 from gpusvm_dmirror.plugin import INFO
+from hmm_harness import Hmm
 
 
 @pytest.fixture
@@ -26,3 +27,19 @@ def events():
         return [event[3:] for event in bench.kernel.tracer.events if event[2] == kind]
 
     return of
+
+
+@pytest.fixture(params=["hmm_device_private", "hmm_device_coherent"])
+def hmm(request):
+    """One device: minor 0 or 2."""
+    made = Hmm(0 if request.param == "hmm_device_private" else 2)
+    yield made
+    made.teardown()
+
+
+@pytest.fixture(params=["hmm2_device_private", "hmm2_device_coherent"])
+def hmm2(request):
+    """Two devices: minors 0 and 1, or 2 and 3."""
+    made = Hmm(*((0, 1) if request.param == "hmm2_device_private" else (2, 3)))
+    yield made
+    made.teardown()
