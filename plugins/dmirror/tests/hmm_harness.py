@@ -13,7 +13,7 @@ from gpusvm.check import check_quiescent
 from gpusvm.errors import KernelError
 from gpusvm.kernel import Kernel
 from gpusvm.mm import MemoryManager
-from gpusvm.mm.api import PROT_READ, PROT_WRITE, VM_HUGEPAGE, VM_NOHUGEPAGE, VM_READ, VM_WRITE
+from gpusvm.mm.api import MADV_HUGEPAGE, MADV_NOHUGEPAGE, PROT_READ, PROT_WRITE
 from gpusvm_dmirror import (
     HMM_DMIRROR_MIGRATE_TO_DEV,
     HMM_DMIRROR_MIGRATE_TO_SYS,
@@ -97,12 +97,8 @@ class Hmm:
     def huge(self, addr, *, huge=True):
         """Find the aligned 2 MiB at or behind `addr` and advise for or against a huge page; their address."""
         window = -(-addr // PMD) * PMD
-        self.advise(window, PMD, huge=huge)
+        self.mm.madvise(window, PMD, MADV_HUGEPAGE if huge else MADV_NOHUGEPAGE)
         return window
-
-    def advise(self, start, size, *, huge):
-        prot = self.mm.find_vma(start).flags & (VM_READ | VM_WRITE)
-        self.mm.mmap(start, size, prot, flags=VM_HUGEPAGE if huge else VM_NOHUGEPAGE)
 
     def fill(self, addr, npages, mm=None):
         """Let the CPU write pages in order; what they hold then."""

@@ -1,7 +1,18 @@
 """hmm-tests.c, as of Linux 7.3.4: 2 MiB pages go to a device and come home, whole or in pieces."""
 
+import itertools
+
 import pytest
-from gpusvm.mm.api import PROT_READ, PROT_WRITE
+from gpusvm.mm.api import (
+    MADV_FREE,
+    MADV_HUGEPAGE,
+    MADV_NOHUGEPAGE,
+    MREMAP_DONTUNMAP,
+    MREMAP_FIXED,
+    MREMAP_MAYMOVE,
+    PROT_READ,
+    PROT_WRITE,
+)
 from gpusvm_dmirror import (
     HMM_DMIRROR_FLAG_FAIL_ALLOC,
     HMM_DMIRROR_FLAGS,
@@ -48,6 +59,16 @@ def test_migrate_anon_huge_zero(hmm):
     hmm.mm.munmap(old_ptr, buffer.size)
 
 
+def test_migrate_anon_huge_free(hmm):
+    buffer, old_ptr = huge_buffer(hmm)
+    values = hmm.fill(buffer.ptr, N)
+    assert hmm.migrate_to_dev(hmm.fd, buffer, N) == 0
+    assert buffer.cpages == N
+    assert same(buffer.mirror, values)
+    hmm.mm.madvise(buffer.ptr, PMD, MADV_FREE)
+    hmm.mm.munmap(old_ptr, buffer.size)
+
+
 def test_migrate_partial_unmap_fault(hmm):
     for use_thp in (False, True):
         for offset in (0, PMD // 4, PMD // 2):
@@ -62,6 +83,30 @@ def test_migrate_partial_unmap_fault(hmm):
                 pages = slice(start // PAGE, end // PAGE)
                 assert same(hmm.read(buffer.ptr + start, (end - start) // PAGE), values[pages])
             hmm.mm.munmap(old_ptr, buffer.size)
+
+
+def test_migrate_remap_fault(hmm):
+    for before, dont_unmap, use_thp, offset in itertools.product(
+        (False, True), (False, True), (False, True), (0, PMD // 4, PMD // 2)
+    ):
+        flags = MREMAP_MAYMOVE | MREMAP_FIXED | (MREMAP_DONTUNMAP if dont_unmap else 0)
+        buffer = hmm.buffer(N, mapped=8 * N)
+        old_ptr = buffer.ptr
+        window = buffer.ptr = hmm.huge(old_ptr, huge=use_thp)
+        hmm.mm.munmap(window + PMD, 2 * PMD)
+        values = hmm.fill(window, N)
+        if before:
+            buffer.ptr = hmm.mm.mremap(window, PMD, PMD, flags=flags, new_addr=window + PMD + offset)
+        assert hmm.migrate_to_dev(hmm.fd, buffer, N) == 0
+        assert buffer.cpages == N
+        assert same(buffer.mirror, values)
+        if not before:
+            buffer.ptr = hmm.mm.mremap(window, PMD, PMD, flags=flags, new_addr=window + PMD + offset)
+        # Fault the pages back to system memory and check them.
+        assert buffer.ptr == window + PMD + offset
+        assert same(hmm.read(buffer.ptr, N), values)
+        hmm.mm.munmap(buffer.ptr, PMD)
+        hmm.mm.munmap(old_ptr, buffer.size)
 
 
 def test_migrate_anon_huge_err(hmm, request):
@@ -123,7 +168,7 @@ def test_benchmark_thp_migration(hmm):
     for pages in (N // 4, N // 2, N, 2 * N, 4 * N, 8 * N):
         for use_thp in (True, False):
             buffer = hmm.buffer(pages)
-            hmm.advise(buffer.ptr, buffer.size, huge=use_thp)
+            hmm.mm.madvise(buffer.ptr, buffer.size, MADV_HUGEPAGE if use_thp else MADV_NOHUGEPAGE)
             hmm.fill(buffer.ptr, pages)
             for _ in range(1 + 5):
                 assert hmm.migrate_to_dev(hmm.fd, buffer, pages) == 0
