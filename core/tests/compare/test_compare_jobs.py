@@ -1,7 +1,7 @@
 import pickle
 
-from gpusvm.compare.jobs import Installed, Job
-from gpusvm.plugins import Registry
+from gpusvm.compare.jobs import Job
+from gpusvm.plugins import Installed, Registry
 from gpusvm.run.spec import RunSpec
 
 SPEC = RunSpec(driver="xe", workload="triad", vram_bytes=1 << 30)

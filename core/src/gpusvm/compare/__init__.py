@@ -9,10 +9,10 @@ from types import ModuleType
 
 from gpusvm.compare.comparing import compare
 from gpusvm.compare.comparison import Comparison, InterruptedComparison
-from gpusvm.compare.executor import Executor, ProcessExecutor, SerialExecutor, available_cpus
 from gpusvm.compare.jobs import Failure
 from gpusvm.compare.progress import Progress, ProgressListener
 from gpusvm.compare.table import METRICS, Metric, Row, Table
+from gpusvm.run.executor import Executor, ProcessExecutor, SerialExecutor, available_cpus
 
 __all__ = [
     "METRICS",

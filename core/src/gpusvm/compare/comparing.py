@@ -7,18 +7,17 @@ from typing import TYPE_CHECKING
 import attrs
 
 from gpusvm.compare.comparison import Comparison, InterruptedComparison
-from gpusvm.compare.executor import Executor, SerialExecutor
-from gpusvm.compare.jobs import Failure, Installed, Job, Outcome, run_job
+from gpusvm.compare.jobs import Failure, Job, Outcome, run_job
 from gpusvm.compare.plan import DEFAULT_VRAM, Plan, PlannedRun, make_plan
 from gpusvm.compare.progress import Meter, ProgressListener
 from gpusvm.compare.store import RunDirectory
 from gpusvm.errors import InputError
+from gpusvm.plugins import Installed, Registry, load_drivers
+from gpusvm.run.executor import Executor, SerialExecutor
 from gpusvm.run.spec import RunResult
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
-
-    from gpusvm.plugins import Registry
 
 __all__ = ["compare", "run_plan"]
 
@@ -37,7 +36,7 @@ def compare(
     resume: bool = False,
     events: bool = False,
     executor: Executor | None = None,
-    registry: "Registry | None" = None,
+    registry: Registry | None = None,
     without: Collection[str] = (),
     progress: ProgressListener | None = None,
 ) -> Comparison:
@@ -60,8 +59,6 @@ def compare(
     if resume and out is None:
         raise InputError("--resume: say which directory to complete with --out DIR")
     if registry is None:
-        from gpusvm.plugins import load_drivers
-
         loaded = load_drivers(without=without)
     else:
         loaded = registry
@@ -94,7 +91,7 @@ def run_plan(
     *,
     store: RunDirectory | None,
     executor: Executor,
-    drivers: "Installed | Registry | None" = None,
+    drivers: Installed | Registry | None = None,
     progress: ProgressListener | None = None,
     run: Callable[[Job], Outcome] = run_job,
 ) -> Comparison:

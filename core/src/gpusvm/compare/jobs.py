@@ -1,37 +1,15 @@
 """Run one planned run wherever the executor puts it, and bring back a result or what went wrong."""
 
-import functools
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from attrs import frozen
 
 from gpusvm.errors import GpusvmError, InputError
+from gpusvm.plugins import Installed, Registry
 from gpusvm.run.spec import RunResult, RunSpec
 
-if TYPE_CHECKING:
-    from gpusvm.plugins import Registry
-
-__all__ = ["Failure", "Installed", "Job", "Outcome", "run_job"]
-
-
-@frozen
-class Installed:
-    """Stand for the installed drivers but those in `without`.
-
-    In another process they are loaded again: what a plugin's classes are called there, pickle may not know.
-    """
-
-    without: tuple[str, ...]
-    loaded: "Registry | None" = None
-
-    def __reduce__(self) -> tuple[type["Installed"], tuple[tuple[str, ...]]]:
-        return Installed, (self.without,)
-
-    def registry(self) -> "Registry":
-        """Return the drivers, loading them once in each process."""
-        return _load(self.without) if self.loaded is None else self.loaded
+__all__ = ["Failure", "Job", "Outcome", "run_job"]
 
 
 @frozen(kw_only=True)
@@ -40,7 +18,7 @@ class Job:
 
     spec: RunSpec
     events_to: Path | None
-    drivers: "Installed | Registry"
+    drivers: Installed | Registry
 
 
 @frozen(kw_only=True)
@@ -86,10 +64,3 @@ def run_job(job: Job) -> Outcome:
             trace=None if isinstance(exc, GpusvmError) else traceback.format_exc(),
         )
         return Outcome(failure=failure)
-
-
-@functools.cache
-def _load(without: tuple[str, ...]) -> "Registry":
-    from gpusvm.plugins import load_drivers
-
-    return load_drivers(without=without)

@@ -6,6 +6,7 @@ manager: `load_drivers` returns a `Registry` value.
 """
 
 from gpusvm.plugins.hookspecs import hookimpl
+from gpusvm.plugins.installed import Installed
 from gpusvm.plugins.loading import Survey, load_drivers, survey_drivers
 from gpusvm.plugins.problems import BrokenPluginError, BrokenPluginsError
 from gpusvm.plugins.registry import LoadedDriver, Registry
@@ -13,6 +14,7 @@ from gpusvm.plugins.registry import LoadedDriver, Registry
 __all__ = [
     "BrokenPluginError",
     "BrokenPluginsError",
+    "Installed",
     "LoadedDriver",
     "Registry",
     "Survey",
