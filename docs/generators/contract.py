@@ -21,7 +21,7 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         """\
 The entry point group is `gpusvm.drivers`. A module that one names marks its functions with
 `gpusvm.plugins.hookimpl`; they are called once, when drivers are loaded.""",
-        ("gpusvm.plugins.hookspecs.gpusvm_drivers",),
+        ("gpusvm.plugins.hookspecs.gpusvm_drivers", "gpusvm.plugins.hookspecs.gpusvm_operations"),
     ),
     (
         "What a driver declares",
@@ -76,6 +76,20 @@ The entry point group is `gpusvm.drivers`. A module that one names marks its fun
 A driver subclasses `FaultPipeline` and overrides stages;
 [the path of a fault](../explanation/path-of-a-fault.md) walks through them.""",
         ("gpusvm.driver.unit.FaultUnit", "gpusvm.driver.pipeline.FaultPipeline"),
+    ),
+    (
+        "Recorded operations",
+        """\
+What `gpusvm_operations` returns: how a driver does the operations that
+[a real kernel's answers](../how-to/check-recordings.md) were recorded for.""",
+        (
+            "gpusvm.driver.operations.OperationTarget",
+            "gpusvm.driver.operations.OperationHost",
+            "gpusvm.driver.operations.OperationExecutor",
+            "gpusvm.driver.operations.Answer",
+            "gpusvm.driver.operations.PageWords",
+            "gpusvm.driver.operations.Deviation",
+        ),
     ),
 )
 

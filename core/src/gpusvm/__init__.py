@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gpusvm import realkernel
     from gpusvm.compare import Comparison, InterruptedComparison, ProcessExecutor, SerialExecutor
     from gpusvm.compare.comparing import compare
     from gpusvm.errors import GpusvmError, InputError, KernelError, ModelError, PluginError
@@ -29,6 +30,7 @@ __all__ = [
     "compare",
     "load_drivers",
     "read_trace",
+    "realkernel",
     "survey_drivers",
     "trace_info",
     "write_trace",
@@ -53,8 +55,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "compare":  # the room itself, which can be called
-        return importlib.import_module("gpusvm.compare")
+    if name in {"compare", "realkernel"}:  # the rooms themselves; compare can be called
+        return importlib.import_module(f"gpusvm.{name}")
     if name == "read_trace":  # `load` says enough inside its room only
         return importlib.import_module("gpusvm.workload").load
     if name in _HOMES:

@@ -9,6 +9,7 @@ from cyclopts import App, CycloptsError
 from gpusvm.cli.compare import compare
 from gpusvm.cli.drivers import drivers
 from gpusvm.cli.new_driver import new_driver
+from gpusvm.cli.realkernel import realkernel
 from gpusvm.cli.trace import trace
 from gpusvm.errors import InputError, ModelError, PluginError
 
@@ -34,6 +35,7 @@ app = App(
 app.command(compare)
 app.command(drivers)
 app.command(trace)
+app.command(realkernel)
 app.command(new_driver)
 
 

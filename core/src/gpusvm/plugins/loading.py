@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pluggy
 from attrs import define, field, frozen
 
@@ -13,7 +14,7 @@ from gpusvm.plugins.problems import BrokenPluginError, BrokenPluginsError, Place
 from gpusvm.plugins.registry import LoadedDriver, Registry
 from gpusvm.plugins.signatures import call_problem
 from gpusvm.plugins.sources import Source, find_sources
-from gpusvm.plugins.validation import Finding, info_findings, raised, returned
+from gpusvm.plugins.validation import Finding, info_findings, operations_findings, raised, returned
 
 __all__ = ["Survey", "load_drivers", "survey_drivers"]
 
@@ -112,15 +113,18 @@ def _load(source: Source) -> _Load:
     except pluggy.PluginValidationError as exc:
         load.note([Finding(" ".join(str(exc).split()), place)])
         return load
-    for implementation in manager.hook.gpusvm_drivers.get_hookimpls():
-        function = implementation.function
-        where = Place.of(function)
-        try:
-            result = function()
-        except Exception as exc:  # noqa: BLE001  # as above
-            load.note([raised(exc, "gpusvm_drivers()", default=where)])
-            continue
-        infos, findings = returned(result, where)
+    _call_drivers(load, manager, path)
+    _call_operations(load, manager)
+    return load
+
+
+def _call_drivers(load: _Load, manager: pluggy.PluginManager, path: str | None) -> None:
+    """Ask the plugin for its drivers, and keep those that are as they should be."""
+    from gpusvm.driver import DriverInfo
+
+    source = load.source
+    for result, where in _called(load, manager.hook.gpusvm_drivers):
+        infos, findings = returned(result, DriverInfo, "gpusvm_drivers", where)
         load.note(findings)
         for info in infos:
             findings = info_findings(info, where, distribution=source.distribution, version=source.version)
@@ -135,7 +139,38 @@ def _load(source: Source) -> _Load:
                         path=path,
                     )
                 )
-    return load
+
+
+def _call_operations(load: _Load, manager: pluggy.PluginManager) -> None:
+    """Ask the plugin which recorded operations its drivers execute; nothing if a driver of it is broken already."""
+    from gpusvm.driver.operations import OperationTarget
+
+    if load.problems:
+        return
+    names = [driver.info.name for driver in load.drivers]
+    taken: list[str] = []
+    for result, where in _called(load, manager.hook.gpusvm_operations):
+        targets, findings = returned(result, OperationTarget, "gpusvm_operations", where)
+        load.note(findings)
+        for target in targets:
+            findings = operations_findings(target, where, drivers=names, taken=taken)
+            load.note(findings)
+            if not findings:
+                taken.append(target.driver)
+                at = names.index(target.driver)
+                load.drivers[at] = attrs.evolve(load.drivers[at], operations=target)
+
+
+def _called(load: _Load, hook: pluggy.HookCaller) -> Iterator[tuple[object, Place | None]]:
+    """Yield what each implementation of a hook returned, with its place; one that raises is noted."""
+    for implementation in hook.get_hookimpls():
+        where = Place.of(implementation.function)
+        try:
+            result = implementation.function()
+        except Exception as exc:  # noqa: BLE001  # whatever it raises is that plugin's problem alone
+            load.note([raised(exc, f"{hook.name}()", default=where)])
+            continue
+        yield result, where
 
 
 def _hook_findings(plugin: object, place: Place | None) -> list[Finding]:

@@ -10,15 +10,17 @@ from gpusvm.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from gpusvm.driver import DriverInfo
+    from gpusvm.driver.operations import OperationTarget
 
 __all__ = ["LoadedDriver", "Registry"]
 
 
 @frozen(kw_only=True)
 class LoadedDriver:
-    """Hold one driver and where it came from; all but `info` are None if it came from no plugin."""
+    """Hold one driver, how it executes recorded operations, if it does, and where it came from, if from a plugin."""
 
     info: "DriverInfo"
+    operations: "OperationTarget | None" = None
     plugin: str | None = None
     distribution: str | None = None
     version: str | None = None

@@ -6,7 +6,7 @@ import traceback
 import typing
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 from attrs import frozen
@@ -17,8 +17,11 @@ from gpusvm.plugins.signatures import call_problem, protocol_problems
 
 if TYPE_CHECKING:
     from gpusvm.driver import DriverInfo
+    from gpusvm.driver.operations import OperationTarget
 
-__all__ = ["Finding", "info_findings", "raised", "returned"]
+__all__ = ["Finding", "info_findings", "operations_findings", "raised", "returned"]
+
+_Declared = TypeVar("_Declared")
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]*\Z")  # what a spec string takes as a name, in lower case
 _MISSING = re.compile(r"(\w+)\.__init__\(\) missing \d+ required (?:keyword-only|positional) arguments?: (.+)\Z")
@@ -49,20 +52,22 @@ def raised(exc: BaseException, doing: str, *, default: Place | None) -> Finding:
     return Finding(declared or f"{doing}: {type(exc).__name__}: {message}".rstrip(": "), place)
 
 
-def returned(result: object, place: Place | None) -> tuple[list["DriverInfo"], list[Finding]]:
-    """Take one DriverInfo or a sequence of them; what is neither becomes a finding."""
-    from gpusvm.driver import DriverInfo
-
-    if isinstance(result, DriverInfo):
+def returned(
+    result: object, expected: type[_Declared], hook: str, place: Place | None
+) -> tuple[list[_Declared], list[Finding]]:
+    """Take one `expected` or a sequence of them, which `hook` returned; what is neither becomes a finding."""
+    if isinstance(result, expected):
         return [result], []
+    name = expected.__name__
     if isinstance(result, Sequence) and not isinstance(result, str):
-        wrong = [type(each).__name__ for each in result if not isinstance(each, DriverInfo)]
+        wrong = [type(each).__name__ for each in result if not isinstance(each, expected)]
         if not wrong:
             return list(result), []
         got = f"a {type(result).__name__} with {', '.join(wrong)}"
     else:
         got = "None" if result is None else f"{type(result).__name__} {_short(result)}"
-    return [], [Finding(f"gpusvm_drivers() returned {got}, expected a DriverInfo or a sequence of them", place)]
+    article = "an" if name[0] in "AEIOU" else "a"
+    return [], [Finding(f"{hook}() returned {got}, expected {article} {name} or a sequence of them", place)]
 
 
 def info_findings(
@@ -145,18 +150,46 @@ def _settings(info: "DriverInfo", kind: str) -> Iterable[str]:
         yield f"{kind}: {cls.__name__} can be changed after it was built; make it @frozen"
 
 
+def operations_findings(
+    target: "OperationTarget", place: Place | None, *, drivers: Sequence[str], taken: Sequence[str]
+) -> list[Finding]:
+    """List what is wrong with one OperationTarget of a plugin with these `drivers`; `taken` have a target already."""
+    from gpusvm.driver.operations import PROCESS_OPERATIONS, OperationExecutor
+
+    texts = []
+    if target.driver not in drivers:
+        texts.append(f"driver: expected a driver of this plugin ({', '.join(drivers)}), got {_short(target.driver)}")
+    elif target.driver in taken:
+        texts.append(f"driver: {target.driver} has operations already")
+    if target.devices < 1:
+        texts.append(f"devices: expected 1 or more, got {target.devices}")
+    for name in target.operations:
+        if len(name.split()) != 1:
+            texts.append(f"operations: expected names of one word, got {_short(name)}")
+        elif name in PROCESS_OPERATIONS:
+            texts.append(f"operations: {name!r} is done by core, for every driver")
+    unknown = [name for name in sorted(target.residency) if name not in target.operations]
+    if unknown:
+        texts.append(f"residency: {', '.join(map(repr, unknown))} not among the operations")
+    findings = [Finding(text, place) for text in texts]
+    return findings + _factory("start", target.start, "an OperationHost", OperationExecutor, place)
+
+
 def _make(info: "DriverInfo", place: Place | None) -> list[Finding]:
-    """Check that `make` takes one host and, as far as annotations tell, returns what the contract asks for."""
     from gpusvm.driver import Driver
 
-    make = info.make
+    return _factory("make", info.make, "a Host", Driver, place)
+
+
+def _factory(name: str, make: object, takes: str, returns: type, place: Place | None) -> list[Finding]:
+    """Check that a callable takes one host and, as far as annotations tell, returns what the contract asks for."""
     if not callable(make):
-        return [Finding(f"make: expected a class or function that takes a Host, got {_short(make)}", place)]
+        return [Finding(f"{name}: expected a class or function that takes {takes}, got {_short(make)}", place)]
 
     def expected(host: Any, /) -> None: ...
 
     where = Place.of(make) or place
-    problem = call_problem(make, expected, name="make")
+    problem = call_problem(make, expected, name=name)
     if problem:
         return [Finding(problem, where)]
     built: Any = make
@@ -167,7 +200,7 @@ def _make(info: "DriverInfo", place: Place | None) -> list[Finding]:
             built = None
     if not isinstance(built, type):
         return []
-    return [Finding(problem, Place.of(found) or place) for found, problem in protocol_problems(built, Driver)]
+    return [Finding(problem, Place.of(found) or place) for found, problem in protocol_problems(built, returns)]
 
 
 def _declaration_problem(message: str) -> str | None:

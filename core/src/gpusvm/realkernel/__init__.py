@@ -1,1 +1,23 @@
-"""The room of the comparison with a real kernel, empty so far: recorded answers are replayed in the drivers' tests."""
+"""Compare the model with a real Linux: answers that a kernel gave to sequences of operations, given again by the model.
+
+A recording holds what a kernel answered; `check` has the model do the same operations and says where it answers
+otherwise. A driver's plugin does the operations on its devices (`gpusvm.driver.operations`).
+"""
+
+from gpusvm.realkernel.answers import LEVELS, Level
+from gpusvm.realkernel.checking import CheckProgress, CheckProgressListener, check
+from gpusvm.realkernel.recordings import write_recording
+from gpusvm.realkernel.result import Check, KindCount
+from gpusvm.realkernel.sequence import Difference
+
+__all__ = [
+    "LEVELS",
+    "Check",
+    "CheckProgress",
+    "CheckProgressListener",
+    "Difference",
+    "KindCount",
+    "Level",
+    "check",
+    "write_recording",
+]

@@ -1,0 +1,148 @@
+"""What a driver may offer beside the contract: to do the operations that a real kernel's answers were recorded for.
+
+`gpusvm realkernel` replays such recordings. What the process itself does (mmap, writes, forks …) core does; what goes
+to a device, the plugin's executor does, through the driver's own interface.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final, Protocol
+
+from attrs import Factory, field, frozen
+
+from gpusvm.mm.api import Pfns
+
+if TYPE_CHECKING:
+    from gpusvm.driver.protocols import Driver, Vm
+    from gpusvm.mm import MemoryManager, MmStruct
+
+__all__ = [
+    "PROCESS_OPERATIONS",
+    "PROCESS_RESIDENCY",
+    "Answer",
+    "Deviation",
+    "OperationExecutor",
+    "OperationHost",
+    "OperationTarget",
+    "PageWords",
+]
+
+# What the process itself does, whatever the driver: each with the names of its numbers.
+PROCESS_OPERATIONS: Final[Mapping[str, tuple[str, ...]]] = {
+    "mmap": ("slot", "page", "n", "prot", "shared"),
+    "munmap": ("slot", "page", "n"),
+    "mprot": ("slot", "page", "n", "prot"),
+    "madv": ("slot", "page", "n", "advice"),
+    "mremap": ("slot", "page", "n", "slot", "page"),
+    "w": ("slot", "page", "n", "value"),
+    "r": ("slot", "page", "n"),
+    "fr": ("slot", "page", "n"),
+    "fw": ("slot", "page", "n", "value"),
+    "pm": ("slot", "page", "n"),
+}
+PROCESS_RESIDENCY: Final = frozenset({"pm"})
+
+
+@frozen
+class Answer:
+    """Hold what an operation answered: the numbers, the data or None, and the events in order.
+
+    `ret` is 0, -1 with `errno`, or -2 when an access of the CPU raised signal `errno`; `done` counts pages, `rounds`
+    fault rounds.
+    """
+
+    ret: int = 0
+    errno: int = 0
+    done: int = 0
+    rounds: int = 0
+    payload: str | None = None
+    events: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Write it as recordings do."""
+        head = f"{self.ret} {self.errno} {self.done} {self.rounds}"
+        return " ".join([head, *(() if self.payload is None else (self.payload,)), *self.events])
+
+
+class PageWords:
+    """Remember which 32-bit word each version of a page holds, as the contents of the model are versions only."""
+
+    def __init__(self, memory: "MemoryManager") -> None:
+        self._contents = memory.contents
+        self._words = {0: 0}
+
+    def new_tokens(self, n: int, value: int) -> Pfns:
+        """Make versions for `n` pages to be written, of which page i is to hold `value` + i."""
+        tokens = self._contents.new_tokens(n)
+        self._note(tokens.tolist(), value)
+        return tokens
+
+    def wrote(self, pfns: Pfns, value: int) -> None:
+        """Note that page i, just written, holds `value` + i."""
+        self._note([self._contents.token(pfn) for pfn in pfns.tolist()], value)
+
+    def text(self, pfns: Pfns) -> str:
+        """Write down what pages hold, in hexadecimal; what nobody has written by name."""
+        return self.of_tokens([self._contents.token(pfn) for pfn in pfns.tolist()])
+
+    def _note(self, tokens: Sequence[int], value: int) -> None:
+        for i, token in enumerate(tokens):
+            self._words[token] = (value + i) & 0xFFFFFFFF
+
+    def of_tokens(self, tokens: Sequence[int]) -> str:
+        """Write down what versions of pages hold."""
+        words = self._words
+        return ",".join(f"{words[token]:x}" if token in words else f"?{token}" for token in tokens)
+
+
+@frozen(kw_only=True, eq=False)
+class OperationHost:
+    """Give an executor the process it works for: one `vms[i]` open on each `drivers[i]`."""
+
+    memory: "MemoryManager"
+    mm: "MmStruct"
+    drivers: "Sequence[Driver]"
+    vms: "Sequence[Vm]"
+    words: PageWords
+    address: Callable[[int, int], int]
+    """Turn a slot and a page into an address."""
+
+
+class OperationExecutor(Protocol):
+    """Do the operations of one sequence, which begins in a fresh process with every device open."""
+
+    def execute(self, name: str, numbers: Sequence[int]) -> Answer:
+        """Do one operation of the target; KernelError stands for an answer of -1. Events are asked for separately."""
+
+    def take_events(self) -> tuple[str, ...]:
+        """Return the events that reached the devices since the last call, in order, and forget them."""
+
+
+@frozen(kw_only=True)
+class Deviation:
+    """Name answers that differ on purpose, and why: regular expressions for the whole operation and both answers."""
+
+    operation: str
+    expected: str
+    got: str
+    reason: str
+
+
+@frozen(kw_only=True)
+class OperationTarget:
+    """Say which operations a driver's recordings have, and how to do them.
+
+    `driver` is the name of a driver of the same plugin; recordings whose file name begins with it and a dash are taken
+    for its. `operations` maps each operation on a device to the names of its numbers, in order: `dev`, `slot`, `page`,
+    `n` are checked to be in range, others only to be whole. An answer's events begin with a word of `events` and a
+    parenthesis. The answers of `residency` say where pages are; all other payload is data. `settings` are options of a
+    spec string that the recordings need.
+    """
+
+    driver: str
+    devices: int
+    operations: Mapping[str, tuple[str, ...]]
+    start: Callable[[OperationHost], OperationExecutor]
+    events: tuple[str, ...] = ("inv",)
+    residency: frozenset[str] = frozenset()
+    settings: Mapping[str, str] = field(factory=dict)
+    explained: Sequence[Deviation] = Factory(tuple)

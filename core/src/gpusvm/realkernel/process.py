@@ -1,0 +1,156 @@
+"""Do what a recorded process does by itself: system calls, accesses of the CPU, forks, and looking at its pagemap."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from attrs import evolve
+
+from gpusvm.driver.operations import Answer, PageWords
+from gpusvm.errors import CpuSignal
+from gpusvm.mm.api import MREMAP_FIXED, MREMAP_MAYMOVE, PROT_READ, PROT_WRITE, VM_SHARED, Pfns
+from gpusvm.mm.pgtable import PmdKind, PmdLeaf, PteTable
+from gpusvm.realkernel.operations import PAGE, address
+
+if TYPE_CHECKING:
+    from gpusvm.mm import MemoryManager, MmStruct
+
+__all__ = ["ProcessOperations"]
+
+_PROT = {0: 0, 1: PROT_READ, 3: PROT_READ | PROT_WRITE}
+
+
+class ProcessOperations:
+    """Do the operations of `PROCESS_OPERATIONS` in one process.
+
+    A page that is written gets one word, of which the model keeps no more than the version; `words` knows the words.
+    """
+
+    def __init__(self, memory: "MemoryManager", mm: "MmStruct", words: PageWords) -> None:
+        self.memory = memory
+        self.mm = mm
+        self.words = words
+
+    def execute(self, name: str, numbers: Sequence[int]) -> Answer:
+        """Do one operation. KernelError stands for an answer of -1."""
+        answer: Answer = getattr(self, name)(*numbers)
+        return answer
+
+    def mmap(self, slot: int, page: int, n: int, prot: int, shared: int) -> Answer:
+        self.mm.mmap(address(slot, page), n * PAGE, _PROT[prot], flags=VM_SHARED if shared else 0)
+        return Answer()
+
+    def munmap(self, slot: int, page: int, n: int) -> Answer:
+        self.mm.munmap(address(slot, page), n * PAGE)
+        return Answer()
+
+    def mprot(self, slot: int, page: int, n: int, prot: int) -> Answer:
+        self.mm.mprotect(address(slot, page), n * PAGE, _PROT[prot])
+        return Answer()
+
+    def madv(self, slot: int, page: int, n: int, advice: int) -> Answer:
+        self.mm.madvise(address(slot, page), n * PAGE, advice)
+        return Answer()
+
+    def mremap(self, slot: int, page: int, n: int, new_slot: int, new_page: int) -> Answer:
+        flags = MREMAP_MAYMOVE | MREMAP_FIXED
+        self.mm.mremap(address(slot, page), n * PAGE, n * PAGE, flags=flags, new_addr=address(new_slot, new_page))
+        return Answer()
+
+    def w(self, slot: int, page: int, n: int, value: int) -> Answer:
+        return self._write(self.mm, address(slot, page), n, value)
+
+    def r(self, slot: int, page: int, n: int) -> Answer:
+        return self._read(self.mm, address(slot, page), n)
+
+    def fr(self, slot: int, page: int, n: int) -> Answer:
+        child = self.mm.fork()
+        try:
+            answer = self._read(child, address(slot, page), n)
+        finally:
+            child.exit()
+        # A child that a signal stops hands over nothing of what it read.
+        return evolve(answer, payload=None) if answer.ret else answer
+
+    def fw(self, slot: int, page: int, n: int, value: int) -> Answer:
+        child = self.mm.fork()
+        try:
+            return self._write(child, address(slot, page), n, value)
+        finally:
+            child.exit()
+
+    def pm(self, slot: int, page: int, n: int) -> Answer:
+        """Look at /proc/self/pagemap: see `_residency`."""
+        start = address(slot, page)
+        return Answer(done=n, payload="".join(self._residency(start + i * PAGE) for i in range(n)))
+
+    def _write(self, mm: "MmStruct", start: int, n: int, value: int) -> Answer:
+        done, answer = self._access(mm, start, n, write=True)
+        if done:
+            self.words.wrote(self._pfns(mm, start, done), value)
+        return answer
+
+    def _read(self, mm: "MmStruct", start: int, n: int) -> Answer:
+        done, answer = self._access(mm, start, n, write=False)
+        return evolve(answer, payload=self.words.text(self._pfns(mm, start, done)))
+
+    def _access(self, mm: "MmStruct", start: int, n: int, *, write: bool) -> tuple[int, Answer]:
+        vpn = start // PAGE
+        try:
+            self.memory.cpu_access(mm, np.arange(vpn, vpn + n), np.full(n, write))
+        except CpuSignal as signal:
+            done = (signal.address - start) // PAGE
+            return done, Answer(-2, signal.signal, done)
+        return n, Answer(done=n)
+
+    def _pfns(self, mm: "MmStruct", start: int, n: int) -> Pfns:
+        """Return the pages that the CPU has just accessed."""
+        found = np.empty(n, np.int64)
+        page_table = mm.page_table
+        inside = page_table.pmd_nr - 1
+        for i in range(n):
+            at = start + i * PAGE
+            entry = page_table.lookup(at)
+            assert entry is not None, f"{at:#x} is not mapped after an access"
+            k = (at // PAGE) & inside
+            found[i] = entry.m_pfn[k] if isinstance(entry, PteTable) else entry.pfn + k
+        return found
+
+    def _residency(self, at: int) -> str:
+        """Return the letter of one page (fs/proc/task_mmu.c:pagemap_read): n, P, X or S."""
+        page_table = self.mm.page_table
+        entry = page_table.lookup(at)
+        if entry is None:
+            return "n"
+        if isinstance(entry, PmdLeaf):
+            if entry.kind is PmdKind.HUGE_ZERO:
+                return "P"
+            if entry.kind is not PmdKind.THP:
+                return "S"
+            zone = self.memory.pages.zone(entry.pfn)
+            return "X" if zone.m_mapcount[entry.pfn - zone.base] == 1 else "P"
+        i = (at // PAGE) & (page_table.pmd_nr - 1)
+        if not entry.used >> i & 1:
+            return "n"
+        if not entry.present >> i & 1:
+            return "S"
+        if entry.zero >> i & 1:
+            return "P"
+        return "X" if self._mapped_once(entry.m_pfn[i]) else "P"
+
+    def _mapped_once(self, pfn: int) -> bool:
+        """Tell whether a page is mapped in one place only (fs/proc/internal.h:folio_precise_page_mapcount)."""
+        zone = self.memory.pages.zone(pfn)
+        head = self.memory.pages.folio_head(pfn)
+        if not zone.m_order[head - zone.base]:
+            return bool(zone.m_mapcount[head - zone.base] == 1)
+        found = zone.m_entire[head - zone.base]
+        for vma, start, end in self.memory.rmap.places(head):
+            first = vma.start + (zone.m_index[head - zone.base] - vma.pgoff) * PAGE
+            at = first + (pfn - head) * PAGE
+            table = vma.mm.page_table.lookup(at)
+            if start <= at < end and isinstance(table, PteTable):
+                i = (at // PAGE) & (vma.mm.page_table.pmd_nr - 1)
+                mapped = (table.present & ~table.zero | table.private | table.devexcl) >> i & 1
+                found += mapped and table.m_pfn[i] == pfn
+        return bool(found == 1)

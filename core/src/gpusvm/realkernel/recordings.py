@@ -1,0 +1,97 @@
+"""Read files of recorded answers: gzipped JSON, a list of sequences, each a list of [operation, answer] pairs."""
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+from gpusvm.driver.operations import PROCESS_OPERATIONS, OperationTarget
+from gpusvm.errors import InputError
+from gpusvm.realkernel.answers import read_answer
+from gpusvm.realkernel.operations import read_operation
+
+__all__ = ["Pairs", "Recording", "load_recording", "target_of_name", "write_recording"]
+
+Pairs = tuple[tuple[str, str], ...]
+"""The pairs of operation and answer of one sequence, as text."""
+
+
+@frozen(kw_only=True)
+class Recording:
+    """Hold one file: its path as given, and its sequences."""
+
+    file: str
+    sequences: tuple[Pairs, ...]
+
+
+def target_of_name(path: Path, targets: Sequence[str]) -> str:
+    """Return the driver that a file's name begins with, as in ``dmirror-base.json.gz``. InputError."""
+    name, dash, _ = path.name.partition("-")
+    if dash and name in targets:
+        return name
+    raise InputError(
+        f"{path}: the name does not begin with a driver that executes operations "
+        f"({', '.join(targets) or 'none is installed'}) and a dash; name the driver with --target"
+    )
+
+
+def load_recording(path: Path, target: OperationTarget) -> Recording:
+    """Read and check a file for `target`. InputError names the file, the sequence and the operation."""
+    document = _document(path)
+    if not isinstance(document, list):
+        raise InputError(f"{path}: expected a list of sequences, got {_kind(document)}")
+    forms = {**PROCESS_OPERATIONS, **target.operations}
+    sequences = tuple(
+        _sequence(each, f"{path}: sequence {number}", forms, target) for number, each in enumerate(document)
+    )
+    return Recording(file=str(path), sequences=sequences)
+
+
+def write_recording(path: str | Path, sequences: Iterable[Iterable[tuple[str, str]]]) -> Path:
+    """Write sequences of (operation, answer) pairs as a recording; return its path. The same input, the same bytes."""
+    target = Path(path)
+    text = json.dumps([[list(pair) for pair in pairs] for pairs in sequences], separators=(",", ":"))
+    target.write_bytes(gzip.compress(text.encode(), mtime=0))
+    return target
+
+
+def _document(path: Path) -> Any:
+    try:
+        data = path.read_bytes()
+    except OSError as exc:
+        raise InputError(f"{path}: expected a recording: {exc.strerror or exc}") from None
+    try:
+        text = gzip.decompress(data)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as exc:
+        raise InputError(f"{path}: expected JSON in gzip: {exc}") from None
+    try:
+        return json.loads(text)
+    except (UnicodeDecodeError, ValueError) as exc:
+        raise InputError(f"{path}: expected JSON in gzip: {exc}") from None
+
+
+def _sequence(found: Any, where: str, forms: Mapping[str, tuple[str, ...]], target: OperationTarget) -> Pairs:
+    if not isinstance(found, list):
+        raise InputError(f"{where}: expected a list of [operation, answer] pairs, got {_kind(found)}")
+    pairs = []
+    for number, pair in enumerate(found):
+        at = f"{where}, operation {number}"
+        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(each, str) for each in pair)):
+            raise InputError(f"{at}: expected an [operation, answer] pair of two texts, got {_kind(pair)}")
+        operation, answer = pair
+        try:
+            read_operation(operation, forms, devices=target.devices)
+            read_answer(answer, target.events)
+        except InputError as exc:
+            raise InputError(f"{at}: {exc}") from None
+        pairs.append((operation, answer))
+    return tuple(pairs)
+
+
+def _kind(value: Any) -> str:
+    text = " ".join(json.dumps(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
