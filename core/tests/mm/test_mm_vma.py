@@ -3,8 +3,8 @@
 from errno import EACCES, EINVAL, ENOMEM
 
 import pytest
-from gpusvm.errors import CpuSignal, KernelError, ModelError
-from gpusvm.mm.api import PROT_NONE, PROT_READ, PROT_WRITE, VM_HUGEPAGE, VM_MAYWRITE, VM_SHARED
+from gpusvm.errors import CpuSignal, KernelError
+from gpusvm.mm.api import PROT_NONE, PROT_READ, PROT_WRITE, VM_HUGEPAGE, VM_MAYWRITE
 from gpusvm.mm.pgtable import PmdKind, Pte, PteKind
 
 PAGE = 4096
@@ -127,14 +127,6 @@ def test_mmap_refuses(lab, addr: int, length: int, errno: int, message: str) -> 
     with pytest.raises(KernelError) as caught:
         one.mm.mmap(addr, length, RW)
     assert (caught.value.errno, str(caught.value)) == (errno, message)
-
-
-def test_shared_memory_is_refused_and_not_pretended(lab) -> None:
-    with pytest.raises(ModelError) as caught:
-        lab().mm.mmap(BASE, PAGE, RW, flags=VM_SHARED)
-    assert str(caught.value) == (
-        "only private anonymous memory can be mapped: VM_SHARED and VM_HUGETLB are not modelled"
-    )
 
 
 @pytest.mark.parametrize(("start", "length"), [(BASE + 1, PAGE), (BASE, 0), (BASE, 1 << 47)])

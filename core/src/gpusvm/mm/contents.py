@@ -5,19 +5,22 @@ version and notes at the address, per mm, that this version is what a read must 
 stores 0, and memory that nobody has written holds poison (`gpusvm.mm.page`). So lost data is a mismatch, whichever
 way it was lost.
 
+Shared memory and files are noted at the page of the object instead, `AddressSpace.tokens`, so that every process must
+find what any of them wrote; a private mapping of a file reads what the file holds until it has a copy of its own.
+
 What a quirk of Linux loses, as written, is attributed to it: a driver that leaves a stale GPU mapping behind names the
 quirk when it reads or writes through it; such a write taints the address and the page, and a mismatch on either counts
 in `known` instead of `mismatches`.
 """
 
-from typing import Final, Literal
+from typing import Final, Literal, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 from attrs import frozen
 
 from gpusvm.kernel import Kernel
-from gpusvm.mm.api import Bools, MmApi, Pfns
+from gpusvm.mm.api import VM_SHARED, Bools, MmApi, Pfns
 from gpusvm.mm.page import POISON_DEVICE, POISON_FREED, POISON_NEW, PageMap
 from gpusvm.mm.ptemask import RAMP
 
@@ -27,6 +30,9 @@ WRITER_BITS: Final = 8
 MISMATCHES_KEPT: Final = 16
 # Pages per window of expected tokens: 8 GiB of addresses, 16 MiB of virtual memory that NumPy commits page by page.
 WINDOW_SHIFT: Final = 21
+
+# In a private mapping of a file, where 0 means that there is no copy yet: a copy of zeros.
+COPIED_ZEROS: Final = -4
 
 Tokens = npt.NDArray[np.int64]
 Mode = Literal["tokens", "none"]
@@ -63,6 +69,34 @@ class Mismatch:
         )
 
 
+class File(Protocol):
+    """What contents need of an address_space."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def tokens(self) -> Tokens: ...
+
+    def token(self, index: int) -> int:
+        """Return what a read of one page must find."""
+
+
+class Area(Protocol):
+    """What contents need of an area with vm_ops; its bounds may move."""
+
+    start: int
+    end: int
+    flags: int
+    pgoff: int
+
+    @property
+    def mm(self) -> MmApi: ...
+
+    @property
+    def file(self) -> File | None: ...
+
+
 class Contents:
     """Follow what every page holds and what every address must read; mode "none" does nothing at all.
 
@@ -71,7 +105,9 @@ class Contents:
     """
 
     __slots__ = (
+        "_areas",
         "_expected",
+        "_shift",
         "_version",
         "kernel",
         "known",
@@ -88,6 +124,7 @@ class Contents:
         self.kernel: Final = kernel
         self.pages: Final = pages
         self.mode: Final = mode
+        self._shift: Final = pages.geometry.page_shift
         self.reads_checked = 0
         self.mismatch_count = 0
         self.mismatches: list[Mismatch] = []  # the first few; mismatch_count has them all
@@ -96,6 +133,7 @@ class Contents:
         self.tainted_pfns: dict[int, str] = {}
         self._version = 0
         self._expected: dict[MmApi, dict[int, Tokens]] = {}
+        self._areas: dict[MmApi, list[Area]] = {}  # areas that have a file or are a driver's; most mms have none
 
     # --- what addresses must read
 
@@ -110,10 +148,17 @@ class Contents:
 
     def expected(self, mm: MmApi, vpn: int) -> int:
         """Return the token that a read of one page must find."""
-        return int(self._window(mm, vpn)[vpn & ((1 << WINDOW_SHIFT) - 1)])
+        token = int(self._window(mm, vpn)[vpn & ((1 << WINDOW_SHIFT) - 1)])
+        return self._in_area(mm, vpn, token, token) if self._areas else token
 
     def expected_many(self, mm: MmApi, vpns: Pfns) -> Tokens:
         """Return the tokens that reads must find."""
+        tokens = self._private(mm, vpns)
+        if self._areas:
+            self._in_areas(mm, vpns, tokens, tokens)
+        return tokens
+
+    def _private(self, mm: MmApi, vpns: Pfns) -> Tokens:
         number = int(vpns[0]) >> WINDOW_SHIFT
         base = number << WINDOW_SHIFT
         at = vpns - base
@@ -126,7 +171,89 @@ class Contents:
             found[there] = self._window(mm, number << WINDOW_SHIFT)[vpns[there] - (number << WINDOW_SHIFT)]
         return found
 
+    # --- areas of files and drivers
+
+    def add_area(self, area: "Area") -> None:
+        """Look for what an area must read at its file from now on; what a driver maps without one is not checked."""
+        self._areas.setdefault(area.mm, []).append(area)
+
+    def remove_area(self, area: "Area") -> None:
+        """Forget an area."""
+        areas = self._areas[area.mm]
+        areas.remove(area)
+        if not areas:
+            del self._areas[area.mm]
+
+    def _in_area(self, mm: MmApi, vpn: int, expected: int, found: int) -> int:
+        # What a read must find, if a page of private memory there held `expected`.
+        for area in self._areas.get(mm, ()):
+            index = vpn - (area.start >> self._shift)
+            if index < 0 or vpn >= area.end >> self._shift:
+                continue
+            if area.file is None:
+                return found
+            if not area.flags & VM_SHARED and expected:
+                return 0 if expected == COPIED_ZEROS else expected
+            return area.file.token(index + area.pgoff)
+        return expected
+
+    def _in_areas(self, mm: MmApi, vpns: Pfns, expected: Tokens, found: Tokens) -> None:
+        # The same for many, in place.
+        for area in self._areas.get(mm, ()):
+            start = area.start >> self._shift
+            inside = np.flatnonzero((vpns >= start) & (vpns < area.end >> self._shift))
+            if not len(inside):
+                continue
+            if area.file is None:
+                expected[inside] = found[inside]
+                continue
+            if not area.flags & VM_SHARED:
+                own = expected[inside]
+                expected[inside[own == COPIED_ZEROS]] = 0
+                inside = inside[own == 0]
+            expected[inside] = area.file.tokens[vpns[inside] - start + area.pgoff]
+
+    def _note_in_areas(self, mm: MmApi, vpns: Pfns, tokens: Tokens) -> None:
+        # What is written to shared memory is noted at the object.
+        for area in self._areas.get(mm, ()):
+            if area.file is None or not area.flags & VM_SHARED:
+                continue
+            start = area.start >> self._shift
+            inside = np.flatnonzero((vpns >= start) & (vpns < area.end >> self._shift))
+            area.file.tokens[vpns[inside] - start + area.pgoff] = tokens[inside]
+
+    def copied_from_file(self, area: "Area", address: int) -> None:
+        """Note that a private mapping of a file has a copy of its own of one page, as the file is now."""
+        if self.mode == "none" or area.file is None:
+            return
+        vpn = address >> self._shift
+        token = area.file.token(vpn - (area.start >> self._shift) + area.pgoff)
+        self._window(area.mm, vpn)[vpn & ((1 << WINDOW_SHIFT) - 1)] = token or COPIED_ZEROS
+
+    def read_file(self, file: "File", index: int, pfn: int) -> int:
+        """Check a read of one page of a file by a system call; the token found."""
+        found = self.token(pfn)
+        if self.mode != "none":
+            self.reads_checked += 1
+            if found != file.token(index):
+                self._mismatch(file, index, pfn, file.token(index), found, None)
+        return found
+
+    def write_file(self, file: "File", index: int, pfn: int) -> int:
+        """Write one page of a file by a system call; the new token."""
+        if self.mode == "none":
+            return 0
+        self._version += 1
+        token = self._version << WRITER_BITS
+        zone = self.pages.zone(pfn)
+        zone.m_token[pfn - zone.base] = token
+        file.tokens[index] = token
+        self.tainted_pfns.pop(pfn, None)
+        return token
+
     def _expect(self, mm: MmApi, vpns: Pfns, tokens: Tokens) -> None:
+        if self._areas:
+            self._note_in_areas(mm, vpns, tokens)
         number = int(vpns[0]) >> WINDOW_SHIFT
         base = number << WINDOW_SHIFT
         at = vpns - base
@@ -232,6 +359,8 @@ class Contents:
             return found
         self.reads_checked += 1
         expected = int(self._window(mm, vpn)[vpn & ((1 << WINDOW_SHIFT) - 1)])
+        if self._areas:
+            expected = self._in_area(mm, vpn, expected, found)
         if found != expected:
             self._mismatch(mm, vpn, pfn, expected, found, None)
         return found
@@ -245,6 +374,8 @@ class Contents:
         zone = self.pages.zone(pfn)
         zone.m_token[pfn - zone.base] = token
         self._window(mm, vpn)[vpn & ((1 << WINDOW_SHIFT) - 1)] = token
+        if self._areas:
+            self._note_in_areas(mm, np.array([vpn]), np.array([token]))
         if self.tainted_vpns or self.tainted_pfns:
             self.tainted_vpns.pop((mm, vpn), None)
             self.tainted_pfns.pop(pfn, None)
@@ -258,7 +389,7 @@ class Contents:
         if self.mode == "none" or not len(vpns):
             return
         self.reads_checked += len(vpns)
-        expected = self.expected_many(mm, vpns)
+        expected = self._private(mm, vpns)
         if int(pfns.min()) < 0:
             found = np.zeros(len(pfns), np.int64)
             real = np.flatnonzero(pfns >= 0)
@@ -266,6 +397,8 @@ class Contents:
                 found[real] = self._tokens(pfns[real])
         else:
             found = self._tokens(pfns)
+        if self._areas:
+            self._in_areas(mm, vpns, expected, found)
         wrong = found != expected
         if np.count_nonzero(wrong):
             for i in np.flatnonzero(wrong).tolist():
@@ -387,8 +520,8 @@ class Contents:
         for pfn in pfns.tolist():
             self.tainted_pfns[pfn] = quirk
 
-    def _mismatch(self, mm: MmApi, vpn: int, pfn: int, expected: int, found: int, quirk: str | None) -> None:
-        quirk = quirk or self.tainted_vpns.get((mm, vpn)) or self.tainted_pfns.get(pfn)
+    def _mismatch(self, mm: "MmApi | File", vpn: int, pfn: int, expected: int, found: int, quirk: str | None) -> None:
+        quirk = quirk or self.tainted_vpns.get((cast("MmApi", mm), vpn)) or self.tainted_pfns.get(pfn)
         if quirk is not None:
             self.known[quirk] = self.known.get(quirk, 0) + 1
             return

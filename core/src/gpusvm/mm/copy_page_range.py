@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from gpusvm.errors import KernelError
 from gpusvm.mm.api import MMU_NOTIFY_PROTECTION_PAGE, VM_COPY_ON_FORK, VM_WRITE, Pfns
+from gpusvm.mm.filemap import add_rss
 from gpusvm.mm.huge_memory import split_huge_pmd
 from gpusvm.mm.memory import restore_exclusive_pte
 from gpusvm.mm.mm_struct import MM_ANONPAGES, MMF_HAS_PINNED
@@ -167,7 +168,10 @@ class _Copy:
         if mapped:
             memory.rmap.folio_try_dup_anon_rmap_ptes(src.pfns(mapped))
         counted = mapped | (mask & src.migration)
-        self.dst.mm.rss[MM_ANONPAGES] += counted.bit_count()
+        if self.dst.is_anonymous:
+            self.dst.mm.rss[MM_ANONPAGES] += counted.bit_count()
+        else:
+            add_rss(memory, self.dst, src, counted, 1)
         if self.is_cow:
             # Migration entries, WRITE or READ_EXCLUSIVE, become READ: what was exclusive is shared now.
             writable = mask & (src.write | src.rexcl)

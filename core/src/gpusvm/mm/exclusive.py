@@ -44,7 +44,7 @@ def make_device_exclusive(memory: "MemoryManager", mm: "MmStruct", address: int,
         vma, pfn = _get_user_page_write_split(memory, mm, address)
         head = pages.folio_head(pfn)
         zone = pages.zone(head)
-        if not zone.m_mapping[head - zone.base]:
+        if zone.m_mapping[head - zone.base] <= 0:
             pages.folio_put(head)
             raise KernelError(EOPNOTSUPP, f"the page at {address:#x} is not anonymous")
         pages.folio_lock(head)

@@ -9,7 +9,7 @@ from gpusvm.mm.copy_page_range import copy_page_range
 from gpusvm.mm.mm_struct import MMF_UNSTABLE
 from gpusvm.mm.mmap_lock import vma_start_write
 from gpusvm.mm.observer import tell
-from gpusvm.mm.vma import Vma
+from gpusvm.mm.vma import Vma, vma_link
 
 if TYPE_CHECKING:
     from gpusvm.mm.memory_manager import MemoryManager
@@ -57,12 +57,12 @@ def _dup_mmap(memory: "MemoryManager", mm: "MmStruct", oldmm: "MmStruct") -> int
                 continue
             if kernel.inject("alloc.vma"):
                 raise KernelError(ENOMEM, f"no memory to copy {mpnt!r}")
-            tmp = Vma(mm, mpnt.start, mpnt.end, mpnt.flags, mpnt.pgoff)
+            tmp = Vma(mm, mpnt.start, mpnt.end, mpnt.flags, mpnt.pgoff, mpnt.file)
             if not mpnt.flags & VM_WIPEONFORK:
                 if mpnt.anon_vma is not None and kernel.inject("alloc.anon_vma"):
                     raise KernelError(ENOMEM, f"no memory for the anon_vma of a copy of {mpnt!r}")
                 memory.rmap.anon_vma_fork(tmp, mpnt)
-            mm.vma_tree.insert(tmp)
+            vma_link(mm, tmp, after=mpnt)
             if not mpnt.flags & VM_WIPEONFORK:
                 copied += copy_page_range(memory, tmp, mpnt)
         if kernel.observer is not None:

@@ -16,9 +16,12 @@ from gpusvm.mm.api import (
     VM_FAULT_SIGBUS,
     VM_FAULT_SIGSEGV,
     VM_MAYWRITE,
+    VM_SHARED,
     VM_WRITE,
     VmFault,
 )
+from gpusvm.mm.do_fault import do_fault, do_wp_shared
+from gpusvm.mm.filemap import file_counter
 from gpusvm.mm.huge_memory import split_huge_pmd
 from gpusvm.mm.mm_struct import MM_ANONPAGES, MMF_UNSTABLE
 from gpusvm.mm.mmu_notifier import notifier_end, notifier_start
@@ -219,7 +222,9 @@ def _handle_pte_fault(memory: "MemoryManager", vma: "Vma", address: int, flags: 
     i = (address >> page_table.page_shift) & (page_table.pmd_nr - 1)
     bit = 1 << i
     if table is None or not table.used & bit:
-        return _do_anonymous_page(memory, vma, address, flags)
+        if vma.is_anonymous:
+            return _do_anonymous_page(memory, vma, address, flags)
+        return do_fault(memory, vma, address, flags)
     if table.present & bit:
         if flags & FAULT_FLAG_WRITE and not table.write & bit:
             return _do_wp_page(memory, vma, address, table, i)
@@ -272,7 +277,7 @@ def fault_in_ptes(memory: "MemoryManager", vma: "Vma", table: PteTable, mask: in
     """
     mm = vma.mm
     kernel = memory.kernel
-    if kernel.explored or mm.flags & MMF_UNSTABLE:
+    if kernel.explored or mm.flags & MMF_UNSTABLE or not vma.is_anonymous:
         return False
     n = mask.bit_count()
     if not write:
@@ -351,12 +356,16 @@ def restore_exclusive_pte(memory: "MemoryManager", vma: "Vma", table: PteTable, 
 
 def _do_wp_page(memory: "MemoryManager", vma: "Vma", address: int, table: PteTable, i: int) -> int:
     bit = 1 << i
+    if vma.flags & VM_SHARED:
+        return do_wp_shared(memory, vma, address, table, i)
     if table.zero & bit:
         return _wp_page_copy(memory, vma, address, table, i)
     pages = memory.pages
     pfn = table.m_pfn[i]
     zone = pages.ram if pfn < pages.ram_pages else pages.zone(pfn)
     at = pfn - zone.base
+    if not vma.is_anonymous and not pages.folio_test_anon(pfn):
+        return _wp_page_copy(memory, vma, address, table, i)
     if zone.m_flags[at] & PG_ANON_EXCLUSIVE or _wp_can_reuse_anon_folio(memory, vma, pfn):
         zone.m_flags[at] |= PG_ANON_EXCLUSIVE
         # wp_page_reuse: maybe_mkwrite
@@ -397,6 +406,8 @@ def _wp_page_copy(memory: "MemoryManager", vma: "Vma", address: int, table: PteT
     bit = 1 << i
     old = table.m_pfn[i]
     zero = bool(table.zero & bit)
+    special = bool(table.special & bit)
+    from_file = not zero and not vma.is_anonymous and not pages.folio_test_anon(old)
     old_head = -1
     if not zero:
         old_head = pages.folio_head(old)
@@ -407,7 +418,7 @@ def _wp_page_copy(memory: "MemoryManager", vma: "Vma", address: int, table: PteT
         if not zero:
             pages.folio_put(old_head)
         return VM_FAULT_OOM
-    if zero:
+    if zero and not (special and pages.has_page(old)):
         memory.contents.clear_folio(new, 1)
     else:
         memory.contents.copy_folio(new, old, 1)
@@ -419,6 +430,10 @@ def _wp_page_copy(memory: "MemoryManager", vma: "Vma", address: int, table: PteT
     if same and table.m_pfn[i] == old and bool(table.zero & bit) == zero:
         if zero:
             mm.rss[MM_ANONPAGES] += 1
+        elif from_file:
+            mm.rss[file_counter(vma)] -= 1
+            mm.rss[MM_ANONPAGES] += 1
+            memory.contents.copied_from_file(vma, start)
         table.clear(bit)
         memory.rmap.folio_add_new_anon_rmap(new, vma, start)
         pages.ram.m_flags[new] |= PG_LRU

@@ -11,7 +11,20 @@ import numpy.typing as npt
 
 from gpusvm.errors import ModelError
 from gpusvm.kernel import Kernel
-from gpusvm.mm import cpu, exclusive, fork, hmm, madvise, memory, migrate_device, mmap, mmu_notifier, mprotect, mremap
+from gpusvm.mm import (
+    cpu,
+    exclusive,
+    fork,
+    hmm,
+    madvise,
+    memory,
+    migrate_device,
+    mmap,
+    mmu_notifier,
+    mprotect,
+    mremap,
+    shmem,
+)
 from gpusvm.mm.api import (
     Bools,
     DevPagemap,
@@ -28,6 +41,7 @@ from gpusvm.mm.api import (
     Words,
 )
 from gpusvm.mm.contents import Contents, Mode
+from gpusvm.mm.filemap import AddressSpace
 from gpusvm.mm.memremap import DevPagemaps
 from gpusvm.mm.mm_struct import MmStruct
 from gpusvm.mm.mmu_notifier import MmuIntervalNotifier
@@ -95,9 +109,27 @@ class MemoryManager:
         self.contents.forget_mm(mm)
         self.mms.remove(mm)
 
-    def mmap(self, mm: MmStruct, addr: int | None, length: int, prot: int, *, flags: int = 0) -> int:
-        """Map private anonymous memory. EINVAL ENOMEM."""
-        return mmap.mmap(self, mm, addr, length, prot, flags=flags)
+    def mmap(
+        self,
+        mm: MmStruct,
+        addr: int | None,
+        length: int,
+        prot: int,
+        *,
+        flags: int = 0,
+        file: AddressSpace | None = None,
+        offset: int = 0,
+    ) -> int:
+        """Map private or shared memory, anonymous or of a file. EINVAL ENOMEM."""
+        return mmap.mmap(self, mm, addr, length, prot, flags=flags, file=file, offset=offset)
+
+    def tmpfile(self, nr_pages: int, *, name: str = "tmpfile") -> AddressSpace:
+        """Make a file of zeros on a file system that wants to hear of first writes; `close` drops the reference."""
+        return AddressSpace(self, name, nr_pages, swapbacked=False, page_mkwrite=True)
+
+    def memfd_create(self, nr_pages: int, *, name: str = "memfd") -> AddressSpace:
+        """Make a shmem object; `close` drops the reference."""
+        return shmem.shmem_file_setup(self, name, nr_pages)
 
     def munmap(self, mm: MmStruct, start: int, length: int) -> None:
         """Unmap a range. EINVAL ENOMEM."""

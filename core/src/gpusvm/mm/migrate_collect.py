@@ -209,7 +209,7 @@ class _Collect:
         if not table.used & bit:
             return MIGRATE_PFN_MIGRATE if self.holes else 0
         if table.zero & bit:
-            return MIGRATE_PFN_MIGRATE if flags & MIGRATE_VMA_SELECT_SYSTEM else 0
+            return MIGRATE_PFN_MIGRATE if flags & MIGRATE_VMA_SELECT_SYSTEM and not table.special & bit else 0
         if not (table.present | table.private) & bit:
             return 0  # migration or device-exclusive
         page = table.m_pfn[at]
@@ -246,7 +246,7 @@ class _Collect:
             return 0
         word = page << MIGRATE_PFN_SHIFT | _VALID_MIGRATE
         if table.write & bit:
-            if not exclusive:
+            if not exclusive and zone.m_mapping[i] > 0:
                 raise ModelError(f"page {page:#x} is mapped writable and is not exclusive")
             word |= MIGRATE_PFN_WRITE
         if table.dirty & bit:
@@ -258,6 +258,8 @@ class _Collect:
 
     def usual(self, table: PteTable, at: int, n: int, i: int) -> bool:
         """Collect a whole chunk at once, if nothing about its pages is unusual; False, and nothing done, otherwise."""
+        if not self.vma.is_anonymous:
+            return False  # pages of the file among private copies
         args = self.args
         flags = self.flags
         chunk = span(at, n)

@@ -30,6 +30,7 @@ from gpusvm.mm.api import (
     Pfns,
     Words,
 )
+from gpusvm.mm.filemap import AddressSpace
 from gpusvm.mm.huge_memory import split_huge_pmd
 from gpusvm.mm.migrate_collect import migrate_vma_collect
 from gpusvm.mm.migrate_insert import insert_huge_pmd_page, insert_pages
@@ -251,6 +252,8 @@ def _unmap_one(memory: "MemoryManager", pfn: int, fault_head: int) -> bool:
         zone.m_flags[i] &= ~PG_LRU
     else:
         extra += 1
+    if zone.m_mapping[i] < 0:
+        extra += 1  # the page cache's
     if zone.m_mapcount[i]:
         try_to_migrate(memory, pfn)
     # migrate_vma_check_page
@@ -274,6 +277,7 @@ def _unmap_batch(memory: "MemoryManager", src: Words, i: int, j: int, fault_head
         pfns = (words[where] >> MIGRATE_PFN_SHIFT).view(np.int64)
     for zone, index, part in memory.pages.split(pfns):
         bad: Any = None
+        extra: Any
         if zone.pgmap is None:
             flags = zone.flags[index]
             if np.count_nonzero(flags & PG_LRU) != len(flags):
@@ -282,6 +286,8 @@ def _unmap_batch(memory: "MemoryManager", src: Words, i: int, j: int, fault_head
             extra = 1
         else:
             extra = 2
+        if memory.rmap.has_files:
+            extra = extra + (zone.mapping[index] < 0)  # the page cache's
         mapcount = zone.mapcount[index]
         if mapcount.any():
             todo = mapcount != 0 if bad is None else (mapcount != 0) & ~bad
@@ -292,9 +298,8 @@ def _unmap_batch(memory: "MemoryManager", src: Words, i: int, j: int, fault_head
         if fault_head >= 0 and stuck.any():
             at = np.flatnonzero(pfns[part] == fault_head)
             for k in at.tolist():
-                stuck[k] = zone.m_mapcount[fault_head - zone.base] or (
-                    zone.m_refcount[fault_head - zone.base] > extra + 1
-                )
+                # A fault page is a device's, so that no page cache has it.
+                stuck[k] = zone.m_mapcount[fault_head - zone.base] or zone.m_refcount[fault_head - zone.base] > 3
         back = stuck if bad is None else stuck | bad
         if back.any():
             if zone.pgmap is None:
@@ -381,14 +386,20 @@ class _Pages:
             s[i] = sw
         if not sw & MIGRATE_PFN_MIGRATE and memory.quirks.mm_q6 == "fixed":
             return nr
-        if not self.may_go_to(dst) or folio_migrate_mapping(memory, src, dst, src == self.fault_head):
+        if not self.may_go_to(dst, src) or folio_migrate_mapping(memory, src, dst, src == self.fault_head):
             s[i] = sw & ~MIGRATE_PFN_MIGRATE
         return nr
 
-    def may_go_to(self, dst: int) -> bool:
-        """Tell whether a page may move to `dst`: system memory, or private or coherent device memory."""
+    def may_go_to(self, dst: int, src: int) -> bool:
+        """Tell whether a page may move to `dst`: system memory, or, not a file's, private or coherent device memory."""
         zone = self.memory.pages.zone(dst)
-        return zone.pgmap is None or zone.private or zone.pgmap.type == MEMORY_DEVICE_COHERENT
+        if zone.pgmap is None:
+            return True
+        if self.memory.rmap.has_files:
+            from_ = self.memory.pages.zone(src)
+            if from_.m_mapping[src - from_.base] < 0:
+                return False
+        return zone.private or zone.pgmap.type == MEMORY_DEVICE_COHERENT
 
     def fill(self, i: int, sw: int, dw: int, dst: int) -> int:
         """Fill one hole, compound or not."""
@@ -495,12 +506,13 @@ class _Pages:
         pages = memory.pages
         from_, to = pages.select(from_pfns), pages.select(to_pfns)
         bad: Any = None
-        if from_ is not None and to is not None and self.may_go_to(int(to_pfns[0])):
+        batch = from_ is not None and not (memory.rmap.has_files and (from_[0].mapping[from_[1]] < 0).any())
+        if batch and from_ is not None and to is not None and self.may_go_to(int(to_pfns[0]), int(from_pfns[0])):
             bad = self.move_selected(from_[0], from_[1], to[0], to[1], from_pfns)
         else:
             bad = np.array(
                 [
-                    not self.may_go_to(new) or folio_migrate_mapping(memory, old, new, old == self.fault_head) != 0
+                    not self.may_go_to(new, old) or folio_migrate_mapping(memory, old, new, old == self.fault_head) != 0
                     for old, new in zip(from_pfns.tolist(), to_pfns.tolist(), strict=True)
                 ]
             )
@@ -572,11 +584,16 @@ def folio_migrate_mapping(memory: "MemoryManager", src: int, dst: int, is_fault:
     i, j = src - zone.base, dst - to.base
     if memory.kernel.checked:
         check_destinations(to, slice(j, j + 1))
-    if zone.m_refcount[i] != zone.m_mapcount[i] + 1 + is_fault:
+    mapping = zone.m_mapping[i]
+    if zone.m_refcount[i] != zone.m_mapcount[i] + 1 + is_fault + (mapping < 0):
         return EAGAIN
-    to.m_mapping[j] = zone.m_mapping[i]
+    to.m_mapping[j] = mapping
     to.m_index[j] = zone.m_index[i]
     to.m_flags[j] |= zone.m_flags[i] & _KEPT_FLAGS
+    if mapping < 0:
+        file = memory.rmap.mappings[mapping]
+        assert isinstance(file, AddressSpace)
+        file.replace(src, dst)
     return 0
 
 

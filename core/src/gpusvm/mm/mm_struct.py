@@ -9,6 +9,7 @@ from gpusvm.mm.pgtable import PageTable
 from gpusvm.mm.vma import Vma, VmaTree
 
 if TYPE_CHECKING:
+    from gpusvm.mm.filemap import AddressSpace
     from gpusvm.mm.memory_manager import MemoryManager
     from gpusvm.mm.mmu_notifier import NotifierSubscriptions
 
@@ -122,12 +123,22 @@ class MmStruct:
         vma = self.vma_tree.find(start)
         return vma if vma is not None and vma.start < end else None
 
-    def mmap(self, addr: int | None, length: int, prot: int, *, flags: int = 0) -> int:
-        """Map anonymous memory, at `addr` in place of what is there (MAP_FIXED), or where there is room; return where.
+    def mmap(
+        self,
+        addr: int | None,
+        length: int,
+        prot: int,
+        *,
+        flags: int = 0,
+        file: "AddressSpace | None" = None,
+        offset: int = 0,
+    ) -> int:
+        """Map memory, at `addr` in place of what is there (MAP_FIXED), or where there is room; return where.
 
-        `flags` are VM_ flags besides those that `prot` gives. EINVAL ENOMEM. Takes mmap_lock for write.
+        `flags` are VM_ flags besides those that `prot` gives: with VM_SHARED the mapping is shared. `file` from byte
+        `offset` on is mapped, or anonymous memory. EINVAL ENOMEM. Takes mmap_lock for write.
         """
-        return self.memory.mmap(self, addr, length, prot, flags=flags)
+        return self.memory.mmap(self, addr, length, prot, flags=flags, file=file, offset=offset)
 
     def munmap(self, start: int, length: int) -> None:
         """Unmap [start, start + length); no error if nothing is there. EINVAL ENOMEM. Takes mmap_lock for write."""

@@ -12,18 +12,22 @@ from gpusvm.mm.api import (
     VM_HUGETLB,
     VM_MAYEXEC,
     VM_MAYREAD,
+    VM_MAYSHARE,
     VM_MAYWRITE,
     VM_READ,
     VM_SHARED,
+    VM_SPECIAL,
     VM_WRITE,
 )
 from gpusvm.mm.mmap_lock import vma_start_write
 from gpusvm.mm.mmu_notifier import ULONG_MAX, mmu_notifier_release
 from gpusvm.mm.observer import tell
-from gpusvm.mm.vma import Vma, merge_new, split_vma
+from gpusvm.mm.shmem import shmem_file_setup
+from gpusvm.mm.vma import Vma, merge_new, split_vma, vma_link
 from gpusvm.mm.zap import free_pgtables, unmap_vmas
 
 if TYPE_CHECKING:
+    from gpusvm.mm.filemap import AddressSpace
     from gpusvm.mm.memory_manager import MemoryManager
     from gpusvm.mm.mm_struct import MmStruct
 
@@ -40,11 +44,27 @@ def prot_to_vm_flags(prot: int) -> int:
     )
 
 
-def mmap(memory: "MemoryManager", mm: "MmStruct", addr: int | None, length: int, prot: int, *, flags: int = 0) -> int:
-    """Map private anonymous memory and return its address. EINVAL ENOMEM."""
+def mmap(
+    memory: "MemoryManager",
+    mm: "MmStruct",
+    addr: int | None,
+    length: int,
+    prot: int,
+    *,
+    flags: int = 0,
+    file: "AddressSpace | None" = None,
+    offset: int = 0,
+) -> int:
+    """Map private or shared memory, anonymous or of a file, and return its address. EINVAL ENOMEM.
+
+    Shared anonymous memory is a shmem object of its own. VM_PFNMAP, VM_MIXEDMAP and VM_IO make an area of a driver's,
+    empty as yet.
+    """
     page = memory.geometry.page_size
-    if flags & (VM_SHARED | VM_HUGETLB):
-        raise ModelError("only private anonymous memory can be mapped: VM_SHARED and VM_HUGETLB are not modelled")
+    if flags & VM_HUGETLB:
+        raise ModelError("VM_HUGETLB is not modelled")
+    if offset % page or (offset and file is None):
+        raise KernelError(EINVAL, f"mmap of {file} from byte {offset}")
     if length <= 0:
         raise KernelError(EINVAL, f"mmap of {length} bytes")
     length = -(-length // page) * page
@@ -57,6 +77,8 @@ def mmap(memory: "MemoryManager", mm: "MmStruct", addr: int | None, length: int,
         if addr < 0 or end > TASK_SIZE:
             raise KernelError(ENOMEM, f"mmap of {addr:#x}-{end:#x}, outside the address space")
         vm_flags = prot_to_vm_flags(prot) | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC | flags
+        if flags & VM_SHARED:
+            vm_flags |= VM_MAYSHARE
         gone = _gather(memory, mm, addr, end)
         if gone:
             # The old areas are still in the tree when the callbacks run (__mmap_setup:vms_clean_up_area).
@@ -64,14 +86,31 @@ def mmap(memory: "MemoryManager", mm: "MmStruct", addr: int | None, length: int,
             unmap_vmas(memory, mm, gone, addr, end)
             free_pgtables(memory, mm, gone, floor, ceiling)
             _detach(memory, mm, gone)
-        pgoff = addr >> memory.geometry.page_shift
-        if merge_new(memory, mm, addr, end, vm_flags, pgoff) is None:
+        _map_region(memory, mm, addr, end, vm_flags, file, offset >> memory.geometry.page_shift)
+    return addr
+
+
+def _map_region(
+    memory: "MemoryManager", mm: "MmStruct", addr: int, end: int, flags: int, file: "AddressSpace | None", pgoff: int
+) -> None:
+    # __mmap_region: an area of its own, or a neighbour grows.
+    shift = memory.geometry.page_shift
+    own = None
+    if file is None:
+        if flags & VM_SHARED and not flags & VM_SPECIAL:
+            file = own = shmem_file_setup(memory, "dev/zero", (end - addr) >> shift)  # shmem_zero_setup
+        else:
+            pgoff = addr >> shift
+    try:
+        if merge_new(memory, mm, addr, end, flags, pgoff, file) is None:
             if memory.kernel.inject("alloc.vma"):
                 raise KernelError(ENOMEM, f"no memory for the area {addr:#x}-{end:#x}")
-            vma = Vma(mm, addr, end, vm_flags, pgoff)
+            vma = Vma(mm, addr, end, flags, pgoff, file)
             vma_start_write(vma)
-            mm.vma_tree.insert(vma)
-    return addr
+            vma_link(mm, vma)
+    finally:
+        if own is not None:
+            own.put()  # the area has it now
 
 
 def unmapped_area(memory: "MemoryManager", mm: "MmStruct", length: int, *, hint: int = 0) -> int:
@@ -150,7 +189,7 @@ def _remove(mm: "MmStruct", vmas: list[Vma]) -> None:
 
 def _unlink(memory: "MemoryManager", vmas: list[Vma]) -> None:
     for vma in vmas:
-        memory.rmap.unlink_anon_vmas(vma)
+        memory.rmap.unlink_vma(vma)
 
 
 def _detach(memory: "MemoryManager", mm: "MmStruct", vmas: list[Vma]) -> None:

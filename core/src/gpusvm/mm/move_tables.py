@@ -14,6 +14,7 @@ from gpusvm.mm.huge_memory import split_huge_pmd
 from gpusvm.mm.mmu_notifier import notifier_end, notifier_start
 from gpusvm.mm.pgtable import PmdLeaf, PteTable
 from gpusvm.mm.ptemask import span
+from gpusvm.mm.vma import rmap_locked
 
 if TYPE_CHECKING:
     from gpusvm.mm.memory_manager import MemoryManager
@@ -33,9 +34,7 @@ class PagetableMoveControl:
 
     def rmap_locked(self, *, always: bool = False) -> AbstractContextManager[None]:
         """Keep rmap walks away (take_rmap_locks), where they might miss an entry at both places."""
-        if not (always or self.need_rmap_locks) or self.old.anon_vma is None:
-            return nullcontext()
-        return self.old.anon_vma.lock.write()
+        return rmap_locked(self.old) if always or self.need_rmap_locks else nullcontext()
 
     def extent(self, size: int) -> int:
         """Return how far the next step may go: to the next multiple of `size` on either side (get_extent)."""

@@ -4,7 +4,15 @@ from errno import EACCES, EINVAL, ENOMEM
 from typing import TYPE_CHECKING
 
 from gpusvm.errors import KernelError
-from gpusvm.mm.api import MMU_NOTIFY_PROTECTION_VMA, PROT_EXEC, PROT_READ, PROT_WRITE, VM_WRITE, MmuNotifierRange
+from gpusvm.mm.api import (
+    MMU_NOTIFY_PROTECTION_VMA,
+    PROT_EXEC,
+    PROT_READ,
+    PROT_WRITE,
+    VM_SHARED,
+    VM_WRITE,
+    MmuNotifierRange,
+)
 from gpusvm.mm.huge_memory import walk_pmds
 from gpusvm.mm.mmap import prot_to_vm_flags
 from gpusvm.mm.mmu_notifier import notifier_end, notifier_start
@@ -107,17 +115,33 @@ def _change_huge_pmd(memory: "MemoryManager", vma: Vma, block: int, leaf: PmdLea
 
 
 def _change_ptes(memory: "MemoryManager", vma: Vma, table: PteTable, mask: int) -> None:
-    writable = 0
-    present = mask & table.present & ~table.zero
-    if memory.quirks.mm_q13 == "fixed":
-        present |= mask & table.private
-    if present and _writable_again(vma):
-        for zone, index, where in memory.pages.split(table.pfns(present)):
-            exclusive = zone.flags[index] & PG_ANON_EXCLUSIVE != 0
-            writable |= from_indices(indices(present)[where][exclusive], memory.geometry.pmd_nr)
     # change_softleaf_pte: device-private WRITE becomes READ, migration WRITE becomes READ_EXCLUSIVE; exclusive
     # entries stay.
     rexcl = mask & table.migration & (table.write | table.rexcl)
+    present = mask & table.present & ~table.zero
     changing = mask & ~(table.devexcl | table.zero)
+    writable = 0
+    if memory.quirks.mm_q13 == "fixed":
+        present |= mask & table.private
+    if not vma.is_anonymous:
+        rexcl = _anon(memory, table, rexcl)  # of a page of the file: READ
+        changing |= mask & table.special
+    if vma.flags & VM_SHARED:
+        if vma.page_prot_writes:
+            writable = mask & table.present
+        elif vma.flags & VM_WRITE:
+            writable = present & table.dirty  # can_change_shared_pte_writable: the file system knows of it
+    elif present and _writable_again(vma):
+        for zone, index, where in memory.pages.split(table.pfns(present)):
+            exclusive = zone.flags[index] & PG_ANON_EXCLUSIVE != 0
+            writable |= from_indices(indices(present)[where][exclusive], memory.geometry.pmd_nr)
     if (table.write ^ writable) & changing or (table.rexcl ^ rexcl) & changing:
         table.set_write(changing, writable, rexcl)
+
+
+def _anon(memory: "MemoryManager", table: PteTable, mask: int) -> int:
+    # The entries that name anonymous pages.
+    found = 0
+    for zone, index, where in memory.pages.split(table.pfns(mask)) if mask else ():
+        found |= from_indices(indices(mask)[where][zone.mapping[index] > 0], memory.geometry.pmd_nr)
+    return found

@@ -177,7 +177,7 @@ def _expand_vma(vrm: _Remap, vma: "Vma", delta: int) -> int:
     if in_place and mm.find_vma_intersection(vma.end, end) is None:
         # vma_merge_extend: the new part is merged into the area, and that into what follows, if it can be.
         pgoff = vma.pgoff + ((vma.end - vma.start) >> vrm.memory.geometry.page_shift)
-        grown = merge_new(vrm.memory, mm, vma.end, end, vma.flags, pgoff, extended=vma)
+        grown = merge_new(vrm.memory, mm, vma.end, end, vma.flags, pgoff, vma.file, extended=vma)
         if grown is None:
             raise vrm.error(ENOMEM, f"{vma!r} cannot grow")
         return vrm.addr

@@ -54,6 +54,7 @@ class Pte:
     zero: bool = False
     rexcl: bool = False
     dirty: bool = False
+    special: bool = False
 
 
 class PmdLeaf:
@@ -81,7 +82,8 @@ class PteTable:
     """Be the PTE table of one block: `pfn[i]` and bit i of each mask belong to page i.
 
     `present`, `private`, `migration` and `devexcl` exclude each other; a page in none of them is pte none. `zero` is
-    the part of `present` that maps the zero page. `write` is pte_write, the WRITE of a device-private
+    the part of `present` that has no normal page (vm_normal_page): it maps the zero page or, with `special`, a pfn that
+    a driver put there, which is neither counted nor referenced. `write` is pte_write, the WRITE of a device-private
     or of a migration entry; a device-exclusive entry is not in it. `rexcl` is the READ_EXCLUSIVE of a migration
     entry.
 
@@ -103,6 +105,7 @@ class PteTable:
         "present",
         "private",
         "rexcl",
+        "special",
         "write",
         "zero",
     )
@@ -119,6 +122,7 @@ class PteTable:
         self.migration = 0
         self.devexcl = 0
         self.zero = 0
+        self.special = 0
         self.write = 0
         self.rexcl = 0
         self.dirty = 0
@@ -147,9 +151,10 @@ class PteTable:
             kind,
             -1 if kind is PteKind.NONE else self.m_pfn[i],
             bool(self.write & bit),
-            bool(self.zero & bit),
+            bool(self.zero & ~self.special & bit),
             bool(self.rexcl & bit),
             bool(self.dirty & bit),
+            bool(self.special & bit),
         )
 
     def pfns(self, mask: int) -> Pfns:
@@ -170,6 +175,8 @@ class PteTable:
         self.migration &= keep
         self.devexcl &= keep
         self.zero &= keep
+        if self.special:
+            self.special &= keep
         self.write = (self.write & keep) | (write & mask)
         self.rexcl &= keep
         self.dirty = (self.dirty & keep) | (dirty & mask)
@@ -194,6 +201,19 @@ class PteTable:
         self.write &= keep
         self.rexcl &= keep
         self.dirty &= keep
+        if observer is not None:
+            tell(observer, "ptes_changed", self, mask)
+
+    def set_special(self, mask: int, pfns: int | Pfns, write: int) -> None:
+        """Map pfns without taking note of their pages, in none entries (mm/memory.c:insert_pfn, remap_pte_range)."""
+        observer = self.kernel.observer
+        if observer is not None:
+            tell(observer, "ptes_changing", self, mask)
+        self._store(mask, pfns)
+        self.present |= mask
+        self.zero |= mask
+        self.special |= mask
+        self.write = (self.write & ~mask) | (write & mask)
         if observer is not None:
             tell(observer, "ptes_changed", self, mask)
 
@@ -272,6 +292,8 @@ class PteTable:
         self.migration &= keep
         self.devexcl &= keep
         self.zero &= keep
+        if self.special:
+            self.special &= keep
         self.write &= keep
         self.rexcl &= keep
         self.dirty &= keep
@@ -294,6 +316,7 @@ class PteTable:
         self.migration = (self.migration & keep) | (source.migration & mask)
         self.devexcl = (self.devexcl & keep) | (source.devexcl & mask)
         self.zero = (self.zero & keep) | (source.zero & mask)
+        self.special = (self.special & keep) | (source.special & mask)
         self.write = (self.write & keep) | (source.write & mask & write)
         self.rexcl = (self.rexcl & keep) | (source.rexcl & mask & write)
         self.dirty = (self.dirty & keep) | (source.dirty & mask)
@@ -367,7 +390,7 @@ class PteTable:
 
 
 # What `PteTable.move` takes along.
-_MASKS: Final = ("present", "private", "migration", "devexcl", "zero", "write", "rexcl", "dirty")
+_MASKS: Final = ("present", "private", "migration", "devexcl", "zero", "special", "write", "rexcl", "dirty")
 
 
 class PageTable:

@@ -1,8 +1,9 @@
 """mm/rmap.c and include/linux/rmap.h, as of Linux 7.3.4: from a folio to everything that maps it.
 
-`Rmap` keeps the anon_vmas and does the counting that goes with each mapping (mapcount, AnonExclusive); references
-and rss are the caller's. A page's place in a VMA is `vma.start + (index - vma.pgoff)` pages: that, and the list of
-VMAs of its anon_vma, is all the kernel stores, so it is all that is stored here.
+`Rmap` knows the anon_vmas and address_spaces and does the counting that goes with each mapping (mapcount,
+AnonExclusive); references and rss are the caller's. A page's place in a VMA is `vma.start + (index - vma.pgoff)`
+pages: that, and the list of VMAs of its anon_vma or address_space, is all the kernel stores, so it is all that is
+stored here.
 """
 
 from bisect import insort
@@ -18,6 +19,7 @@ from gpusvm.mm.observer import tell
 from gpusvm.mm.page import PG_ANON_EXCLUSIVE, PG_LRU, PG_SWAPBACKED, PG_UPTODATE, Index, PageMap, Zone
 
 if TYPE_CHECKING:
+    from gpusvm.mm.filemap import AddressSpace
     from gpusvm.mm.vma import Vma
 
 __all__ = ["AnonVma", "Rmap"]
@@ -55,16 +57,19 @@ def _pgoff(vma: "Vma") -> int:
 
 
 class Rmap:
-    """Keep the anon_vmas of a machine and count mappings."""
+    """Know what pages belong to, and count mappings."""
 
-    __slots__ = ("_chains", "_next", "_pmd_order", "_shift", "anon_vmas", "kernel", "pages")
+    __slots__ = ("_chains", "_next", "_next_file", "_pmd_order", "_shift", "has_files", "kernel", "mappings", "pages")
 
     def __init__(self, kernel: Kernel, pages: PageMap, *, geometry: Geometry) -> None:
         self.kernel: Final = kernel
         self.pages: Final = pages
-        self.anon_vmas: dict[int, AnonVma] = {}
+        # What a struct page's mapping names: anon_vmas by their positive ids, address_spaces by their negative ones.
+        self.mappings: dict[int, AnonVma | AddressSpace] = {}
         self._chains: dict[Vma, list[AnonVma]] = {}  # a VMA is hashed by identity; looked up, never iterated
         self._next = 1
+        self._next_file = -1
+        self.has_files = False  # some address_space exists, so that a page may belong to one
         self._shift: Final = geometry.page_shift
         self._pmd_order: Final = geometry.pmd_order
 
@@ -75,7 +80,7 @@ class Rmap:
         if vma.anon_vma is None:
             anon_vma = AnonVma(self._next, self.kernel.rwsem("anon_vma"))
             self._next += 1
-            self.anon_vmas[anon_vma.id] = anon_vma
+            self.mappings[anon_vma.id] = anon_vma
             self.anon_vma_link(anon_vma, vma)
             return anon_vma
         return vma.anon_vma
@@ -119,7 +124,7 @@ class Rmap:
             if dst.anon_vma is None:
                 own = AnonVma(self._next, src.anon_vma.lock, src.anon_vma)
                 self._next += 1
-                self.anon_vmas[own.id] = own
+                self.mappings[own.id] = own
                 self.anon_vma_link(own, dst)
 
     def is_fork_child(self, vma: "Vma | None") -> bool:
@@ -141,7 +146,28 @@ class Rmap:
             anon_vma.vmas.remove(vma)
             if not anon_vma.vmas:
                 anon_vma.parent.num_children -= 1
-                del self.anon_vmas[anon_vma.id]
+                del self.mappings[anon_vma.id]
+
+    def unlink_vma(self, vma: "Vma") -> None:
+        """Forget a VMA that goes away, and its file (mm/memory.c:free_pgtables, mm/vma.c:remove_vma)."""
+        self.unlink_anon_vmas(vma)
+        if not vma.is_anonymous:
+            vma.unlink_file()
+
+    # --- address_spaces
+
+    def add_address_space(self, mapping: "AddressSpace") -> int:
+        """Give an address_space its id."""
+        number = self._next_file
+        self._next_file -= 1
+        self.mappings[number] = mapping
+        self.has_files = True
+        return number
+
+    def remove_address_space(self, mapping: "AddressSpace") -> None:
+        """Forget an address_space that is gone."""
+        del self.mappings[mapping.id]
+        self.has_files = any(number < 0 for number in self.mappings)
 
     def linear_index(self, vma: "Vma", address: int) -> int:
         """Return the page index of an address in its VMA's anon_vma (linear_page_index)."""
@@ -151,14 +177,14 @@ class Rmap:
         """List where the folio headed by `pfn` may be mapped: (vma, address, end of its part in the vma)."""
         zone = self.pages.zone(pfn)
         i = pfn - zone.base
-        anon_vma = self.anon_vmas.get(zone.m_mapping[i])
-        if anon_vma is None:
+        mapping = self.mappings.get(zone.m_mapping[i])
+        if mapping is None:
             return []
         shift = self._shift
         index = zone.m_index[i]
         last = index + (1 << zone.m_order[i])
         found: list[tuple[Vma, int, int]] = []
-        for vma in anon_vma.vmas:
+        for vma in mapping.vmas:
             first_byte = vma.start + ((index - vma.pgoff) << shift)
             end_byte = vma.start + ((last - vma.pgoff) << shift)
             start, end = max(first_byte, vma.start), min(end_byte, vma.end)
@@ -249,6 +275,15 @@ class Rmap:
         if self.kernel.observer is not None:
             tell(self.kernel.observer, "mapped", zone, i)
         zone.m_flags[i] &= ~PG_ANON_EXCLUSIVE
+
+    def folio_add_file_rmap_pte(self, page: int) -> None:
+        """Count one PTE mapping of a page of a file, or of one that a driver maps; its reference is taken already."""
+        zone = self.pages.zone(page)
+        i = page - zone.base
+        head = i - zone.m_head_off[i]
+        zone.m_mapcount[head] += 1
+        if self.kernel.observer is not None:
+            tell(self.kernel.observer, "mapped", zone, head)
 
     def folio_remove_rmap_pte(self, page: int) -> None:
         """Uncount one PTE mapping of a page."""

@@ -1,6 +1,7 @@
 """mm/rmap.c:try_to_migrate and mm/migrate.c:remove_migration_ptes, as of Linux 7.3.4: unmap a folio, map it again.
 
-Both walk the VMAs in which a folio may be mapped, in the order of the anon_vma's tree. Unmapping opens a CLEAR window
+Both walk the VMAs in which a folio may be mapped, in the order of the tree of its anon_vma or address_space.
+Unmapping opens a CLEAR window
 in every VMA that it visits, also where the folio is no longer mapped, and stops when nothing maps the folio any more.
 Restoring opens no window: what it installs was not visible to anybody.
 """
@@ -111,7 +112,7 @@ def _pte_to_migration(memory: "MemoryManager", table: PteTable, bit: int) -> boo
             return False
         zone.m_flags[i] = flags & ~PG_ANON_EXCLUSIVE
         rexcl = bit ^ write
-    elif write:
+    elif write and zone.m_mapping[h] > 0:
         raise ModelError(f"page {page:#x} is mapped writable and is not exclusive")
     if table.dirty & bit:
         zone.m_flags[h] |= PG_DIRTY
@@ -165,25 +166,25 @@ def try_to_migrate(memory: "MemoryManager", pfn: int, *, split: bool = False, rm
     """Turn every mapping of the folio headed by `pfn` into migration entries; the caller looks at what is still mapped.
 
     The folio is locked. One CLEAR window per VMA visited. `split` turns PMD mappings into PTE migration entries
-    (TTU_SPLIT_HUGE_PMD); `rmap_locked` says that the caller holds the anon_vma's lock (TTU_RMAP_LOCKED).
+    (TTU_SPLIT_HUGE_PMD); `rmap_locked` says that the caller holds the lock of its anon_vma (TTU_RMAP_LOCKED).
     """
     zone = memory.pages.zone(pfn)
     i = pfn - zone.base
     rmap = memory.rmap
     if not zone.m_mapcount[i]:
         return
-    anon_vma = rmap.anon_vmas.get(zone.m_mapping[i])
-    if anon_vma is None:
+    mapping = rmap.mappings.get(zone.m_mapping[i])
+    if mapping is None:
         return
     if not rmap_locked:
-        anon_vma.lock.down_read()
+        mapping.lock.down_read()
     try:
         for vma, start, end in rmap.places(pfn):
             if not _try_to_migrate_one(memory, vma, start, end, pfn, zone, split=split) or not zone.m_mapcount[i]:
                 break
     finally:
         if not rmap_locked:
-            anon_vma.lock.up_read()
+            mapping.lock.up_read()
 
 
 def _try_to_migrate_one(
@@ -232,14 +233,14 @@ def remove_migration_ptes(
     rmap = memory.rmap
     zone = memory.pages.zone(dst)
     i = dst - zone.base
-    anon_vma = rmap.anon_vmas.get(zone.m_mapping[i])
-    if anon_vma is None:
+    mapping = rmap.mappings.get(zone.m_mapping[i])
+    if mapping is None:
         return
     if not rmap_locked:
-        anon_vma.lock.down_read()
+        mapping.lock.down_read()
     geometry = memory.geometry
     shift = geometry.page_shift
-    vmas = anon_vma.vmas
+    vmas = mapping.vmas
     if len(vmas) == 1 and zone.m_order[i] == geometry.pmd_order:
         # The usual case of a block: one VMA, and the PMD migration entry where it was.
         vma = vmas[0]
@@ -249,7 +250,7 @@ def remove_migration_ptes(
         if isinstance(entry, PmdLeaf) and entry.kind is PmdKind.MIGRATION and entry.pfn == src:
             restore_pmd(memory, vma.mm, address >> geometry.pmd_shift, entry, dst, zone)
             if not rmap_locked:
-                anon_vma.lock.up_read()
+                mapping.lock.up_read()
             return
     for vma, start, end in rmap.places(dst):
         entries = vma.mm.page_table.entries
@@ -270,7 +271,7 @@ def remove_migration_ptes(
                 restore_pmd(memory, vma.mm, block, entry, dst, zone)
             address = stop
     if not rmap_locked:
-        anon_vma.lock.up_read()
+        mapping.lock.up_read()
 
 
 def restore_pmd(memory: "MemoryManager", mm: "MmStruct", block: int, leaf: PmdLeaf, dst: int, zone: Zone) -> None:
@@ -301,11 +302,11 @@ def _restore_ptes(
             if not mask:
                 return
     write = table.write & mask
-    exclusive = write | (table.rexcl & mask)
     n = mask.bit_count()
     low = lowest(mask)
     page = first + low - zone.base
     head = page - zone.m_head_off[page]
+    exclusive = write | (table.rexcl & mask) if zone.m_mapping[head] > 0 else 0
     zone.m_refcount[head] += n
     zone.m_mapcount[head] += n
     if table.kernel.observer is not None:
@@ -331,8 +332,9 @@ def restore_pages(
     """
     ids = dst_zone.mapping[dst_index]
     n = len(ids)
-    anon_vma = memory.rmap.anon_vmas.get(int(ids[0]))
-    if anon_vma is None or np.count_nonzero(ids == ids[0]) != n:
+    first = int(ids[0])
+    anon_vma = memory.rmap.mappings.get(first)
+    if anon_vma is None or first < 0 or np.count_nonzero(ids == ids[0]) != n:
         return False
     index = dst_zone.index[dst_index]
     if n > 1 and np.count_nonzero(index[1:] > index[:-1]) != n - 1:

@@ -45,7 +45,7 @@ def split_folio(memory: "MemoryManager", pfn: int) -> int:
 def _split_folio(memory: "MemoryManager", pfn: int, zone: Zone, order: int) -> int:
     pages = memory.pages
     i = pfn - zone.base
-    anon_vma = memory.rmap.anon_vmas.get(zone.m_mapping[i])
+    anon_vma = memory.rmap.mappings.get(zone.m_mapping[i])  # only anonymous memory has large folios
     if anon_vma is None:
         return EBUSY
     with anon_vma.lock.write():

@@ -3,7 +3,8 @@ and merged.
 """
 
 from bisect import bisect_left, bisect_right
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from errno import ENOMEM
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,12 @@ from gpusvm.errors import KernelError
 from gpusvm.mm.api import (
     VM_EXEC,
     VM_HUGEPAGE,
+    VM_HUGETLB,
+    VM_IO,
     VM_MAYWRITE,
+    VM_MIXEDMAP,
     VM_NOHUGEPAGE,
+    VM_PFNMAP,
     VM_READ,
     VM_SHARED,
     VM_SPECIAL,
@@ -23,27 +28,36 @@ from gpusvm.mm.mmap_lock import vma_start_write
 
 if TYPE_CHECKING:
     from gpusvm.kernel import RwSemaphore
+    from gpusvm.mm.filemap import AddressSpace
     from gpusvm.mm.memory_manager import MemoryManager
     from gpusvm.mm.mm_struct import MmStruct
     from gpusvm.mm.rmap import AnonVma
 
 VM_ACCESS_FLAGS = VM_READ | VM_WRITE | VM_EXEC
+# An area with one of these has vm_ops, whether it maps a file of ours or not.
+_DRIVERS = VM_IO | VM_PFNMAP | VM_MIXEDMAP | VM_HUGETLB
 
 
 class Vma:
-    """Be one area: [start, end), flags, and the page index `pgoff` of its start in its anon_vma.
+    """Be one area: [start, end), flags, the file that it maps, and the page index `pgoff` of its start.
 
-    `pgoff` begins as `start >> PAGE_SHIFT` and stays when the area moves, so that rmap finds its pages.
+    The index is the file's or, of anonymous memory, begins as `start >> PAGE_SHIFT`; it stays when the area moves, so
+    that rmap finds its pages. `is_anonymous` says that it has no vm_ops (vma_is_anonymous): no file, and no driver
+    that maps what it likes there.
     """
 
-    __slots__ = ("anon_vma", "end", "flags", "lock", "lock_seq", "mm", "pgoff", "start")
+    __slots__ = ("anon_vma", "end", "file", "flags", "is_anonymous", "lock", "lock_seq", "mm", "pgoff", "start")
 
-    def __init__(self, mm: "MmStruct", start: int, end: int, flags: int, pgoff: int) -> None:
+    def __init__(
+        self, mm: "MmStruct", start: int, end: int, flags: int, pgoff: int, file: "AddressSpace | None" = None
+    ) -> None:
         self.mm = mm
         self.start = start
         self.end = end
         self.flags = flags
         self.pgoff = pgoff
+        self.file = file
+        self.is_anonymous = file is None and not flags & _DRIVERS
         self.anon_vma: AnonVma | None = None
         # Who reads the area without mmap_lock, and in which hold of mmap_lock it was last written (mm/mmap_lock.c);
         # most areas are never read so and have no lock.
@@ -51,14 +65,27 @@ class Vma:
         self.lock_seq = 0
 
     @property
-    def is_anonymous(self) -> bool:
-        """Tell whether the area has no vm_ops; only such areas exist."""
-        return True
-
-    @property
     def is_cow(self) -> bool:
         """Tell whether writes go to private copies (vma_is_cow_mapping)."""
         return self.flags & (VM_SHARED | VM_MAYWRITE) == VM_MAYWRITE
+
+    @property
+    def page_prot_writes(self) -> bool:
+        """Tell whether vm_page_prot lets a page be written as soon as it is mapped (vma_wants_writenotify is not)."""
+        both = VM_SHARED | VM_WRITE
+        return self.flags & both == both and (self.file is None or not self.file.page_mkwrite)
+
+    def link_file(self, after: "Vma | None" = None) -> None:
+        """Take the file, and let its pages be looked for here (vma_link_file)."""
+        if self.file is not None:
+            self.file.link(self, after)
+        self.mm.memory.contents.add_area(self)
+
+    def unlink_file(self) -> None:
+        """Let go of the file (unlink_file_vma, remove_vma)."""
+        self.mm.memory.contents.remove_area(self)
+        if self.file is not None:
+            self.file.unlink(self)
 
     def covers(self, start: int, end: int) -> bool:
         """Tell whether [start, end) lies inside (range_in_vma)."""
@@ -113,8 +140,10 @@ class VmaTree:
             prev = None
         return prev, self.vmas[behind] if behind < len(self.vmas) else None
 
-    def insert(self, vma: Vma) -> None:
-        """Add an area."""
+    def insert(self, vma: Vma, *, after: Vma | None = None) -> None:
+        """Add an area, to its file too."""
+        if not vma.is_anonymous:
+            vma.link_file(after)
         at = bisect_left(self.starts, vma.start)
         self.starts.insert(at, vma.start)
         self.vmas.insert(at, vma)
@@ -145,6 +174,8 @@ def is_accessible(vma: Vma | None) -> bool:
 
 def thp_allowed(memory: "MemoryManager", vma: Vma, block: int) -> bool:
     """Tell whether a fault may map a whole block (thp_vma_allowable_order, thp_vma_suitable_order)."""
+    if not vma.is_anonymous:
+        return False  # huge pages of shmem are off, and no file system here has large folios
     thp = memory.thp
     if thp == "never" or vma.flags & VM_NOHUGEPAGE or (thp == "madvise" and not vma.flags & VM_HUGEPAGE):
         return False
@@ -169,9 +200,9 @@ def anon_vma_prepare(memory: "MemoryManager", vma: Vma) -> None:
 
 
 def _continues(memory: "MemoryManager", left: Vma, right: Vma) -> bool:
-    return left.end == right.start and right.pgoff == left.pgoff + (
-        (left.end - left.start) >> memory.geometry.page_shift
-    )
+    # With the same file, or none (is_mergeable_vma).
+    pages = (left.end - left.start) >> memory.geometry.page_shift
+    return left.end == right.start and right.pgoff == left.pgoff + pages and left.file is right.file
 
 
 def _anon_vmas_agree(one: Vma, other: Vma) -> bool:
@@ -189,6 +220,15 @@ def _is_mergeable_anon_vma(memory: "MemoryManager", target: Vma, source: Vma | N
     return source.anon_vma is target.anon_vma
 
 
+def vma_link(mm: "MmStruct", vma: Vma, *, after: Vma | None = None) -> None:
+    """Make an area part of an address space and of its file, there behind the area that it was forked from."""
+    if vma.file is None:
+        mm.vma_tree.insert(vma)
+    else:
+        with vma.file.lock.write():
+            mm.vma_tree.insert(vma, after=after)
+
+
 def split_vma(memory: "MemoryManager", vma: Vma, address: int, *, new_below: bool) -> Vma:
     """Cut an area in two at an address inside it and return the new one. mmap_lock held for write. ENOMEM.
 
@@ -199,30 +239,45 @@ def split_vma(memory: "MemoryManager", vma: Vma, address: int, *, new_below: boo
     mm = vma.mm
     shift = memory.geometry.page_shift
     if new_below:
-        new = Vma(mm, vma.start, address, vma.flags, vma.pgoff)
+        new = Vma(mm, vma.start, address, vma.flags, vma.pgoff, vma.file)
         start, end = address, vma.end
     else:
-        new = Vma(mm, address, vma.end, vma.flags, vma.pgoff + ((address - vma.start) >> shift))
+        new = Vma(mm, address, vma.end, vma.flags, vma.pgoff + ((address - vma.start) >> shift), vma.file)
         start, end = vma.start, address
     memory.rmap.anon_vma_clone(new, vma)
     vma_start_write(vma)
     vma_start_write(new)
-    with _rmap_locked(vma):
+    with rmap_locked(vma):
         adjust_trans_huge(memory, vma, address)
         _set_range(memory, vma, start, end)
         mm.vma_tree.insert(new)
     return new
 
 
-def _rmap_locked(vma: Vma) -> AbstractContextManager[None]:
-    # vma_prepare to vma_complete: no rmap walk may see an area while its bounds change.
-    return nullcontext() if vma.anon_vma is None else vma.anon_vma.lock.write()
+@contextmanager
+def _both_locked(first: "RwSemaphore", second: "RwSemaphore") -> Iterator[None]:
+    with first.write(), second.write():
+        yield
+
+
+def rmap_locked(vma: Vma) -> AbstractContextManager[None]:
+    """Keep rmap walks away from an area whose bounds or entries change; i_mmap_rwsem comes first.
+
+    mm/vma.c:vma_prepare to vma_complete, mm/mremap.c:take_rmap_locks.
+    """
+    if vma.file is None:
+        return nullcontext() if vma.anon_vma is None else vma.anon_vma.lock.write()
+    if vma.anon_vma is None:
+        return vma.file.lock.write()
+    return _both_locked(vma.file.lock, vma.anon_vma.lock)
 
 
 def _set_range(memory: "MemoryManager", vma: Vma, start: int, end: int) -> None:
     # What vma_prepare and vma_complete do around vma_set_range: a rmap walk visits the area in its new order.
     vma.mm.vma_tree.set_range(vma, start, end, memory.geometry.page_shift)
     memory.rmap.anon_vma_moved(vma)
+    if vma.file is not None:
+        vma.file.moved(vma)
 
 
 def adjust_trans_huge(memory: "MemoryManager", vma: Vma, address: int) -> None:
@@ -240,6 +295,7 @@ def merge_new(
     end: int,
     flags: int,
     pgoff: int,
+    file: "AddressSpace | None" = None,
     *,
     copied_from: Vma | None = None,
     extended: Vma | None = None,
@@ -252,7 +308,7 @@ def merge_new(
     if flags & VM_SPECIAL:
         return None
     left, right = mm.vma_tree.neighbours(start, end)
-    new = Vma(mm, start, end, flags, pgoff)
+    new = Vma(mm, start, end, flags, pgoff, file)
     if left is not None and (left.flags != flags or not _continues(memory, left, new)):
         left = None
     source = copied_from or extended
@@ -296,32 +352,32 @@ def copy_vma(
         pgoff = new_address >> shift
     start = vma.start
     end = new_address + length
-    new = merge_new(memory, vma.mm, new_address, end, vma.flags, pgoff, copied_from=vma)
+    new = merge_new(memory, vma.mm, new_address, end, vma.flags, pgoff, vma.file, copied_from=vma)
     if new is not None:
         if new.start <= start < new.end:
             vma = new
         return new, vma, new.pgoff <= vma.pgoff
     if memory.kernel.inject("alloc.vma"):
         return None
-    new = Vma(vma.mm, new_address, end, vma.flags, pgoff)
-    with _rmap_locked(vma):
+    new = Vma(vma.mm, new_address, end, vma.flags, pgoff, vma.file)
+    with rmap_locked(vma):
         memory.rmap.anon_vma_clone(new, vma)
     vma_start_write(new)
-    vma.mm.vma_tree.insert(new)
+    vma_link(vma.mm, new)
     return new, vma, False
 
 
 def _take_over_anon_vma(memory: "MemoryManager", target: Vma, source: Vma) -> None:
     # dup_anon_vma. Whoever looks for the pages of the source sees both areas from now on.
     if target.anon_vma is None and source.anon_vma is not None:
-        with _rmap_locked(source):
+        with rmap_locked(source):
             memory.rmap.anon_vma_clone(target, source)
 
 
 def _remove_merged(memory: "MemoryManager", vma: Vma) -> None:
     # vma_complete, for an area that another has taken in
     vma.mm.vma_tree.remove(vma)
-    memory.rmap.unlink_anon_vmas(vma)
+    memory.rmap.unlink_vma(vma)
 
 
 def modify_flags(memory: "MemoryManager", vma: Vma, start: int, end: int, flags: int) -> Vma:
@@ -377,7 +433,7 @@ def _merge_existing(memory: "MemoryManager", vma: Vma, start: int, end: int, fla
             _set_range(memory, left, left.start, end)
             return left
         # The neighbour below takes the front part: its end and our start move to `end`.
-        with _rmap_locked(left):
+        with rmap_locked(left):
             adjust_trans_huge(memory, vma, end)
             _set_range(memory, vma, end, vma.end)
             _set_range(memory, left, left.start, end)
@@ -389,7 +445,7 @@ def _merge_existing(memory: "MemoryManager", vma: Vma, start: int, end: int, fla
         _remove_merged(memory, vma)
         _set_range(memory, right, start, right.end)
         return right
-    with _rmap_locked(right):
+    with rmap_locked(right):
         adjust_trans_huge(memory, vma, start)
         _set_range(memory, vma, vma.start, start)
         _set_range(memory, right, start, right.end)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpusvm.mm.api import MMU_NOTIFY_CLEAR, MMU_NOTIFY_UNMAP
+from gpusvm.mm.filemap import add_rss
 from gpusvm.mm.huge_memory import walk_pmds
 from gpusvm.mm.mm_struct import MM_ANONPAGES
 from gpusvm.mm.mmu_notifier import notifier_end, notifier_start
@@ -49,7 +50,9 @@ def zap_range(memory: "MemoryManager", vma: "Vma", start: int, end: int, *, stay
             _zap_huge_pmd(memory, mm, block, entry)
             zapped += 1
         else:
-            zapped += _zap_ptes(memory, entry, mask)
+            if not vma.is_anonymous:
+                add_rss(memory, vma, entry, mask & entry.used & ~entry.zero, -1)
+            zapped += _zap_ptes(memory, entry, mask, anonymous=vma.is_anonymous)
         if stays:
             # Before anybody can map the pages anew.
             first, last = max(start >> shift, block << order), min(end >> shift, (block + 1) << order)
@@ -76,14 +79,15 @@ def _zap_huge_pmd(memory: "MemoryManager", mm: "MmStruct", block: int, leaf: Pmd
     memory.kernel.preempt_enable()
 
 
-def _zap_ptes(memory: "MemoryManager", table: PteTable, mask: int) -> int:
+def _zap_ptes(memory: "MemoryManager", table: PteTable, mask: int, *, anonymous: bool) -> int:
     # zap_present_folio_ptes and zap_nonpresent_ptes for all entries at once. The kernel drops a present page's
     # reference when it flushes the TLB, perhaps after the window is closed; here it goes with the mapping.
     mask &= table.used
     if not mask:
         return 0
     mapped = mask & ~(table.zero | table.migration)
-    table.mm.rss[MM_ANONPAGES] -= (mask & ~table.zero).bit_count()
+    if anonymous:
+        table.mm.rss[MM_ANONPAGES] -= (mask & ~table.zero).bit_count()
     pfns = np.array(table.pfns(mapped)) if mapped else None
     table.clear(mask)
     if pfns is not None:

@@ -1,0 +1,206 @@
+"""mm/memory.c:do_fault and what it calls, as of Linux 7.3.4: faults in areas that have vm_ops, and write faults there.
+
+A read fault first maps what the page cache has around the page, without waiting for anything; only if that did not map
+the page itself is it asked for. A write to a private mapping copies the page at once; one to a shared mapping lets the
+file system know.
+"""
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from gpusvm.mm.api import (
+    FAULT_FLAG_WRITE,
+    VM_FAULT_OOM,
+    VM_FAULT_SIGBUS,
+    VM_SHARED,
+    VM_WRITE,
+)
+from gpusvm.mm.filemap import fault_folio, file_counter, filemap_pages
+from gpusvm.mm.mm_struct import MM_ANONPAGES, MMF_UNSTABLE
+from gpusvm.mm.page import PG_DIRTY, PG_LRU
+from gpusvm.mm.pgtable import PmdLeaf, PteTable
+from gpusvm.mm.vma import anon_vma_prepare
+
+if TYPE_CHECKING:
+    from gpusvm.mm.memory_manager import MemoryManager
+    from gpusvm.mm.vma import Vma
+
+__all__ = ["do_fault", "do_wp_shared"]
+
+# fault_around_bytes, 64 KiB of 4 KiB pages.
+FAULT_AROUND_PAGES: Final = 16
+
+DONE: Final = 0
+
+
+def do_fault(memory: "MemoryManager", vma: "Vma", address: int, flags: int) -> int:
+    """Handle a fault on a none entry of an area with vm_ops (do_fault)."""
+    if vma.file is None:
+        # Its driver maps everything at once, and has no vm_ops->fault.
+        return VM_FAULT_SIGBUS
+    page_table = vma.mm.page_table
+    if address >> page_table.pmd_shift not in page_table.entries and memory.kernel.inject("alloc.pte_table"):
+        return VM_FAULT_OOM
+    if not flags & FAULT_FLAG_WRITE:
+        return _do_read_fault(memory, vma, address)
+    if vma.flags & VM_SHARED:
+        return _do_shared_fault(memory, vma, address)
+    return _do_cow_fault(memory, vma, address)
+
+
+def _index(memory: "MemoryManager", vma: "Vma", address: int) -> int:
+    return memory.rmap.linear_index(vma, address)
+
+
+def _do_read_fault(memory: "MemoryManager", vma: "Vma", address: int) -> int:
+    if _do_fault_around(memory, vma, address):
+        return DONE
+    assert vma.file is not None
+    error, pfn = fault_folio(vma.file, _index(memory, vma, address))
+    if error:
+        return error
+    ret = _finish_fault(memory, vma, address, pfn, write=False)
+    memory.pages.folio_unlock(pfn)
+    memory.pages.folio_put(pfn)
+    return ret
+
+
+def _do_fault_around(memory: "MemoryManager", vma: "Vma", address: int) -> bool:
+    # do_fault_around, filemap_map_pages: the aligned window, cut to the area and the table; True if the page itself is
+    # mapped now.
+    mapping = vma.file
+    assert mapping is not None
+    geometry = memory.geometry
+    shift = geometry.page_shift
+    page_table = vma.mm.page_table
+    window = min(FAULT_AROUND_PAGES, geometry.pmd_nr) << shift
+    low = max(address & -window, vma.start)
+    high = min((address & -window) + window, vma.end)
+    first = _index(memory, vma, low)
+    memory.kernel.step()
+    if isinstance(page_table.lookup(address), PmdLeaf):
+        return True
+    found = filemap_pages(mapping, first, first + ((high - low) >> shift) - 1)
+    if not found:
+        return False
+    table = page_table.table(address >> geometry.pmd_shift)
+    at = (low - table.base) >> shift
+    used = table.used
+    mask = 0
+    pfns: list[int] = []
+    for index, pfn in found:
+        bit = 1 << (at + index - first)
+        if not used & bit:
+            mask |= bit
+            pfns.append(pfn)
+    if mask:
+        _map_file_pages(memory, vma, table, mask, pfns, write=False)
+        memory.kernel.charge("cpu_minor_fault_4k")
+    return bool(table.used >> ((address - table.base) >> shift) & 1)
+
+
+def _map_file_pages(
+    memory: "MemoryManager", vma: "Vma", table: PteTable, mask: int, pfns: list[int], *, write: bool
+) -> None:
+    # set_pte_range with folio_add_file_rmap_ptes: each mapping takes a reference. What a read fault may write is what
+    # vm_page_prot says; a write fault makes its page writable and dirty.
+    for pfn in pfns:
+        memory.pages.folio_get(pfn)
+        memory.rmap.folio_add_file_rmap_pte(pfn)
+    writable = mask if write or vma.page_prot_writes else 0
+    table.set_present(mask, np.array(pfns), writable, mask if write else 0)
+    vma.mm.rss[file_counter(vma)] += len(pfns)
+
+
+def _finish_fault(memory: "MemoryManager", vma: "Vma", address: int, pfn: int, *, write: bool) -> int:
+    # finish_fault for a page of the cache, which is locked.
+    page_table = vma.mm.page_table
+    memory.kernel.step()
+    if isinstance(page_table.lookup(address), PmdLeaf):
+        return DONE
+    if not vma.flags & VM_SHARED and vma.mm.flags & MMF_UNSTABLE:
+        return VM_FAULT_SIGBUS
+    table = page_table.table(address >> page_table.pmd_shift)
+    bit = 1 << ((address - table.base) >> page_table.page_shift)
+    if not table.used & bit:
+        _map_file_pages(memory, vma, table, bit, [pfn], write=write)
+        memory.kernel.charge("cpu_minor_fault_4k")
+    return DONE
+
+
+def _do_shared_fault(memory: "MemoryManager", vma: "Vma", address: int) -> int:
+    mapping = vma.file
+    assert mapping is not None
+    error, pfn = fault_folio(mapping, _index(memory, vma, address))
+    if error:
+        return error
+    # do_page_mkwrite: file systems here always agree, so that its lock need not be dropped for it.
+    ret = _finish_fault(memory, vma, address, pfn, write=True)
+    memory.pages.ram.m_flags[pfn] |= PG_DIRTY  # fault_dirty_shared_page
+    memory.pages.folio_unlock(pfn)
+    memory.pages.folio_put(pfn)
+    return ret
+
+
+def _do_cow_fault(memory: "MemoryManager", vma: "Vma", address: int) -> int:
+    mapping = vma.file
+    assert mapping is not None
+    pages = memory.pages
+    mm = vma.mm
+    anon_vma_prepare(memory, vma)
+    new = pages.alloc_folio(0)
+    if new is None:
+        return VM_FAULT_OOM
+    error, old = fault_folio(mapping, _index(memory, vma, address))
+    if error:
+        pages.folio_put(new)
+        return error
+    memory.contents.copy_folio(new, old, 1)
+    page_table = mm.page_table
+    memory.kernel.step()
+    ret = DONE
+    mapped = isinstance(page_table.lookup(address), PmdLeaf)
+    if not mapped and mm.flags & MMF_UNSTABLE:
+        ret = VM_FAULT_SIGBUS
+    elif not mapped:
+        table = page_table.table(address >> page_table.pmd_shift)
+        bit = 1 << ((address - table.base) >> page_table.page_shift)
+        if not table.used & bit:
+            mm.rss[MM_ANONPAGES] += 1
+            memory.rmap.folio_add_new_anon_rmap(new, vma, address)
+            pages.ram.m_flags[new] |= PG_LRU
+            table.set_present(bit, new, bit if vma.flags & VM_WRITE else 0, bit)
+            memory.contents.copied_from_file(vma, address)
+            new = -1
+    if new >= 0:
+        pages.folio_put(new)
+    pages.folio_unlock(old)
+    pages.folio_put(old)
+    memory.kernel.charge("cpu_minor_fault_4k")
+    return ret
+
+
+def do_wp_shared(memory: "MemoryManager", vma: "Vma", address: int, table: PteTable, i: int) -> int:
+    """Make a read-only entry of a shared mapping writable (do_wp_page: wp_page_shared, wp_pfn_shared)."""
+    bit = 1 << i
+    pages = memory.pages
+    pfn = table.m_pfn[i]
+    if not table.special & bit:
+        head = pages.folio_head(pfn)
+        pages.folio_get(head)
+        # do_page_mkwrite returns with the page locked, and finish_mkwrite_fault looks at the entry again.
+        pages.folio_lock(head)
+        memory.kernel.step()
+        same = vma.mm.page_table.lookup(address) is table and table.present & bit and table.m_pfn[i] == pfn
+        if same:
+            zone = pages.zone(head)
+            zone.m_flags[head - zone.base] |= PG_DIRTY
+            table.set_write(bit, bit if vma.flags & VM_WRITE else 0)
+            table.set_dirty(bit)
+        pages.folio_unlock(head)
+        pages.folio_put(head)
+        return DONE
+    table.set_write(bit, bit if vma.flags & VM_WRITE else 0)
+    table.set_dirty(bit)
+    return DONE
