@@ -334,23 +334,25 @@ class Lab:
         assert self.device.pgmap.ref == (0 if self.device.pgmap.killed else 1) + live
         mapped: dict[int, int] = {}
         for mm in self.memory.mms:
-            rss = 0
+            rss = [0, 0, 0]
             for entry in mm.page_table.entries.values():
                 if type(entry).__name__ == "PmdLeaf":
                     assert entry.kind.name != "MIGRATION"
                     if entry.kind.name != "HUGE_ZERO":
                         mapped[entry.pfn] = mapped.get(entry.pfn, 0) + 1
-                        rss += self.nr
+                        rss[0] += self.nr
                     continue
                 assert not entry.migration
                 for i in range(self.nr):
                     if entry.used >> i & 1 and not entry.zero >> i & 1:
                         head = self.pages.folio_head(entry.m_pfn[i])
                         mapped[head] = mapped.get(head, 0) + 1
-                        rss += 1
-            assert mm.rss == [rss, 0, 0]
+                        rss[self.memory.rmap.mm_counter(head)] += 1
+            assert mm.rss == rss
         for head, n in mapped.items():
-            assert self.counts(head) == f"{n}/{n}"
+            zone = self.pages.zone(head)
+            cache = zone.m_mapping[head - zone.base] < 0
+            assert self.counts(head) == f"{n + cache}/{n}"
         for head in self.device.live:
             assert head in mapped
         assert not self.memory.contents.mismatches

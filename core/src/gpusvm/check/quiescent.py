@@ -160,7 +160,7 @@ def _no_migration(memory: MemoryManager, mappings: list[_Mappings]) -> Iterator[
 
 
 def _exclusive(memory: MemoryManager, mappings: list[_Mappings]) -> Iterator[Violation]:
-    """8 and 9: an exclusive page is mapped at most once; a writable entry names an exclusive page."""
+    """8 and 9: an exclusive page is mapped at most once; a writable entry of an anonymous page names such a one."""
     zone_of = memory.pages.zone
     for each in mappings:
         zone = each.zone
@@ -175,12 +175,13 @@ def _exclusive(memory: MemoryManager, mappings: list[_Mappings]) -> Iterator[Vio
                     if not named.flags[entry.pfn - named.base] & PG_ANON_EXCLUSIVE:
                         yield _writable_shared(mm, block << mm.page_table.pmd_shift, entry.pfn)
                 continue
-            writable = (entry.write & (entry.present | entry.private)) | entry.devexcl
+            writable = (entry.write & ((entry.present & ~entry.special) | entry.private)) | entry.devexcl
             if not writable:
                 continue
             for pfn in entry.pfns(writable).tolist():
                 named = zone_of(pfn)
-                if not named.flags[pfn - named.base] & PG_ANON_EXCLUSIVE:
+                i = pfn - named.base
+                if not named.flags[i] & PG_ANON_EXCLUSIVE and named.mapping[i - named.head_off[i]] > 0:
                     yield _writable_shared(mm, entry.base, pfn)
                     break
 
@@ -295,18 +296,21 @@ def _notifiers(memory: MemoryManager, mappings: list[_Mappings]) -> Iterator[Vio
 
 
 def _rss(memory: MemoryManager, mappings: list[_Mappings]) -> Iterator[Violation]:
-    """46: the anonymous RSS is the number of pages that entries name, zero pages apart."""
+    """46: rss is the number of pages that entries name, by kind, zero pages apart."""
     for mm in memory.mms:
-        pages = 0
+        pages = [0, 0, 0]
         for entry in mm.page_table.entries.values():
             if isinstance(entry, PmdLeaf):
-                pages += 0 if entry.kind is PmdKind.HUGE_ZERO else memory.geometry.pmd_nr
+                pages[MM_ANONPAGES] += 0 if entry.kind is PmdKind.HUGE_ZERO else memory.geometry.pmd_nr
+                continue
+            named = entry.used & ~entry.zero
+            if not memory.rmap.has_files:
+                pages[MM_ANONPAGES] += named.bit_count()
             else:
-                pages += (entry.used & ~entry.zero).bit_count()
-        if pages != mm.rss[MM_ANONPAGES]:
-            yield Violation(
-                invariant=46, what=f"{mm.name} counts {mm.rss[MM_ANONPAGES]} pages, its entries name {pages}"
-            )
+                for pfn in entry.pfns(named).tolist() if named else ():
+                    pages[memory.rmap.mm_counter(pfn)] += 1
+        if pages != mm.rss:
+            yield Violation(invariant=46, what=f"{mm.name} counts {mm.rss} pages, its entries name {pages}")
 
 
 Check = Callable[[MemoryManager, list[_Mappings]], Iterator[Violation]]
