@@ -221,7 +221,7 @@ def test_a_child_gets_an_anon_vma_of_its_own_below_the_parents(lab):
     child.exit()
     assert (mine.num_children, mine.num_active_vmas) == (1, 1)
     one.finish()
-    assert one.memory.rmap.anon_vmas == {}
+    assert one.memory.rmap.mappings == {}
 
 
 def test_an_endless_chain_of_forks_reuses_anon_vmas(lab):
@@ -234,7 +234,7 @@ def test_an_endless_chain_of_forks_reuses_anon_vmas(lab):
         write(one, child, i & 1)
         mm.exit()
         mm = child
-        assert len(one.memory.rmap.anon_vmas) <= 3
+        assert len(one.memory.rmap.mappings) <= 3
     one.mm = mm
     assert one.read(0, 1)
     one.check_quiescent()

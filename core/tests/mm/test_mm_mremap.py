@@ -299,7 +299,7 @@ def test_an_area_without_pages_merges_where_it_goes(lab) -> None:
     one.map(8, write=False)
     move(one, 0, 4, 20)
     assert areas(one) == [(4, 8, 4), (16, 24, 16)]
-    assert len(one.memory.rmap.anon_vmas) == 1
+    assert len(one.memory.rmap.mappings) == 1
     one.finish()
 
 
