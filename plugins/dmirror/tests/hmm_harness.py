@@ -46,11 +46,13 @@ class Buffer:
 class Hmm:
     """The machine, one process, and the devices that a fixture has opened in it."""
 
-    def __init__(self, *minors, mode="timed", choices=None):
+    def __init__(self, *minors, mode="timed", choices=None, quirks=None):
         self.kernel = Kernel(mode=mode, choices=choices)
         self.memory = MemoryManager(self.kernel, ram_pages=RAM_PAGES, thp="madvise")
         self.spm = [self.memory.request_free_mem_region(CHUNK_PAGES) * PAGE for _ in range(2)]
-        self.module = HmmDmirror(self.kernel, self.memory, spm_addr_dev0=self.spm[0], spm_addr_dev1=self.spm[1])
+        self.module = HmmDmirror(
+            self.kernel, self.memory, spm_addr_dev0=self.spm[0], spm_addr_dev1=self.spm[1], quirks=quirks
+        )
         self.free_at_start = self.memory.pages.allocator.free_pages
         self.mm = self.memory.mm_alloc("hmm-tests")
         self.coherent = minors[0] >= 2

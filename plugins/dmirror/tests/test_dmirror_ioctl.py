@@ -8,12 +8,8 @@ from gpusvm.gpu import ATOMIC
 from gpusvm.mm.api import PROT_NONE, PROT_READ, PROT_WRITE
 from gpusvm_dmirror.uapi import (
     PROT_DEV_PRIVATE_LOCAL,
-    PROT_ERROR,
     PROT_PMD,
-    PROT_ZERO,
 )
-from gpusvm_dmirror.uapi import PROT_NONE as SNAP_NONE
-from gpusvm_dmirror.uapi import PROT_READ as SNAP_READ
 from gpusvm_dmirror.uapi import PROT_WRITE as SNAP_WRITE
 
 K, M = 1 << 10, 1 << 20
@@ -41,14 +37,6 @@ def test_read_and_write_count_pages_and_fault_rounds(bench):
     assert (done.cpages, done.faults) == (512, 1)  # the first two were mapped read-only, the fault covers the rest
     assert done.tokens.tolist() == tokens(b, addr, 512)
     assert b.vm.ioctl.write(addr, 512).faults == 0
-
-
-@pytest.mark.parametrize("name", ["read", "write", "migrate_to_dev", "migrate_to_sys", "exclusive", "check_exclusive"])
-def test_every_ioctl_wants_whole_pages(bench, name):
-    b = bench()
-    addr = b.map(PMD)
-    method = getattr(b.vm.ioctl, name)
-    assert [number(method, addr + 5, 1), number(method, addr, 0)] == [errno.EINVAL] * 2
 
 
 def test_permissions_of_the_process_hold_for_the_device(bench):
@@ -136,30 +124,6 @@ def test_after_mprotect_an_exclusive_page_cannot_be_written(bench):
     b.vm.ioctl.exclusive(addr, 4)
     b.memory.mprotect(b.mm, addr, 4 * PAGE, PROT_READ)
     assert number(b.vm.ioctl.write, addr, 4) == errno.EPERM
-
-
-def test_snapshot_tells_how_the_process_maps_each_page(bench):
-    # hmm-tests.c: hmm2.snapshot, as far as one device sees it.
-    b = bench(thp="never")
-    addr = b.map(7 * PAGE, prot=PROT_NONE)
-    b.memory.munmap(b.mm, addr + PAGE, PAGE)
-    b.memory.mprotect(b.mm, addr + 2 * PAGE, PAGE, PROT_READ)
-    b.cpu_read(addr + 2 * PAGE)
-    b.memory.mprotect(b.mm, addr + 3 * PAGE, PAGE, PROT_READ | PROT_WRITE)
-    b.cpu_write(addr + 3 * PAGE)
-    b.memory.mprotect(b.mm, addr + 3 * PAGE, PAGE, PROT_READ)
-    b.memory.mprotect(b.mm, addr + 4 * PAGE, 3 * PAGE, PROT_READ | PROT_WRITE)
-    b.cpu_write(addr + 4 * PAGE)
-    b.vm.ioctl.migrate_to_dev(addr + 5 * PAGE, 1)
-    assert list(b.vm.ioctl.snapshot(addr, 7)) == [
-        PROT_ERROR,
-        PROT_ERROR,
-        PROT_ZERO | SNAP_READ,
-        SNAP_READ,
-        SNAP_WRITE,
-        PROT_DEV_PRIVATE_LOCAL | SNAP_WRITE,
-        SNAP_NONE,
-    ]
 
 
 def test_snapshot_marks_2_mib_mappings(bench):

@@ -1,13 +1,11 @@
 """Device memory of dmirror: chunks, backing pages, migration there and back."""
 
-import errno
-
 import numpy as np
 import pytest
 from gpusvm.driver import DeviceSpec, Host
 from gpusvm.errors import KernelError
 from gpusvm.gpu import READ, WRITE
-from gpusvm.mm.api import PROT_NONE, PROT_READ, PROT_WRITE
+from gpusvm.mm.api import PROT_NONE
 from gpusvm_dmirror.backing import Backing
 from gpusvm_dmirror.info import INFO
 
@@ -157,32 +155,6 @@ def test_an_address_without_a_readable_vma_ends_the_migration(bench):
         b.vm.populate(addr, addr + 6 * PAGE)
     assert str(error.value) == f"-EINVAL: no readable VMA at {addr + 3 * PAGE:#x}"
     assert b.device_pages(addr, 6) == 3
-
-
-def test_migrate_mixed(bench):
-    # hmm-tests.c: hmm2.migrate_mixed, the answers of two devices to one buffer of six pages.
-    b = bench(thp="never")
-    other = second_device(b)
-    addr = b.map(6 * PAGE, prot=PROT_NONE)
-
-    def to_dev(vm, page, pages):
-        try:
-            return vm.ioctl.migrate_to_dev(addr + page * PAGE, pages).cpages
-        except KernelError as error:
-            return -error.errno
-
-    assert to_dev(other, 0, 6) == -errno.EINVAL
-    b.memory.munmap(b.mm, addr + PAGE, PAGE)
-    assert to_dev(other, 0, 3) == -errno.EINVAL
-    b.memory.mprotect(b.mm, addr + 2 * PAGE, PAGE, PROT_READ)
-    b.cpu_read(addr + 2 * PAGE)
-    b.memory.mprotect(b.mm, addr + 3 * PAGE, PAGE, PROT_READ | PROT_WRITE)
-    b.cpu_write(addr + 3 * PAGE)
-    b.memory.mprotect(b.mm, addr + 3 * PAGE, PAGE, PROT_READ)
-    b.memory.mprotect(b.mm, addr + 4 * PAGE, 2 * PAGE, PROT_READ | PROT_WRITE)
-    b.cpu_write(addr + 4 * PAGE, 2)
-    assert to_dev(other, 2, 4) == 4
-    assert to_dev(b.vm, 5, 1) == -errno.ENOENT  # it lives on the other device
 
 
 def test_a_page_of_the_other_device_is_faulted_home(bench):

@@ -120,7 +120,11 @@ class DmirrorDevice:
         self.pm = NoPm()
         self.files: list[Dmirror] = []
         self._opened = 0
-        self.pool.add_chunk(0)
+        try:
+            self.pool.add_chunk(0)
+        except KernelError:
+            self.device.put()
+            raise
 
     def __repr__(self) -> str:
         return f"<DmirrorDevice {self.host.device.name!r}>"
