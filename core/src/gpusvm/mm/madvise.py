@@ -1,4 +1,4 @@
-"""mm/madvise.c, as of Linux 7.3.4: what a process says of its memory: discard it, use huge pages, keep it from a child.
+"""mm/madvise.c, as of Linux 7.3.4: what a process says of its memory: discard it, make it huge, keep it from a child.
 
 What is discarded is gone at once (MADV_DONTNEED) or may go (MADV_FREE): nothing reclaims pages in the model, so what
 MADV_FREE was said of keeps its contents; only its dirty marks go.
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from gpusvm.errors import KernelError, ModelError
 from gpusvm.mm.api import (
+    MADV_COLLAPSE,
     MADV_DOFORK,
     MADV_DONTFORK,
     MADV_DONTNEED,
@@ -26,6 +27,7 @@ from gpusvm.mm.api import (
     VM_SPECIAL,
     VM_WIPEONFORK,
 )
+from gpusvm.mm.khugepaged import madvise_collapse
 from gpusvm.mm.lazyfree import madvise_free_single_vma
 from gpusvm.mm.mmap_lock import lock_vma_under_rcu, vma_end_read
 from gpusvm.mm.vma import modify_flags
@@ -50,7 +52,7 @@ _FLAGS: Final = frozenset(
         MADV_KEEPONFORK,
     }
 )
-_NOT_MODELLED: Final = frozenset({1, 2, 3, 9, 12, 13, 16, 17, 20, 21, 22, 23, 24, 25, 100, 101, 102, 103})
+_NOT_MODELLED: Final = frozenset({1, 2, 3, 9, 12, 13, 16, 17, 20, 21, 22, 23, 24, 100, 101, 102, 103})
 
 
 def madvise(memory: "MemoryManager", mm: "MmStruct", start: int, length: int, advice: int) -> None:
@@ -61,7 +63,7 @@ def madvise(memory: "MemoryManager", mm: "MmStruct", start: int, length: int, ad
     page = memory.geometry.page_size
     if advice in _NOT_MODELLED:
         raise ModelError(f"madvise with advice {advice} is not modelled")
-    if advice not in _DISCARDS and advice not in _FLAGS:
+    if advice not in _DISCARDS and advice not in _FLAGS and advice != MADV_COLLAPSE:
         raise KernelError(EINVAL, f"madvise with advice {advice}")
     end = start + -(-length // page) * page
     if start % page or end < start or end >= 1 << 64:
@@ -73,7 +75,7 @@ def madvise(memory: "MemoryManager", mm: "MmStruct", start: int, length: int, ad
             _walk_vmas(memory, mm, start, end, advice)
         return
     # try_vma_read_lock
-    vma = lock_vma_under_rcu(mm, start)
+    vma = lock_vma_under_rcu(mm, start) if advice in _DISCARDS else None
     if vma is not None:
         try:
             if end <= vma.end:
@@ -99,6 +101,8 @@ def _walk_vmas(memory: "MemoryManager", mm: "MmStruct", start: int, end: int, ad
         stop = min(vma.end, end)
         if advice in _DISCARDS:
             _discard(memory, vma, at, stop, advice)
+        elif advice == MADV_COLLAPSE:
+            madvise_collapse(memory, vma, at, stop)
         else:
             _update(memory, vma, at, stop, advice)
         at = stop

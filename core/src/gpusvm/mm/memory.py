@@ -229,7 +229,7 @@ def _handle_pte_fault(memory: "MemoryManager", vma: "Vma", address: int, flags: 
         if flags & FAULT_FLAG_WRITE and not table.write & bit:
             return _do_wp_page(memory, vma, address, table, i)
         return DONE
-    return _do_swap_page(memory, vma, address, flags, table, i)
+    return do_swap_page(memory, vma, address, flags, table, i)
 
 
 def _do_anonymous_page(memory: "MemoryManager", vma: "Vma", address: int, flags: int) -> int:
@@ -298,7 +298,8 @@ def fault_in_ptes(memory: "MemoryManager", vma: "Vma", table: PteTable, mask: in
     return True
 
 
-def _do_swap_page(memory: "MemoryManager", vma: "Vma", address: int, flags: int, table: PteTable, i: int) -> int:
+def do_swap_page(memory: "MemoryManager", vma: "Vma", address: int, flags: int, table: PteTable, i: int) -> int:
+    """Bring in what entry `i`, which is not present, stands for; 0 may mean that nothing came of it."""
     bit = 1 << i
     pages = memory.pages
     pfn = table.m_pfn[i]
