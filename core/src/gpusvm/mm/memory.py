@@ -182,9 +182,11 @@ def _do_huge_zero_wp_pmd(memory: "MemoryManager", vma: "Vma", block: int, leaf: 
 def _do_huge_pmd_device_private(memory: "MemoryManager", vma: "Vma", address: int, flags: int, leaf: PmdLeaf) -> int:
     pages = memory.pages
     if not pages.folio_trylock(leaf.pfn):
-        # MM-Q9: no wait here, other than for a PTE; the task faults again.
+        # MM-Q9: no wait here, other than for a PTE; the task faults again, and again until the lock is free.
         if memory.quirks.mm_q9 == "fixed":
             pages.folio_wait_locked(leaf.pfn)
+        elif memory.kernel.explored:
+            memory.kernel.cpu_relax()
         return DONE
     pages.folio_get(leaf.pfn)
     return _migrate_to_ram(memory, VmFault(vma.mm, vma, address, leaf.pfn, pte_level=False, flags=flags))

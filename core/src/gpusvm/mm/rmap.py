@@ -139,14 +139,16 @@ class Rmap:
 
     def unlink_anon_vmas(self, vma: "Vma") -> None:
         """Forget a VMA that goes away (unlink_anon_vmas); an anon_vma without VMAs goes too."""
-        if vma.anon_vma is not None:
+        if vma.anon_vma is None:
+            return
+        with vma.anon_vma.lock.write():
             vma.anon_vma.num_active_vmas -= 1
             vma.anon_vma = None
-        for anon_vma in self._chains.pop(vma, ()):
-            anon_vma.vmas.remove(vma)
-            if not anon_vma.vmas:
-                anon_vma.parent.num_children -= 1
-                del self.mappings[anon_vma.id]
+            for anon_vma in self._chains.pop(vma):
+                anon_vma.vmas.remove(vma)
+                if not anon_vma.vmas:
+                    anon_vma.parent.num_children -= 1
+                    del self.mappings[anon_vma.id]
 
     def unlink_vma(self, vma: "Vma") -> None:
         """Forget a VMA that goes away, and its file (mm/memory.c:free_pgtables, mm/vma.c:remove_vma)."""

@@ -19,6 +19,7 @@ from gpusvm.mm.observer import tell
 from gpusvm.mm.page import PG_ANON_EXCLUSIVE, PG_DIRTY, Index, Zone
 from gpusvm.mm.pgtable import PmdKind, PmdLeaf, PteTable
 from gpusvm.mm.ptemask import RAMP, bools, from_bools, from_indices, indices, lowest, span
+from gpusvm.mm.rmap import AnonVma
 
 if TYPE_CHECKING:
     from gpusvm.mm.memory_manager import MemoryManager
@@ -327,8 +328,8 @@ def restore_pages(
 ) -> bool:
     """Map small folios `dst[i]` where migration entries name `src[i]`, all at once; False if it has to go one by one.
 
-    Usual is: one anon_vma, one VMA over all of them, one PTE table, addresses ascending. Entries that are gone stay so.
-    The new mappings take references.
+    Usual is: one anon_vma, VMAs that cover all of them, one PTE table in each, addresses ascending. Entries that are
+    gone stay so. The new mappings take references.
     """
     ids = dst_zone.mapping[dst_index]
     n = len(ids)
@@ -339,29 +340,36 @@ def restore_pages(
     index = dst_zone.index[dst_index]
     if n > 1 and np.count_nonzero(index[1:] > index[:-1]) != n - 1:
         return False
-    low, high = int(index[0]), int(index[-1])
-    shift = memory.geometry.page_shift
-    vmas = [v for v in anon_vma.vmas if v.pgoff <= high and v.pgoff + ((v.end - v.start) >> shift) > low]
-    if len(vmas) != 1:
-        return False
-    vma = vmas[0]
-    if vma.pgoff > low or vma.pgoff + ((vma.end - vma.start) >> shift) <= high:
-        return False
-    base = (vma.start >> shift) - vma.pgoff  # index + base is a page number
-    pmd_order = memory.geometry.pmd_order
-    block = (low + base) >> pmd_order
-    if (high + base) >> pmd_order != block:
-        return False
     if not rmap_locked:
         anon_vma.lock.down_read()
-    memory.kernel.step()
-    table = vma.mm.page_table.entries.get(block)
-    done = isinstance(table, PteTable)
-    if isinstance(table, PteTable):
-        _restore_in_table(table, index + (base - (block << pmd_order)), src, dst_zone, dst_index, dst)
+    done = _restore_in_vmas(memory, anon_vma, src, index, dst_zone, dst_index, dst)
     if not rmap_locked:
         anon_vma.lock.up_read()
     return done
+
+
+def _restore_in_vmas(
+    memory: "MemoryManager", anon_vma: AnonVma, src: Pfns, index: Pfns, dst_zone: Zone, dst_index: Index, dst: Pfns
+) -> bool:
+    low, high = int(index[0]), int(index[-1])
+    shift = memory.geometry.page_shift
+    pmd_order = memory.geometry.pmd_order
+    places: list[tuple[Vma, int, int]] = []  # area, base, block; index + base is a page number
+    for vma in anon_vma.vmas:
+        last = vma.pgoff + ((vma.end - vma.start) >> shift) - 1
+        if vma.pgoff > high or last < low:
+            continue
+        base = (vma.start >> shift) - vma.pgoff
+        block = (low + base) >> pmd_order
+        if vma.pgoff > low or last < high or (high + base) >> pmd_order != block:
+            return False
+        places.append((vma, base, block))
+    for vma, base, block in places:
+        memory.kernel.step()
+        table = vma.mm.page_table.entries.get(block)
+        if isinstance(table, PteTable):
+            _restore_in_table(table, index + (base - (block << pmd_order)), src, dst_zone, dst_index, dst)
+    return True
 
 
 def _restore_in_table(table: PteTable, where: Pfns, src: Pfns, dst_zone: Zone, dst_index: Index, dst: Pfns) -> None:
