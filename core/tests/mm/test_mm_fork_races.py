@@ -434,4 +434,4 @@ def test_families_on_the_same_pages(lab, thp, seed):
     check_quiescent(one.memory)
     one.check_quiescent()
     one.finish()
-    assert one.memory.rmap.anon_vmas == {}
+    assert one.memory.rmap.mappings == {}

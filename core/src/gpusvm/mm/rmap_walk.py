@@ -333,9 +333,8 @@ def restore_pages(
     """
     ids = dst_zone.mapping[dst_index]
     n = len(ids)
-    first = int(ids[0])
-    anon_vma = memory.rmap.mappings.get(first)
-    if anon_vma is None or first < 0 or np.count_nonzero(ids == ids[0]) != n:
+    anon_vma = memory.rmap.mappings.get(int(ids[0]))
+    if not isinstance(anon_vma, AnonVma) or np.count_nonzero(ids == ids[0]) != n:
         return False
     index = dst_zone.index[dst_index]
     if n > 1 and np.count_nonzero(index[1:] > index[:-1]) != n - 1:
