@@ -5,7 +5,7 @@ import pytest
 from gpusvm.errors import KernelError, ModelError
 from gpusvm.kernel import Kernel
 from gpusvm.mm import MemoryManager
-from gpusvm.mm.api import PROT_NONE, PROT_READ, PROT_WRITE
+from gpusvm.mm.api import PROT_NONE, PROT_READ, PROT_WRITE, VM_SHARED
 from gpusvm_dmirror import (
     HMM_DMIRROR_CHECK_EXCLUSIVE,
     HMM_DMIRROR_EXCLUSIVE,
@@ -257,6 +257,18 @@ def test_exclusive_pages_before_the_one_that_fails_stay_exclusive(one):
     one.fd.ioctl(HMM_DMIRROR_CHECK_EXCLUSIVE, HmmDmirrorCmd(addr=cmd.addr + 2 * PAGE, npages=2))
     one.mm.munmap(cmd.addr + 2 * PAGE, PAGE)
     assert failure(one.fd, HMM_DMIRROR_EXCLUSIVE, cmd).startswith("-EFAULT: ")
+
+
+def test_shared_memory_can_be_read_and_written_but_not_be_exclusive_or_migrate(one):
+    cmd, values = filled(one, 4, flags=VM_SHARED)
+    message = failure(one.fd, HMM_DMIRROR_EXCLUSIVE, cmd)
+    assert message.startswith("-EOPNOTSUPP: ")
+    assert failure(one.fd, HMM_DMIRROR_MIGRATE_TO_DEV, cmd).startswith("-ENOENT: ")
+    one.fd.ioctl(HMM_DMIRROR_READ, cmd)
+    assert same(cmd.ptr, values)
+    # What the table has by now, MIGRATE_TO_DEV can read back, though nothing moved.
+    one.fd.ioctl(HMM_DMIRROR_MIGRATE_TO_DEV, cmd)
+    assert (cmd.cpages, list(one.fd.ioctl.snapshot(cmd.addr, 4))) == (4, [2] * 4)
 
 
 @pytest.mark.parametrize("name", ["READ", "READ_UNLOCKED", "WRITE", "EXCLUSIVE"])

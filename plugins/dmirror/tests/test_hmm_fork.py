@@ -1,5 +1,6 @@
 """hmm-tests.c, as of Linux 7.3.4: a child has its parent's memory, and a device of its own."""
 
+from gpusvm.mm.api import VM_SHARED
 from gpusvm_dmirror import HMM_DMIRROR_SNAPSHOT, HMM_DMIRROR_WRITE, uapi
 from hmm_harness import NPAGES, PAGE, PMD, same
 
@@ -48,4 +49,22 @@ def test_hmm_cow_in_device(hmm):
     assert buffer.cpages == 4
     assert buffer.m.tolist() == [uapi.PROT_WRITE] * 4
     assert same(hmm.read(buffer.ptr, 4), values)
+    hmm.mm.munmap(buffer.ptr, buffer.size)
+
+
+def test_anon_write_child_shared(hmm):
+    buffer = hmm.buffer(flags=VM_SHARED)
+    values = hmm.fill(buffer.ptr, NPAGES)
+    buffer.mirror[:] = minus = hmm.new_data(NPAGES)
+    child = hmm.mm.fork("child")
+    assert same(hmm.read(buffer.ptr, NPAGES, child), values)
+    # The child needs a mirror of its own memory.
+    child_fd = hmm.module.open(0, child)
+    assert hmm.cmd(child_fd, HMM_DMIRROR_WRITE, buffer, NPAGES) == 0
+    assert (buffer.cpages, buffer.faults) == (NPAGES, 1)
+    assert same(hmm.read(buffer.ptr, NPAGES, child), minus)
+    child_fd.close()
+    child.exit()
+    # The parent's buffer did change.
+    assert same(hmm.read(buffer.ptr, NPAGES), minus)
     hmm.mm.munmap(buffer.ptr, buffer.size)

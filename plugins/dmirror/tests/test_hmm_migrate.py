@@ -2,7 +2,7 @@
 
 import errno
 
-from gpusvm.mm.api import PROT_NONE, PROT_READ, PROT_WRITE
+from gpusvm.mm.api import PROT_NONE, PROT_READ, PROT_WRITE, VM_SHARED
 from gpusvm_dmirror import HMM_DMIRROR_READ, HMM_DMIRROR_RELEASE
 from hmm_harness import NPAGES, NTIMES, PAGE, same
 
@@ -14,6 +14,18 @@ def test_migrate(hmm):
     assert buffer.cpages == NPAGES
     assert same(buffer.mirror, values)
     hmm.mm.munmap(buffer.ptr, buffer.size)
+
+
+def test_migrate_file_private(hmm):
+    file = hmm.memory.tmpfile(NPAGES)
+    buffer = hmm.buffer(file=file)
+    # Every page is written, so that all are private copies.
+    values = hmm.fill(buffer.ptr, NPAGES)
+    assert hmm.migrate_to_dev(hmm.fd, buffer, NPAGES) == 0
+    assert buffer.cpages == NPAGES
+    assert same(buffer.mirror, values)
+    hmm.mm.munmap(buffer.ptr, buffer.size)
+    file.close()
 
 
 def test_migrate_fault(hmm):
@@ -38,6 +50,12 @@ def test_migrate_release(hmm):
     assert same(buffer.mirror, values)
     assert hmm.cmd(hmm.fd, HMM_DMIRROR_RELEASE, buffer, NPAGES) == 0
     assert same(hmm.read(buffer.ptr, NPAGES // 2), values[: NPAGES // 2])
+    hmm.mm.munmap(buffer.ptr, buffer.size)
+
+
+def test_migrate_shared(hmm):
+    buffer = hmm.buffer(flags=VM_SHARED)
+    assert hmm.migrate_to_dev(hmm.fd, buffer, NPAGES) == -errno.ENOENT
     hmm.mm.munmap(buffer.ptr, buffer.size)
 
 

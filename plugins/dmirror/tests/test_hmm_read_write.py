@@ -2,7 +2,7 @@
 
 import errno
 
-from gpusvm.mm.api import PROT_NONE, PROT_READ, PROT_WRITE
+from gpusvm.mm.api import PROT_NONE, PROT_READ, PROT_WRITE, VM_SHARED
 from gpusvm_dmirror import HMM_DMIRROR_READ, HMM_DMIRROR_WRITE
 from hmm_harness import NPAGES, NTIMES, PAGE, same
 
@@ -68,3 +68,27 @@ def test_anon_read_multiple(hmm):
         assert (buffer.cpages, buffer.faults) == (NPAGES, 1)
         assert same(buffer.mirror, values)
         hmm.mm.munmap(buffer.ptr, buffer.size)
+
+
+def test_file_read(hmm):
+    file = hmm.memory.tmpfile(NPAGES)
+    values = [file.pwrite(i) for i in range(NPAGES)]
+    buffer = hmm.buffer(prot=PROT_READ, flags=VM_SHARED, file=file)
+    assert hmm.cmd(hmm.fd, HMM_DMIRROR_READ, buffer, NPAGES) == 0
+    assert (buffer.cpages, buffer.faults) == (NPAGES, 1)
+    assert buffer.mirror.tolist() == values
+    hmm.mm.munmap(buffer.ptr, buffer.size)
+    file.close()
+
+
+def test_file_write(hmm):
+    file = hmm.memory.tmpfile(NPAGES)
+    buffer = hmm.buffer(flags=VM_SHARED, file=file)
+    buffer.mirror[:] = hmm.new_data(NPAGES)
+    assert hmm.cmd(hmm.fd, HMM_DMIRROR_WRITE, buffer, NPAGES) == 0
+    assert (buffer.cpages, buffer.faults) == (NPAGES, 1)
+    assert same(hmm.read(buffer.ptr, NPAGES), buffer.mirror)
+    # The device has written to the file as well.
+    assert [file.pread(i) for i in range(NPAGES)] == buffer.mirror.tolist()
+    hmm.mm.munmap(buffer.ptr, buffer.size)
+    file.close()
