@@ -149,13 +149,13 @@ class Contents:
     def expected(self, mm: MmApi, vpn: int) -> int:
         """Return the token that a read of one page must find."""
         token = int(self._window(mm, vpn)[vpn & ((1 << WINDOW_SHIFT) - 1)])
-        return self._in_area(mm, vpn, token, token) if self._areas else token
+        return self._in_area(mm, vpn, token) if self._areas else token
 
     def expected_many(self, mm: MmApi, vpns: Pfns) -> Tokens:
         """Return the tokens that reads must find."""
         tokens = self._private(mm, vpns)
         if self._areas:
-            self._in_areas(mm, vpns, tokens, tokens)
+            self._in_areas(mm, vpns, tokens)
         return tokens
 
     def _private(self, mm: MmApi, vpns: Pfns) -> Tokens:
@@ -184,28 +184,38 @@ class Contents:
         if not areas:
             del self._areas[area.mm]
 
-    def _in_area(self, mm: MmApi, vpn: int, expected: int, found: int) -> int:
+    def _in_area(self, mm: MmApi, vpn: int, expected: int) -> int:
         # What a read must find, if a page of private memory there held `expected`.
         for area in self._areas.get(mm, ()):
             index = vpn - (area.start >> self._shift)
             if index < 0 or vpn >= area.end >> self._shift:
                 continue
             if area.file is None:
-                return found
+                return expected
             if not area.flags & VM_SHARED and expected:
                 return 0 if expected == COPIED_ZEROS else expected
             return area.file.token(index + area.pgoff)
         return expected
 
-    def _in_areas(self, mm: MmApi, vpns: Pfns, expected: Tokens, found: Tokens) -> None:
+    def _is_driver(self, mm: MmApi, vpn: int) -> bool:
+        return self._followed(mm, np.array([vpn])) is not None
+
+    def _followed(self, mm: MmApi, vpns: Pfns) -> Bools | None:
+        # Which accesses do not reach what a driver mapped, perhaps no memory at all; None for all of them.
+        found: Bools | None = None
+        for area in self._areas.get(mm, ()):
+            if area.file is None:
+                inside = (vpns >= area.start >> self._shift) & (vpns < area.end >> self._shift)
+                if inside.any():
+                    found = ~inside if found is None else found & ~inside
+        return found
+
+    def _in_areas(self, mm: MmApi, vpns: Pfns, expected: Tokens) -> None:
         # The same for many, in place.
         for area in self._areas.get(mm, ()):
             start = area.start >> self._shift
             inside = np.flatnonzero((vpns >= start) & (vpns < area.end >> self._shift))
-            if not len(inside):
-                continue
-            if area.file is None:
-                expected[inside] = found[inside]
+            if not len(inside) or area.file is None:
                 continue
             if not area.flags & VM_SHARED:
                 own = expected[inside]
@@ -350,6 +360,8 @@ class Contents:
 
     def read(self, mm: MmApi, vpn: int, pfn: int) -> int:
         """Check one read; the token that it found. `pfn` -1 is the zero page."""
+        if self._areas and self._is_driver(mm, vpn):
+            return 0
         if pfn >= 0:
             zone = self.pages.zone(pfn)
             found: int = zone.m_token[pfn - zone.base]
@@ -360,14 +372,14 @@ class Contents:
         self.reads_checked += 1
         expected = int(self._window(mm, vpn)[vpn & ((1 << WINDOW_SHIFT) - 1)])
         if self._areas:
-            expected = self._in_area(mm, vpn, expected, found)
+            expected = self._in_area(mm, vpn, expected)
         if found != expected:
             self._mismatch(mm, vpn, pfn, expected, found, None)
         return found
 
     def write(self, mm: MmApi, vpn: int, pfn: int, *, writer: int = 0) -> int:
         """Make one new version; its token."""
-        if self.mode == "none":
+        if self.mode == "none" or (self._areas and self._is_driver(mm, vpn)):
             return 0
         self._version += 1
         token = self._version << WRITER_BITS | writer
@@ -388,8 +400,14 @@ class Contents:
         """
         if self.mode == "none" or not len(vpns):
             return
+        if self._areas:
+            followed = self._followed(mm, vpns)
+            if followed is not None:
+                vpns, pfns = vpns[followed], pfns[followed]
+                if not len(vpns):
+                    return
         self.reads_checked += len(vpns)
-        expected = self._private(mm, vpns)
+        expected = self.expected_many(mm, vpns)
         if int(pfns.min()) < 0:
             found = np.zeros(len(pfns), np.int64)
             real = np.flatnonzero(pfns >= 0)
@@ -397,8 +415,6 @@ class Contents:
                 found[real] = self._tokens(pfns[real])
         else:
             found = self._tokens(pfns)
-        if self._areas:
-            self._in_areas(mm, vpns, expected, found)
         wrong = found != expected
         if np.count_nonzero(wrong):
             for i in np.flatnonzero(wrong).tolist():
@@ -432,6 +448,12 @@ class Contents:
             return
         if tokens is None:
             tokens = self.new_tokens(n, writer=writer)
+        if self._areas:
+            followed = self._followed(mm, vpns)
+            if followed is not None:
+                vpns, pfns, tokens = vpns[followed], pfns[followed], tokens[followed]
+                if not len(vpns):
+                    return
         self._store(pfns, tokens)
         self._expect(mm, vpns, tokens)
         if quirk is not None:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from gpusvm.errors import KernelError
 from gpusvm.mm.api import MMU_NOTIFY_PROTECTION_PAGE, VM_COPY_ON_FORK, VM_WRITE, Pfns
-from gpusvm.mm.filemap import add_rss
 from gpusvm.mm.huge_memory import split_huge_pmd
 from gpusvm.mm.memory import restore_exclusive_pte
 from gpusvm.mm.mm_struct import MM_ANONPAGES, MMF_HAS_PINNED
@@ -17,6 +16,7 @@ from gpusvm.mm.mmu_notifier import notifier_end, notifier_start
 from gpusvm.mm.page import PG_ANON_EXCLUSIVE, PG_LRU
 from gpusvm.mm.pgtable import PmdKind, PmdLeaf, PteTable
 from gpusvm.mm.ptemask import indices, span
+from gpusvm.mm.rss import add_rss
 
 if TYPE_CHECKING:
     from gpusvm.mm.memory_manager import MemoryManager

@@ -16,10 +16,11 @@ from gpusvm.mm.api import (
     VM_SHARED,
     VM_WRITE,
 )
-from gpusvm.mm.filemap import fault_folio, file_counter, filemap_pages
+from gpusvm.mm.filemap import fault_folio, filemap_pages
 from gpusvm.mm.mm_struct import MM_ANONPAGES, MMF_UNSTABLE
 from gpusvm.mm.page import PG_DIRTY, PG_LRU
 from gpusvm.mm.pgtable import PmdLeaf, PteTable
+from gpusvm.mm.rss import file_counter
 from gpusvm.mm.vma import anon_vma_prepare
 
 if TYPE_CHECKING:

@@ -16,15 +16,15 @@ import numpy.typing as npt
 from gpusvm.errors import KernelError, ModelError
 from gpusvm.kernel import RwSemaphore
 from gpusvm.mm.api import VM_FAULT_HWPOISON, VM_FAULT_OOM, VM_FAULT_SIGBUS
-from gpusvm.mm.mm_struct import MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES
+from gpusvm.mm.mmu_notifier import ULONG_MAX
 from gpusvm.mm.page import PG_DIRTY, PG_HWPOISON, PG_LOCKED, PG_LRU, PG_SWAPBACKED, PG_UPTODATE
+from gpusvm.mm.zap import zap_vma_range
 
 if TYPE_CHECKING:
     from gpusvm.mm.memory_manager import MemoryManager
-    from gpusvm.mm.pgtable import PteTable
     from gpusvm.mm.vma import Vma
 
-__all__ = ["AddressSpace", "add_rss", "fault_folio", "file_counter", "filemap_pages", "read_page", "write_page"]
+__all__ = ["AddressSpace", "fault_folio", "filemap_pages", "read_page", "write_page"]
 
 
 class AddressSpace:
@@ -143,16 +143,15 @@ class AddressSpace:
         return pfn
 
     def remove(self, index: int) -> None:
-        """Take a page out, which nothing maps any more; sleeps on its lock (mm/truncate.c:truncate_inode_folio)."""
+        """Take a page out, unmapping it if a fault was faster; sleeps on its lock (truncate_inode_folio)."""
         pages = self.memory.pages
         pfn = self.pages[index]
         pages.folio_get(pfn)
         pages.folio_lock(pfn)
-        pfn_now = self.pages.get(index)
-        if pfn_now == pfn:
+        if self.pages.get(index) == pfn:
             zone = pages.zone(pfn)
             if zone.m_mapcount[pfn - zone.base]:
-                raise ModelError(f"page {index} of {self!r} is still mapped")
+                self.unmap_mapping_range(index, index + 1)
             del self.pages[index]
             zone.m_mapping[pfn - zone.base] = 0
             zone.m_flags[pfn - zone.base] &= ~PG_DIRTY
@@ -170,6 +169,37 @@ class AddressSpace:
         pages.folio_get(new)
         pages.folio_put(old)
 
+    def unmap_mapping_range(self, first: int, end: int) -> None:
+        """Unmap the pages [first, end) everywhere, private copies too: a CLEAR window in each area that may map some.
+
+        mm/memory.c:unmap_mapping_range, with even_cows.
+        """
+        shift = self.memory.geometry.page_shift
+        with self.lock.read():
+            for vma in tuple(self.vmas):
+                low = max(first, vma.pgoff)
+                high = min(end, vma.pgoff + ((vma.end - vma.start) >> shift))
+                if low < high:
+                    start = vma.start + ((low - vma.pgoff) << shift)
+                    zap_vma_range(self.memory, vma, start, start + ((high - low) << shift))
+
+    def truncate(self, nr_pages: int) -> None:
+        """Make the file `nr_pages` long; what lies behind is gone (ftruncate: mm/truncate.c:truncate_pagecache).
+
+        Two CLEAR windows in each area that maps what is gone: before the pages go, and after, for copies made since.
+        """
+        old = self.nr_pages
+        self.nr_pages = nr_pages
+        if nr_pages < old:
+            self.unmap_mapping_range(nr_pages, ULONG_MAX)
+            for index in sorted(index for index in self.pages if index >= nr_pages):
+                self.remove(index)
+            self.unmap_mapping_range(nr_pages, ULONG_MAX)
+        tokens = np.zeros(nr_pages, np.int64)
+        kept = min(old, nr_pages)
+        tokens[:kept] = self.tokens[:kept]
+        self.tokens = tokens
+
     # --- read(2) and write(2)
 
     def pread(self, index: int) -> int:
@@ -183,24 +213,6 @@ class AddressSpace:
 
 def _pgoff(vma: "Vma") -> int:
     return vma.pgoff
-
-
-def file_counter(vma: "Vma") -> int:
-    """Return which rss the pages count in that an area maps and that are no private copies (mm_counter_file)."""
-    return MM_SHMEMPAGES if vma.file is not None and vma.file.swapbacked else MM_FILEPAGES
-
-
-def add_rss(memory: "MemoryManager", vma: "Vma", table: "PteTable", mask: int, sign: int) -> None:
-    """Count what an area with vm_ops maps in its mm's rss, or uncount it: pages of the file and private copies."""
-    if not mask:
-        return
-    anon = 0
-    for zone, index, _ in memory.pages.split(table.pfns(mask)):
-        where = np.arange(index.start, index.stop) if isinstance(index, slice) else index
-        anon += int(np.count_nonzero(zone.mapping[where - zone.head_off[index]] > 0))
-    rss = vma.mm.rss
-    rss[MM_ANONPAGES] += sign * anon
-    rss[file_counter(vma)] += sign * (mask.bit_count() - anon)
 
 
 def fault_folio(mapping: AddressSpace, index: int) -> tuple[int, int]:
@@ -219,7 +231,7 @@ def fault_folio(mapping: AddressSpace, index: int) -> tuple[int, int]:
                 return VM_FAULT_OOM, -1
         pages.folio_get(pfn)
         pages.folio_lock(pfn)
-        if mapping.pages.get(index) == pfn:
+        if mapping.pages.get(index) == pfn and index < mapping.nr_pages:
             if not pages.ram.m_flags[pfn] & PG_HWPOISON:
                 return 0, pfn
             pages.folio_unlock(pfn)

@@ -232,8 +232,9 @@ class _Walk:
         owned = table.private & chunk
         if owned:
             owned = owned_by(memory, table, owned, self.range_.dev_private_owner)
-        valid = (table.present & chunk) | owned
-        write = table.write & valid
+        special = table.special & chunk
+        valid = (table.present & chunk & ~special) | owned
+        write = table.write & (valid | special)
         done = n
         needing = 0
         asked = self.asked(at, end, i)
@@ -243,11 +244,16 @@ class _Walk:
             if memory.quirks.mm_s2 == "fixed":
                 good &= ~asks_write | write
             needing = asks & ~(good | (table.present & (write | ~asks_write)))
+            if special & asks:
+                self.refuse_special(table, special & asks, needing)
             if needing:
                 first = lowest(needing)
                 done = first - i
         if done:
-            self.fill_ptes(table, at, i, done, valid, write)
+            self.fill_ptes(table, at, i, done, valid, write & ~special)
+            if special:
+                words = self.slice(at, at + (done << shift))
+                words[bools(special >> i, n)[:done]] |= np.uint64(HMM_PFN_ERROR)
         if done == n:
             return True
         bit = 1 << (i + done)
@@ -263,6 +269,12 @@ class _Walk:
             same = (needing & (asked[1] if write_fault else ~asked[1])) >> (i + done)
             end = where + ((((same + 1) & ~same).bit_length() - 1) << shift)
         return self.record(where, end, NEED_FAULT | (NEED_WRITE_FAULT if write_fault else 0))
+
+    def refuse_special(self, table: PteTable, special: int, needing: int) -> None:
+        """Raise EFAULT for an entry without a normal page that was asked for, if no fault comes before it."""
+        first = lowest(special)
+        if not needing or first < lowest(needing):
+            raise KernelError(EFAULT, f"there is no page at {table.base + (first << self.shift):#x}, only a pfn")
 
     def asked(self, at: int, end: int, i: int) -> tuple[int, int] | None:
         """Return which pages ask for a fault and which of those for a writable one; None if no page may ask."""

@@ -21,7 +21,6 @@ from gpusvm.mm.api import (
     VmFault,
 )
 from gpusvm.mm.do_fault import do_fault, do_wp_shared
-from gpusvm.mm.filemap import file_counter
 from gpusvm.mm.huge_memory import split_huge_pmd
 from gpusvm.mm.mm_struct import MM_ANONPAGES, MMF_UNSTABLE
 from gpusvm.mm.mmu_notifier import notifier_end, notifier_start
@@ -30,6 +29,7 @@ from gpusvm.mm.page import PG_ANON_EXCLUSIVE, PG_DIRTY, PG_LOCKED, PG_LRU, Zone
 from gpusvm.mm.pgtable import PmdKind, PmdLeaf, PteTable
 from gpusvm.mm.ptemask import indices
 from gpusvm.mm.rmap_walk import mapcount_in
+from gpusvm.mm.rss import file_counter
 from gpusvm.mm.vma import anon_vma_prepare, thp_allowed
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from gpusvm.mm import (
     exclusive,
     fork,
     hmm,
+    insert_page,
     madvise,
     memory,
     migrate_device,
@@ -126,6 +127,18 @@ class MemoryManager:
     def tmpfile(self, nr_pages: int, *, name: str = "tmpfile") -> AddressSpace:
         """Make a file of zeros on a file system that wants to hear of first writes; `close` drops the reference."""
         return AddressSpace(self, name, nr_pages, swapbacked=False, page_mkwrite=True)
+
+    def vm_insert_page(self, vma: Vma, addr: int, pfn: int) -> None:
+        """Map a page of a driver's into its VM_MIXEDMAP area. EFAULT EINVAL EBUSY ENOMEM. mmap_lock held."""
+        insert_page.vm_insert_page(self, vma, addr, pfn)
+
+    def vm_insert_mixed(self, vma: Vma, addr: int, pfn: int) -> None:
+        """Map a bare pfn into a VM_MIXEDMAP area. EFAULT EINVAL EBUSY ENOMEM. mmap_lock held."""
+        insert_page.vm_insert_mixed(self, vma, addr, pfn)
+
+    def remap_pfn_range(self, vma: Vma, addr: int, pfn: int, size: int) -> None:
+        """Map physical memory into a VM_PFNMAP area. EFAULT EINVAL EBUSY ENOMEM. mmap_lock held for write."""
+        insert_page.remap_pfn_range(self, vma, addr, pfn, size)
 
     def memfd_create(self, nr_pages: int, *, name: str = "memfd") -> AddressSpace:
         """Make a shmem object; `close` drops the reference."""

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpusvm.mm.api import MMU_NOTIFY_CLEAR, MMU_NOTIFY_UNMAP
-from gpusvm.mm.filemap import add_rss
 from gpusvm.mm.huge_memory import walk_pmds
 from gpusvm.mm.mm_struct import MM_ANONPAGES
 from gpusvm.mm.mmu_notifier import notifier_end, notifier_start
 from gpusvm.mm.observer import tell
 from gpusvm.mm.pgtable import PmdKind, PmdLeaf, PteTable
+from gpusvm.mm.rss import add_rss
 
 if TYPE_CHECKING:
     from gpusvm.mm.memory_manager import MemoryManager
