@@ -344,7 +344,7 @@ class Lab:
                     continue
                 assert not entry.migration
                 for i in range(self.nr):
-                    if entry.used >> i & 1 and not entry.zero >> i & 1:
+                    if entry.used >> i & 1 and not (entry.zero | entry.other) >> i & 1:
                         head = self.pages.folio_head(entry.m_pfn[i])
                         mapped[head] = mapped.get(head, 0) + 1
                         rss[self.memory.rmap.mm_counter(head)] += 1

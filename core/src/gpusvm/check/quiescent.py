@@ -303,7 +303,7 @@ def _rss(memory: MemoryManager, mappings: list[_Mappings]) -> Iterator[Violation
             if isinstance(entry, PmdLeaf):
                 pages[MM_ANONPAGES] += 0 if entry.kind is PmdKind.HUGE_ZERO else memory.geometry.pmd_nr
                 continue
-            named = entry.used & ~entry.zero
+            named = entry.used & ~(entry.zero | entry.other)
             if not memory.rmap.has_files:
                 pages[MM_ANONPAGES] += named.bit_count()
             else:

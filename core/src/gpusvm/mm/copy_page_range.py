@@ -14,7 +14,7 @@ from gpusvm.mm.memory import restore_exclusive_pte
 from gpusvm.mm.mm_struct import MM_ANONPAGES, MMF_HAS_PINNED
 from gpusvm.mm.mmu_notifier import notifier_end, notifier_start
 from gpusvm.mm.page import PG_ANON_EXCLUSIVE, PG_LRU
-from gpusvm.mm.pgtable import PmdKind, PmdLeaf, PteTable
+from gpusvm.mm.pgtable import OtherPte, PmdKind, PmdLeaf, PteKind, PteTable
 from gpusvm.mm.ptemask import indices, span
 from gpusvm.mm.rss import add_rss
 
@@ -160,6 +160,9 @@ class _Copy:
         """Copy the entries [at, end), none of which is exclusive to a device or pinned."""
         memory = self.memory
         mask = span(at, end - at) & src.used
+        if src.other & mask:
+            self.others(src, dst, mask)
+            mask &= ~src.other
         vpn = src.base >> self.page_shift
         memory.contents.fork(self.src.mm, self.dst.mm, vpn + at, vpn + end)
         if not mask:
@@ -179,6 +182,22 @@ class _Copy:
                 src.set_write(writable, 0)
         dst.copy(src, mask, 0 if self.is_cow else mask)
         self.copied += mask.bit_count()
+
+    def others(self, src: PteTable, dst: PteTable, mask: int) -> None:
+        """Copy swap entries, which both then share, hwpoison entries and markers (copy_nonpresent_pte)."""
+        for i, entry in src.others_of(mask):
+            copied = entry
+            if entry.kind is PteKind.SWAP:
+                self.memory.swap.dup(entry.value)
+                self.dst.mm.swapents += 1
+                copied = OtherPte(PteKind.SWAP, entry.value)
+                if entry.exclusive:
+                    src.set_other(i, copied)
+            elif entry.kind is PteKind.MARKER_UFFD_WP:
+                # copy_pte_marker: only where the child is watched too, and a child is never.
+                continue
+            dst.set_other(i, copied)
+            self.copied += 1
 
     def pinned(self, src: PteTable, at: int, end: int) -> int:
         """Find the first page among [at, end) that is exclusive and may be pinned; its position, or -1."""

@@ -34,7 +34,7 @@ from gpusvm.mm.memory import fault_in_ptes, handle_mm_fault
 from gpusvm.mm.mm_struct import MMF_UNSTABLE, MmStruct
 from gpusvm.mm.mmu_notifier import MmuIntervalNotifier, mmu_interval_read_begin
 from gpusvm.mm.observer import tell
-from gpusvm.mm.pgtable import PmdKind, PmdLeaf, PteTable
+from gpusvm.mm.pgtable import PmdKind, PmdLeaf, PteKind, PteTable
 from gpusvm.mm.ptemask import RAMP, bools, from_bools, from_indices, indices, lowest, span
 
 if TYPE_CHECKING:
@@ -262,6 +262,8 @@ class _Walk:
             self.last = where
             memory.pages.folio_wait_locked(memory.pages.folio_head(table.m_pfn[i + done]))
             return False
+        if table.other & bit and table.others[i + done].kind not in {PteKind.SWAP, PteKind.MARKER_UFFD_WP}:
+            raise KernelError(EFAULT, f"the entry at {where:#x} is {table.others[i + done].kind.name}")
         assert asked is not None
         write_fault = asked[1] & bit
         if memory.quirks.mm_q7 == "fixed":

@@ -12,6 +12,8 @@ from gpusvm.mm.api import (
     FAULT_FLAG_WRITE,
     MMU_NOTIFY_CLEAR,
     VM_FAULT_FALLBACK,
+    VM_FAULT_HWPOISON,
+    VM_FAULT_MAJOR,
     VM_FAULT_OOM,
     VM_FAULT_SIGBUS,
     VM_FAULT_SIGSEGV,
@@ -26,7 +28,7 @@ from gpusvm.mm.mm_struct import MM_ANONPAGES, MMF_UNSTABLE
 from gpusvm.mm.mmu_notifier import notifier_end, notifier_start
 from gpusvm.mm.observer import tell
 from gpusvm.mm.page import PG_ANON_EXCLUSIVE, PG_DIRTY, PG_LOCKED, PG_LRU, Zone
-from gpusvm.mm.pgtable import PmdKind, PmdLeaf, PteTable
+from gpusvm.mm.pgtable import OtherPte, PmdKind, PmdLeaf, PteKind, PteTable
 from gpusvm.mm.ptemask import indices
 from gpusvm.mm.rmap_walk import mapcount_in
 from gpusvm.mm.rss import file_counter
@@ -305,6 +307,8 @@ def do_swap_page(memory: "MemoryManager", vma: "Vma", address: int, flags: int, 
     bit = 1 << i
     pages = memory.pages
     pfn = table.m_pfn[i]
+    if table.other & bit:
+        return _do_other(memory, vma, address, flags, table, i)
     if table.migration & bit:
         pages.folio_wait_locked(pages.folio_head(pfn))
         return DONE
@@ -317,6 +321,49 @@ def do_swap_page(memory: "MemoryManager", vma: "Vma", address: int, flags: int, 
         return DONE
     pages.folio_get(head)
     return _migrate_to_ram(memory, VmFault(vma.mm, vma, address, pfn, pte_level=True, flags=flags))
+
+
+def _do_other(memory: "MemoryManager", vma: "Vma", address: int, flags: int, table: PteTable, i: int) -> int:
+    # do_swap_page and handle_pte_marker, for what maps no page
+    entry = table.others[i]
+    if entry.kind is PteKind.SWAP:
+        return _swap_in(memory, vma, address, table, i, entry)
+    if entry.kind is PteKind.MARKER_GUARD:
+        return VM_FAULT_SIGSEGV
+    if entry.kind is not PteKind.MARKER_UFFD_WP:
+        return VM_FAULT_HWPOISON
+    # The area is not watched for writes any more: what is left of that goes, and the page is missing (pte_marker_clear,
+    # do_pte_missing).
+    table.clear(1 << i)
+    return _handle_pte_fault(memory, vma, address, flags)
+
+
+def _swap_in(memory: "MemoryManager", vma: "Vma", address: int, table: PteTable, i: int, entry: OtherPte) -> int:
+    # do_swap_page without a swap cache: every mapping reads the slot for itself. The page is the mapper's own unless
+    # others may still read the slot, and writable then where the area is and the fault was for writing.
+    mm = vma.mm
+    new = memory.pages.alloc_folio(0)
+    if new is None:
+        return VM_FAULT_OOM
+    memory.swap.read(entry.value, new)
+    memory.kernel.step()
+    if mm.page_table.lookup(address) is not table or table.others.get(i) is not entry:
+        memory.pages.folio_put(new)
+        return DONE
+    exclusive = entry.exclusive or memory.swap.count(entry.value) == 1
+    memory.swap.free(entry.value)
+    mm.swapents -= 1
+    mm.rss[MM_ANONPAGES] += 1
+    bit = 1 << i
+    table.clear(bit)
+    memory.rmap.folio_add_new_anon_rmap(new, vma, address & -memory.geometry.page_size)
+    if not exclusive:
+        # The other mappings of the slot have pages of their own, so that nobody shares this one: mapped as the kernel
+        # maps a page that its swap cache may share.
+        memory.pages.ram.m_flags[new] &= ~PG_ANON_EXCLUSIVE
+    table.set_present(bit, new, bit if exclusive and vma.flags & VM_WRITE else 0, bit)
+    memory.kernel.charge("cpu_minor_fault_4k")
+    return VM_FAULT_MAJOR
 
 
 def remove_device_exclusive_entry(

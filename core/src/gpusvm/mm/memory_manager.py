@@ -50,6 +50,7 @@ from gpusvm.mm.observer import tell
 from gpusvm.mm.page import PG_RESERVED, PageMap
 from gpusvm.mm.quirks import MmQuirks
 from gpusvm.mm.rmap import Rmap
+from gpusvm.mm.swap import Swap
 from gpusvm.mm.vma import Vma
 
 Thp = Literal["always", "madvise", "never"]
@@ -93,6 +94,7 @@ class MemoryManager:
         self.rmap = Rmap(kernel, self.pages, geometry=self.geometry)
         self.contents = Contents(kernel, self.pages, mode=contents)
         self.pagemaps = DevPagemaps(kernel, self.pages, geometry=self.geometry)
+        self.swap = Swap(self.pages, self.contents)
         self.mms: list[MmStruct] = []
         self.mm_ids = 0
 

@@ -43,6 +43,7 @@ class MmStruct:
         "oom_in_a_row",
         "page_table",
         "rss",
+        "swapents",
         "vma_tree",
     )
 
@@ -55,6 +56,7 @@ class MmStruct:
         self.page_table = PageTable(kernel, self, memory.geometry)
         self.vma_tree = VmaTree()
         self.rss = [0, 0, 0]
+        self.swapents = 0  # MM_SWAPENTS
         self.mm_users = 1
         self.mm_count = 1
         self.flags = 0

@@ -119,7 +119,7 @@ def _change_ptes(memory: "MemoryManager", vma: Vma, table: PteTable, mask: int) 
     # entries stay.
     rexcl = mask & table.migration & (table.write | table.rexcl)
     present = mask & table.present & ~table.zero
-    changing = mask & ~(table.devexcl | table.zero)
+    changing = mask & ~(table.devexcl | table.other | table.zero)
     writable = 0
     if memory.quirks.mm_q13 == "fixed":
         present |= mask & table.private

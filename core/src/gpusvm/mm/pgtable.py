@@ -40,12 +40,30 @@ class PteKind(IntEnum):
     PRIVATE = 2
     MIGRATION = 3
     EXCLUSIVE = 4
+    SWAP = 5
+    HWPOISON = 6
+    MARKER_UFFD_WP = 7
+    MARKER_POISONED = 8
+    MARKER_GUARD = 9
+
+
+@frozen
+class OtherPte:
+    """Be one of the entries that are seldom: swap, hwpoison, a marker (include/linux/leafops.h).
+
+    `value` is the slot of a swap entry, the pfn of a hwpoison entry, else -1. `exclusive` is the bit of a swap entry
+    that takes PageAnonExclusive's place (pte_swp_exclusive).
+    """
+
+    kind: PteKind
+    value: int = -1
+    exclusive: bool = False
 
 
 @frozen
 class Pte:
     """Show one PTE, for tests and messages; `rexcl` is MIGRATION_READ_EXCLUSIVE, `pfn` is -1 for none and the zero
-    page.
+    page, and the slot of a swap entry.
     """
 
     kind: PteKind
@@ -81,9 +99,10 @@ class PmdLeaf:
 class PteTable:
     """Be the PTE table of one block: `pfn[i]` and bit i of each mask belong to page i.
 
-    `present`, `private`, `migration` and `devexcl` exclude each other; a page in none of them is pte none. `zero` is
-    the part of `present` that has no normal page (vm_normal_page): it maps the zero page or, with `special`, a pfn that
-    a driver put there, which is neither counted nor referenced. `write` is pte_write, the WRITE of a device-private
+    `present`, `private`, `migration`, `devexcl` and `other` exclude each other; a page in none of them is pte none.
+    What an entry of `other` is stands in `others`, by position; it maps no page. `zero` is the part of `present` that
+    has no normal page (vm_normal_page): it maps the zero page or, with `special`, a pfn that a driver put there, which
+    is neither counted nor referenced. `write` is pte_write, the WRITE of a device-private
     or of a migration entry; a device-exclusive entry is not in it. `rexcl` is the READ_EXCLUSIVE of a migration
     entry.
 
@@ -101,6 +120,8 @@ class PteTable:
         "m_pfn",
         "migration",
         "mm",
+        "other",
+        "others",
         "pfn",
         "present",
         "private",
@@ -121,6 +142,8 @@ class PteTable:
         self.private = 0
         self.migration = 0
         self.devexcl = 0
+        self.other = 0
+        self.others: dict[int, OtherPte] = {}
         self.zero = 0
         self.special = 0
         self.write = 0
@@ -130,7 +153,7 @@ class PteTable:
     @property
     def used(self) -> int:
         """Return the mask of the entries that are not none."""
-        return self.present | self.private | self.migration | self.devexcl
+        return self.present | self.private | self.migration | self.devexcl | self.other
 
     def kind(self, i: int) -> PteKind:
         """Return the kind of page i."""
@@ -141,12 +164,16 @@ class PteTable:
             return PteKind.PRIVATE
         if self.migration & bit:
             return PteKind.MIGRATION
+        if self.other & bit:
+            return self.others[i].kind
         return PteKind.EXCLUSIVE if self.devexcl & bit else PteKind.NONE
 
     def entry(self, i: int) -> Pte:
         """Show page i."""
         kind = self.kind(i)
         bit = 1 << i
+        if self.other & bit:
+            return Pte(kind, self.others[i].value)
         return Pte(
             kind,
             -1 if kind is PteKind.NONE else self.m_pfn[i],
@@ -169,6 +196,8 @@ class PteTable:
         if observer is not None:
             tell(observer, "ptes_changing", self, mask)
         self._store(mask, pfns)
+        if self.other:
+            self._drop_others(mask)
         keep = ~mask
         self.present |= mask
         self.private &= keep
@@ -192,6 +221,8 @@ class PteTable:
             self.m_pfn[lowest(mask)] = zero_pfn
         else:
             self.pfn[indices(mask)] = zero_pfn
+        if self.other:
+            self._drop_others(mask)
         keep = ~mask
         self.present |= mask
         self.private &= keep
@@ -266,6 +297,36 @@ class PteTable:
         if observer is not None:
             tell(observer, "ptes_changed", self, mask)
 
+    def set_other(self, i: int, entry: OtherPte) -> None:
+        """Put a swap entry, a hwpoison entry or a marker in place of whatever page i has."""
+        mask = 1 << i
+        observer = self.kernel.observer
+        if observer is not None:
+            tell(observer, "ptes_changing", self, mask)
+        keep = ~mask
+        self.present &= keep
+        self.private &= keep
+        self.migration &= keep
+        self.devexcl &= keep
+        self.other |= mask
+        self.others[i] = entry
+        self.zero &= keep
+        self.write &= keep
+        self.rexcl &= keep
+        self.dirty &= keep
+        if observer is not None:
+            tell(observer, "ptes_changed", self, mask)
+
+    def others_of(self, mask: int) -> list[tuple[int, OtherPte]]:
+        """List the entries of `other` in a mask, ascending, by position."""
+        mask &= self.other
+        return [(i, self.others[i]) for i in indices(mask).tolist()] if mask else []
+
+    def _drop_others(self, mask: int) -> None:
+        for i, _ in self.others_of(mask):
+            del self.others[i]
+        self.other &= ~mask
+
     def set_write(self, mask: int, write: int, rexcl: int = 0) -> None:
         """Change only what the entries of `mask` allow (mprotect, copy-on-write reuse)."""
         observer = self.kernel.observer
@@ -286,6 +347,8 @@ class PteTable:
         observer = self.kernel.observer
         if observer is not None:
             tell(observer, "ptes_changing", self, mask)
+        if self.other:
+            self._drop_others(mask)
         keep = ~mask
         self.present &= keep
         self.private &= keep
@@ -333,6 +396,7 @@ class PteTable:
         if not mask:
             return
         moved = mask << by if by >= 0 else mask >> -by
+        others = self.others_of(mask)
         if observer is not None:
             tell(observer, "ptes_changing", self, mask)
             tell(observer, "ptes_changing", dst, moved)
@@ -348,6 +412,11 @@ class PteTable:
             if here:
                 setattr(self, name, bits ^ here)
                 setattr(dst, name, getattr(dst, name) | (here << by if by >= 0 else here >> -by))
+        if others:
+            self._drop_others(mask)
+            for i, entry in others:
+                dst.other |= 1 << (i + by)
+                dst.others[i + by] = entry
         if observer is not None:
             tell(observer, "ptes_changed", self, mask)
             tell(observer, "ptes_changed", dst, moved)

@@ -16,8 +16,8 @@ from gpusvm.mm.huge_memory import split_huge_pmd_locked
 from gpusvm.mm.mm_struct import MM_ANONPAGES
 from gpusvm.mm.mmu_notifier import notifier_end, notifier_start
 from gpusvm.mm.observer import tell
-from gpusvm.mm.page import PG_ANON_EXCLUSIVE, PG_DIRTY, Index, Zone
-from gpusvm.mm.pgtable import PmdKind, PmdLeaf, PteTable
+from gpusvm.mm.page import PG_ANON_EXCLUSIVE, PG_DIRTY, PG_HWPOISON, Index, Zone
+from gpusvm.mm.pgtable import OtherPte, PmdKind, PmdLeaf, PteKind, PteTable
 from gpusvm.mm.ptemask import RAMP, bools, from_bools, from_indices, indices, lowest, span
 from gpusvm.mm.rmap import AnonVma
 
@@ -66,7 +66,8 @@ def ptes_to_migration(memory: "MemoryManager", table: PteTable, mask: int) -> bo
     """Turn PTEs that map pages of one folio into migration entries, inside a page-table-lock section.
 
     Their counts and references go; False, and nothing changed, if the folio may be pinned. A device-exclusive entry
-    becomes READ_EXCL: it loses that it was writable (mm/rmap.c:try_to_migrate_one).
+    becomes READ_EXCL: it loses that it was writable. A poisoned page gets a hwpoison entry (mm/rmap.c:
+    try_to_migrate_one).
     """
     if mask & (mask - 1) == 0:
         return _pte_to_migration(memory, table, mask)
@@ -76,6 +77,8 @@ def ptes_to_migration(memory: "MemoryManager", table: PteTable, mask: int) -> bo
     head = first - zone.base - zone.m_head_off[first - zone.base]
     where = table.pfns(mask) - zone.base
     flags = zone.flags[where]
+    if (flags & PG_HWPOISON).any():
+        return all(_pte_to_migration(memory, table, 1 << i) for i in indices(mask).tolist())
     exclusive = flags & PG_ANON_EXCLUSIVE != 0
     rexcl = mask
     if not exclusive.all():
@@ -108,6 +111,12 @@ def _pte_to_migration(memory: "MemoryManager", table: PteTable, bit: int) -> boo
     write = table.write & bit
     flags = zone.m_flags[i]
     rexcl = 0
+    if flags & PG_HWPOISON:
+        table.set_other(bit.bit_length() - 1, OtherPte(PteKind.HWPOISON, page))
+        table.mm.rss[MM_ANONPAGES] -= 1
+        memory.rmap.folio_remove_rmap_pte(page)
+        memory.pages.folio_put(zone.base + h)
+        return True
     if flags & PG_ANON_EXCLUSIVE:
         if not zone.private and memory.rmap.folio_maybe_dma_pinned(zone.base + h):
             return False

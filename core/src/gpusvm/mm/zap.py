@@ -10,7 +10,7 @@ from gpusvm.mm.huge_memory import walk_pmds
 from gpusvm.mm.mm_struct import MM_ANONPAGES
 from gpusvm.mm.mmu_notifier import notifier_end, notifier_start
 from gpusvm.mm.observer import tell
-from gpusvm.mm.pgtable import PmdKind, PmdLeaf, PteTable
+from gpusvm.mm.pgtable import PmdKind, PmdLeaf, PteKind, PteTable
 from gpusvm.mm.rss import add_rss
 
 if TYPE_CHECKING:
@@ -50,6 +50,9 @@ def zap_range(memory: "MemoryManager", vma: "Vma", start: int, end: int, *, stay
             _zap_huge_pmd(memory, mm, block, entry)
             zapped += 1
         else:
+            if entry.other & mask:
+                zapped += zap_others(memory, entry, mask, drop_markers=not stays)
+                mask &= ~entry.other
             if not vma.is_anonymous:
                 add_rss(memory, vma, entry, mask & entry.used & ~entry.zero, -1)
             zapped += _zap_ptes(memory, entry, mask, anonymous=vma.is_anonymous)
@@ -95,6 +98,24 @@ def _zap_ptes(memory: "MemoryManager", table: PteTable, mask: int, *, anonymous:
         memory.rmap.unmap_pages(pfns)
         memory.kernel.preempt_enable()
     return mask.bit_count()
+
+
+def zap_others(memory: "MemoryManager", table: PteTable, mask: int, *, drop_markers: bool) -> int:
+    """Zap the swap entries, hwpoison entries and markers of a mask, inside a section; how many.
+
+    Guard markers stay unless `drop_markers`: an area keeps them until it is unmapped (zap_nonpresent_ptes).
+    """
+    gone = 0
+    for i, entry in table.others_of(mask):
+        if entry.kind is PteKind.MARKER_GUARD and not drop_markers:
+            continue
+        gone |= 1 << i
+        if entry.kind is PteKind.SWAP:
+            table.mm.swapents -= 1
+            memory.swap.free(entry.value)
+    if gone:
+        table.clear(gone)
+    return gone.bit_count()
 
 
 def free_pgtables(memory: "MemoryManager", mm: "MmStruct", vmas: Sequence["Vma"], floor: int, ceiling: int) -> None:
