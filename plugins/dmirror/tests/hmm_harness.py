@@ -12,7 +12,7 @@ from attrs import define
 from gpusvm.check import check_quiescent
 from gpusvm.errors import KernelError
 from gpusvm.kernel import Kernel
-from gpusvm.mm import MemoryManager
+from gpusvm.mm import Geometry, MemoryManager
 from gpusvm.mm.api import MADV_HUGEPAGE, MADV_NOHUGEPAGE, PROT_READ, PROT_WRITE
 from gpusvm_dmirror import (
     HMM_DMIRROR_MIGRATE_TO_DEV,
@@ -21,6 +21,7 @@ from gpusvm_dmirror import (
     HmmDmirror,
     HmmDmirrorCmd,
 )
+from gpusvm_dmirror.tunables import DmirrorTunables
 
 PAGE = 4096
 PMD = 2 << 20
@@ -44,14 +45,24 @@ class Buffer:
 
 
 class Hmm:
-    """The machine, one process, and the devices that a fixture has opened in it."""
+    """The machine, one process, and the devices that a fixture has opened in it.
 
-    def __init__(self, *minors, mode="timed", choices=None, quirks=None):
+    A `small` machine has 8 pages in a PMD and 2 MiB in a chunk, so that many of them can be booted.
+    """
+
+    def __init__(self, *minors, mode="timed", choices=None, quirks=None, small=False):
         self.kernel = Kernel(mode=mode, choices=choices)
-        self.memory = MemoryManager(self.kernel, ram_pages=RAM_PAGES, thp="madvise")
-        self.spm = [self.memory.request_free_mem_region(CHUNK_PAGES) * PAGE for _ in range(2)]
+        geometry = Geometry(pmd_order=3) if small else Geometry()
+        ram_pages, chunk_pages = (1 << 12, 1 << 9) if small else (RAM_PAGES, CHUNK_PAGES)
+        self.memory = MemoryManager(self.kernel, ram_pages=ram_pages, geometry=geometry, thp="madvise")
+        self.spm = [self.memory.request_free_mem_region(chunk_pages) * PAGE for _ in range(2)]
         self.module = HmmDmirror(
-            self.kernel, self.memory, spm_addr_dev0=self.spm[0], spm_addr_dev1=self.spm[1], quirks=quirks
+            self.kernel,
+            self.memory,
+            spm_addr_dev0=self.spm[0],
+            spm_addr_dev1=self.spm[1],
+            tunables=DmirrorTunables(chunk_bytes=chunk_pages * PAGE),
+            quirks=quirks,
         )
         self.free_at_start = self.memory.pages.allocator.free_pages
         self.mm = self.memory.mm_alloc("hmm-tests")
@@ -98,8 +109,9 @@ class Hmm:
 
     def huge(self, addr, *, huge=True):
         """Find the aligned 2 MiB at or behind `addr` and advise for or against a huge page; their address."""
-        window = -(-addr // PMD) * PMD
-        self.mm.madvise(window, PMD, MADV_HUGEPAGE if huge else MADV_NOHUGEPAGE)
+        size = self.memory.geometry.pmd_size
+        window = -(-addr // size) * size
+        self.mm.madvise(window, size, MADV_HUGEPAGE if huge else MADV_NOHUGEPAGE)
         return window
 
     def fill(self, addr, npages, mm=None):

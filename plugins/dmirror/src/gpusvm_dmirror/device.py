@@ -19,6 +19,7 @@ from gpusvm.mm.api import (
     MIGRATE_VMA_SELECT_DEVICE_COHERENT,
     MIGRATE_VMA_SELECT_DEVICE_PRIVATE,
     DevPagemap,
+    MemoryManagerApi,
     MmApi,
     Pfns,
     migrate_pfns,
@@ -32,6 +33,8 @@ from gpusvm_dmirror.migrate import DmirrorPagemapOps, migrate_to_device
 from gpusvm_dmirror.mirror import Dmirror
 
 if TYPE_CHECKING:
+    from gpusvm.kernel import Kernel
+
     from gpusvm_dmirror.tunables import DmirrorQuirks, DmirrorTunables
 
 __all__ = ["DmirrorDevice"]
@@ -57,6 +60,19 @@ class ChunkOfPage:
 
     def free(self, pfn: int, order: int) -> None:
         """Nothing to forget."""
+
+
+class DmirrorPool(ChunkPool):
+    """Own the chunks of one device; none is added while they are removed (dmirror_device.devmem_lock)."""
+
+    def __init__(self, kernel: "Kernel", memory: MemoryManagerApi, **how: Any) -> None:
+        super().__init__(kernel, memory, **how)
+        self.devmem_lock = kernel.mutex("mdevice->devmem_lock")
+
+    def add_chunk(self, order: int) -> Chunk:
+        """Add a chunk once nobody removes any (dmirror_allocate_chunk)."""
+        with self.devmem_lock:
+            return super().add_chunk(order)
 
 
 class NoPm:
@@ -103,7 +119,7 @@ class DmirrorDevice:
         self.accounts = FaultAccounts()
         self.pipeline = DmirrorPipeline(self)
         self.coherent = spm is not None
-        self.pool = self.embedding = ChunkPool(
+        self.pool = self.embedding = DmirrorPool(
             host.kernel,
             host.memory,
             chunk_pages=tunables.chunk_bytes >> host.memory.geometry.page_shift,
@@ -248,11 +264,12 @@ class DmirrorDevice:
 
     def release(self) -> None:
         """Evacuate the device and remove its chunks (dmirror_device_remove_chunks, the RELEASE ioctl)."""
-        for chunk in list(self.pool.chunks):
-            self.pool.retire(chunk)
-            if chunk.callocated:
-                self._evict_chunk(chunk)
-            self.pool.remove(chunk)
+        with self.pool.devmem_lock:
+            for chunk in list(self.pool.chunks):
+                self.pool.retire(chunk)
+                if chunk.callocated:
+                    self._evict_chunk(chunk)
+                self.pool.remove(chunk)
 
     def _evict_chunk(self, chunk: Chunk) -> None:
         memory, nr = self.memory, chunk.pagemap.nr_pages

@@ -1,0 +1,130 @@
+"""What commands, faults and the end of a device do to each other, under many orders of the tasks."""
+
+from contextlib import suppress
+
+import pytest
+from gpusvm.errors import KernelError
+from gpusvm.explore import random_walk
+from gpusvm.mm.api import PROT_READ, PROT_WRITE
+from hmm_harness import PAGE, Hmm, same
+
+SCHEDULES = 60
+N = 8  # pages in a PMD of the small machine
+
+minors = pytest.mark.parametrize("minor", [0, 2], ids=["private", "coherent"])
+
+
+def explore(minor, setup, *tasks, after=lambda *_: None):
+    """Run `tasks` next to each other under many orders; each gets the machine and what `setup` returned.
+
+    `after` looks at the result. The machine is checked as after every hmm-test.
+    """
+
+    def program(choices):
+        hmm = Hmm(minor, mode="explored", choices=choices, small=True)
+        state = setup(hmm)
+        running = [hmm.kernel.spawn(task, hmm, state, name=task.__name__) for task in tasks]
+        for task in running:
+            task.join()
+        after(hmm, state)
+        hmm.teardown()
+
+    assert list(random_walk(program, schedules=SCHEDULES)) == []
+
+
+def on_device(npages, *, huge=False):
+    def setup(hmm):
+        buffer = hmm.buffer(npages, mapped=2 * npages)
+        if huge:
+            buffer.ptr = hmm.huge(buffer.ptr)
+        values = hmm.fill(buffer.ptr, npages)
+        assert hmm.migrate_to_dev(hmm.fd, buffer, npages) == 0
+        return buffer, values
+
+    return setup
+
+
+def read_all(hmm, state):
+    buffer, values = state
+    assert same(hmm.read(buffer.ptr, len(values)), values)
+
+
+def read_backwards(hmm, state):
+    buffer, values = state
+    for i in reversed(range(len(values))):
+        assert hmm.read(buffer.ptr + i * PAGE, 1) == [values[i]]
+
+
+def close_another(hmm, state):
+    hmm.module.open(hmm.module.devices.index(hmm.fd.device), hmm.mm).close()
+
+
+def release(hmm, state):
+    hmm.fd.ioctl.release()
+
+
+def to_dev(hmm, state):
+    buffer, values = state
+    # A page that is in somebody's hands does not go.
+    with suppress(KernelError):
+        assert same(hmm.fd.ioctl.migrate_to_dev(buffer.ptr, len(values)).tokens, values)
+
+
+def to_sys(hmm, state):
+    buffer, values = state
+    hmm.fd.ioctl.migrate_to_sys(buffer.ptr, len(values))
+
+
+def device_read(hmm, state):
+    buffer, values = state
+    assert same(hmm.fd.ioctl.read(buffer.ptr, len(values)).tokens, values)
+
+
+def protect(hmm, state):
+    buffer, values = state
+    hmm.mm.mprotect(buffer.ptr, len(values) * PAGE, PROT_READ)
+    hmm.mm.mprotect(buffer.ptr, len(values) * PAGE, PROT_READ | PROT_WRITE)
+
+
+def fork(hmm, state):
+    child = hmm.mm.fork("child")
+    buffer, values = state
+    assert same(hmm.read(buffer.ptr, len(values), child), values)
+    child.exit()
+
+
+@pytest.mark.parametrize("huge", [False, True], ids=["small", "huge"])
+def test_two_cpus_fault_the_same_device_pages(huge):
+    explore(0, on_device(N if huge else 6, huge=huge), read_all, read_backwards)
+
+
+@minors
+@pytest.mark.parametrize("end", [close_another, release])
+def test_the_device_is_evacuated_while_cpus_use_its_pages(minor, end):
+    explore(minor, on_device(6), read_all, end, read_backwards, after=read_all)
+
+
+@pytest.mark.parametrize("end", [close_another, release])
+def test_the_device_is_evacuated_while_cpus_use_its_huge_page(end):
+    explore(0, on_device(N, huge=True), end, read_backwards, after=read_all)
+
+
+@minors
+@pytest.mark.parametrize("end", [close_another, release])
+def test_a_child_is_made_while_the_device_is_evacuated(minor, end):
+    explore(minor, on_device(6), fork, end, after=read_all)
+
+
+@minors
+def test_pages_go_and_come_while_the_device_reads_them(minor):
+    explore(minor, on_device(6), device_read, to_sys, to_dev, device_read, after=read_all)
+
+
+@minors
+def test_pages_go_to_the_device_while_it_is_released(minor):
+    explore(minor, on_device(6), to_sys, to_dev, release, after=read_all)
+
+
+@minors
+def test_protection_changes_while_pages_move(minor):
+    explore(minor, on_device(6), protect, to_sys, to_dev, device_read, after=read_all)
