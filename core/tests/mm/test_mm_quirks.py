@@ -379,6 +379,35 @@ def test_mm_q11_a_block_counts_once(quirk, variant, cpages):
     one.check_quiescent()
 
 
+@both
+def test_mm_q12_a_fork_meets_a_locked_exclusive_page(quirk, variant):
+    one = quirk(variant)
+    one.map(3)
+    tokens = one.read(0, 1, 2)
+    with one.mm.mmap_lock.read():
+        page = one.memory.make_device_exclusive(one.mm, one.va(1), one)
+
+    def forker():
+        try:
+            return one.mm.fork()
+        except KernelError as error:
+            return error.errno
+
+    task = one.kernel.spawn(forker, name="forker")
+    one.kernel.settle()
+    assert task.done == (variant == "as_written")
+    one.memory.folio_unlock(page)
+    one.memory.folio_put(page)
+    child = task.join()
+    if variant == "as_written":
+        assert child == ENOMEM
+    else:
+        assert [one.memory.cpu_read(child, one.va(i)) for i in range(3)] == tokens
+        child.exit()
+    one.check_quiescent()
+    one.finish()
+
+
 @pytest.mark.parametrize("thp", ["always", "never"])
 @both
 def test_mm_q13_a_device_page_stays_read_only(quirk, variant, thp):
@@ -412,3 +441,42 @@ def test_mm_q16_a_block_that_a_pmd_maps_is_invalidated_in_any_case(quirk, varian
         ("p", "CLEAR", 8, 16, "-"),
         ("p", "PROTECTION_VMA", 3, 13, "-"),
     ]
+
+
+@both
+def test_mm_q17_a_shared_block_gets_small_destinations(quirk, variant):
+    one = quirk(variant, thp="always")
+    one.map(8)
+    tokens = one.read(*range(8))
+    child = one.mm.fork()
+    one.device.migrate(one.mm, one.va(0), one.va(8), small=True)
+    assert kinds(one, 8) == ["PRIVATE"] * 8
+    # The child has a leaf over the first of eight pages, or eight entries of its own.
+    assert one.entry(0, child).kind.name == "PRIVATE"
+    assert hasattr(one.entry(0, child), "zero") == (variant == "fixed")
+    assert [one.counts(one.pfn(i)) for i in range(8)] == ["2/2", *["1/1" if variant == "as_written" else "2/2"] * 7]
+    assert len(one.memory.contents.tainted_vpns) == (8 if variant == "as_written" else 0)
+    if variant == "fixed":
+        one.check_quiescent()
+        assert [one.memory.cpu_read(child, one.va(i)) for i in range(8)] == tokens
+        child.exit()
+        one.check_quiescent()
+    assert one.read(*range(8)) == tokens
+
+
+def test_mm_q17_what_the_other_process_reads_is_known(quirk):
+    """As written it maps a block from the first small page on: what it finds there is put down to the quirk."""
+    one = quirk("as_written", thp="always")
+    one.map(8)
+    to_device(one, 8)
+    child = one.mm.fork()
+    one.device.compound_home = False
+    with one.mm.mmap_lock.read():
+        one.device.bring_home(one.mm, one.va(0), one.va(8))
+    assert kinds(one, 8) == ["PRESENT"] * 8
+    assert one.entry(0, child).kind.name == "THP"
+    one.write(*range(1, 8))
+    for i in range(1, 8):
+        one.memory.cpu_read(child, one.va(i))
+    assert one.memory.contents.known == {"mm_q17": 7}
+    assert not one.memory.contents.mismatches

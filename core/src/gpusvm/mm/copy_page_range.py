@@ -141,7 +141,11 @@ class _Copy:
                 spare = -1
                 at += 1
             elif busy == at:
-                # copy_nonpresent_pte's EBUSY ends as ENOMEM.
+                # MM-Q12: copy_nonpresent_pte's EBUSY ends as ENOMEM.
+                if memory.quirks.mm_q12 == "fixed":
+                    memory.pages.folio_wait_locked(memory.pages.folio_head(src.m_pfn[busy]))
+                    kernel.step()
+                    continue
                 raise KernelError(ENOMEM, f"the device-exclusive page {src.m_pfn[busy]:#x} is locked, so it stays")
         if spare >= 0:
             memory.pages.folio_put(spare)

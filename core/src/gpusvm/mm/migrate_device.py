@@ -456,12 +456,30 @@ class _Pages:
         entry = vma.mm.page_table.lookup(address)
         if isinstance(entry, PmdLeaf) and entry.kind is PmdKind.MIGRATION and entry.pfn == src:
             split_huge_pmd(memory, vma, address)
+        self.split_elsewhere(vma, src)
         if src != self.fault_head:
             return folio_split_unmapped(memory, src)
         error = folio_split_unmapped(memory, src, fault_page=args.fault_page)
         if not error and args.fault_page is not None:
             self.fault_head = args.fault_page  # a folio of its own now
         return error
+
+    def split_elsewhere(self, vma: "Vma", src: int) -> None:
+        """Split the PMD migration entries that name `src` in the other areas, too; as written, MM-Q17, nobody does.
+
+        What their processes read in the block afterwards is then put down to the quirk.
+        """
+        memory = self.memory
+        geometry = memory.geometry
+        for other, start, _ in memory.rmap.places(src):
+            entry = other.mm.page_table.lookup(start)
+            if other is vma or not isinstance(entry, PmdLeaf) or entry.kind is not PmdKind.MIGRATION:
+                continue
+            if entry.pfn == src and memory.quirks.mm_q17 == "fixed":
+                split_huge_pmd(memory, other, start)
+            elif entry.pfn == src:
+                vpns = np.arange(geometry.pmd_nr) + (start >> geometry.page_shift)
+                memory.contents.taint(other.mm, vpns, "mm_q17")
 
     def batch(self, i: int, j: int) -> None:
         """Handle the words [i, j), none of them compound."""

@@ -91,6 +91,11 @@ class MmQuirks:
         where="mm/migrate_device.c:migrate_vma_collect, migrate_device_unmap",
         consequence="A driver that compares cpages with npages takes a block that moves whole for one that does not",
     )
+    mm_q12: Variant = quirk(
+        "fork fails with ENOMEM when it meets a device-exclusive page that is locked",
+        where="mm/memory.c:copy_nonpresent_pte, copy_pte_range",
+        consequence="A fork fails for want of memory, which there is, while a device makes a page exclusive",
+    )
     mm_q13: Variant = quirk(
         "A device-private entry that was write-protected never becomes writable in place",
         where="mm/mprotect.c:change_softleaf_pte; mm/huge_memory.c:change_non_present_huge_pmd",
@@ -102,4 +107,10 @@ class MmQuirks:
         where="mm/huge_memory.c:vma_adjust_trans_huge, __split_huge_pmd",
         consequence="mprotect, munmap and madvise of a few pages invalidate 2 MiB around each new boundary; recorded "
         "on 7.3.4",
+    )
+    mm_q17: Variant = quirk(
+        "When a compound source gets small destinations, its PMD migration entry is split in one mm only",
+        where="mm/migrate_device.c:migrate_vma_split_unmapped_folio",
+        consequence="A forked process that shares the block maps 2 MiB from the first of the new pages on, and reads "
+        "whatever lies behind it",
     )

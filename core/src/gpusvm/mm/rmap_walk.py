@@ -371,6 +371,8 @@ def _restore_in_vmas(
         block = (low + base) >> pmd_order
         if vma.pgoff > low or last < high or (high + base) >> pmd_order != block:
             return False
+        if isinstance(vma.mm.page_table.entries.get(block), PmdLeaf):
+            return False  # nothing of these pages, or what MM-Q17 leaves
         places.append((vma, base, block))
     for vma, base, block in places:
         memory.kernel.step()
