@@ -454,3 +454,22 @@ def test_a_failed_fork_leaves_device_pages_as_they_were(lab):
         assert one.device.live == live
         one.check_quiescent()
     one.finish()
+
+
+def test_shared_pages_of_several_devices_are_unmapped_in_the_order_of_their_addresses(lab):
+    one = lab()
+    other = type(one.device)(one.memory, 8, owner=one.device)  # one owner for both: a migration takes them together
+    one.map(6)
+    other.migrate(one.mm, BASE, BASE + 2 * PAGE)
+    other.migrate(one.mm, BASE + 3 * PAGE, BASE + 5 * PAGE)
+    to_device(one, 6)
+    child = one.mm.fork()
+    one.watch(child)
+    one.mm.mmap_lock.down_read()
+    good, args = other.bring_home(one.mm, BASE, BASE + 6 * PAGE)
+    one.mm.mmap_lock.up_read()
+    assert (good, args.cpages) == (True, 6)
+    assert one.events == [(child.name, "CLEAR", i, i + 1, "-") for i in range(6)]
+    child.exit()
+    one.mm.exit()
+    one.memory.memunmap_pages(other.pgmap)

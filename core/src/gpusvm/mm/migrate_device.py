@@ -210,9 +210,11 @@ def _unmap(memory: "MemoryManager", src: Words, npages: int, fault_page: int | N
         else:
             j = _next_compound(src, i, npages)
             if j - i >= _BATCH:
-                count += _unmap_batch(memory, src, i, j, fault_head, restore)
-                i = j
-                continue
+                done = _unmap_batch(memory, src, i, j, fault_head, restore)
+                if done is not None:
+                    count += done
+                    i = j
+                    continue
         while i < j:
             word = words[i]
             if not word & MIGRATE_PFN_VALID:
@@ -264,8 +266,13 @@ def _unmap_one(memory: "MemoryManager", pfn: int, fault_head: int) -> bool:
     return True
 
 
-def _unmap_batch(memory: "MemoryManager", src: Words, i: int, j: int, fault_head: int, restore: list[int]) -> int:
-    """Do so for the words [i, j), none of them compound; what has to go back is added to `restore`."""
+def _unmap_batch(
+    memory: "MemoryManager", src: Words, i: int, j: int, fault_head: int, restore: list[int]
+) -> int | None:
+    """Do so for the words [i, j), none of them compound; what has to go back is added to `restore`.
+
+    None, and nothing done, if pages of several zones are mapped elsewhere: their windows open in the order of the words.
+    """
     words = src[i:j]
     valid = words & MIGRATE_PFN_VALID
     found = np.count_nonzero(valid)
@@ -275,7 +282,10 @@ def _unmap_batch(memory: "MemoryManager", src: Words, i: int, j: int, fault_head
     else:
         where = valid.nonzero()[0]
         pfns = (words[where] >> MIGRATE_PFN_SHIFT).view(np.int64)
-    for zone, index, part in memory.pages.split(pfns):
+    parts = memory.pages.split(pfns)
+    if len(parts) > 1 and any(zone.mapcount[index].any() for zone, index, _ in parts):
+        return None
+    for zone, index, part in parts:
         bad: Any = None
         extra: Any
         if zone.pgmap is None:
