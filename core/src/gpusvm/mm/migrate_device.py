@@ -271,7 +271,7 @@ def _unmap_batch(
 ) -> int | None:
     """Do so for the words [i, j), none of them compound; what has to go back is added to `restore`.
 
-    None, and nothing done, if pages of several zones are mapped elsewhere: their windows open in the order of the words.
+    None, and nothing done, if pages of several zones are mapped elsewhere: windows open in the order of the words.
     """
     words = src[i:j]
     valid = words & MIGRATE_PFN_VALID
