@@ -301,7 +301,8 @@ def _rss(memory: MemoryManager, mappings: list[_Mappings]) -> Iterator[Violation
         pages = [0, 0, 0]
         for entry in mm.page_table.entries.values():
             if isinstance(entry, PmdLeaf):
-                pages[MM_ANONPAGES] += 0 if entry.kind is PmdKind.HUGE_ZERO else memory.geometry.pmd_nr
+                if entry.kind not in {PmdKind.HUGE_ZERO, PmdKind.HUGETLB}:
+                    pages[MM_ANONPAGES] += memory.geometry.pmd_nr
                 continue
             named = entry.used & ~(entry.zero | entry.other)
             if not memory.rmap.has_files:

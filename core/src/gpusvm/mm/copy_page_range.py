@@ -8,8 +8,9 @@ from errno import ENOMEM
 from typing import TYPE_CHECKING
 
 from gpusvm.errors import KernelError
-from gpusvm.mm.api import MMU_NOTIFY_PROTECTION_PAGE, VM_COPY_ON_FORK, VM_WRITE, Pfns
+from gpusvm.mm.api import MMU_NOTIFY_PROTECTION_PAGE, VM_COPY_ON_FORK, VM_HUGETLB, VM_WRITE, Pfns
 from gpusvm.mm.huge_memory import split_huge_pmd
+from gpusvm.mm.hugetlb import copy_hugetlb_page_range
 from gpusvm.mm.memory import restore_exclusive_pte
 from gpusvm.mm.mm_struct import MM_ANONPAGES, MMF_HAS_PINNED
 from gpusvm.mm.mmu_notifier import notifier_end, notifier_start
@@ -33,6 +34,8 @@ def copy_page_range(memory: "MemoryManager", dst_vma: "Vma", src_vma: "Vma") -> 
     # vma_needs_copy: what a fault can bring back is left to a fault.
     if src_vma.anon_vma is None and not dst_vma.flags & VM_COPY_ON_FORK:
         return 0
+    if src_vma.flags & VM_HUGETLB:
+        return copy_hugetlb_page_range(memory, dst_vma, src_vma)
     range_ = None
     if src_vma.is_cow:
         range_ = notifier_start(memory, src_vma.mm, src_vma.start, src_vma.end, MMU_NOTIFY_PROTECTION_PAGE)

@@ -151,7 +151,7 @@ def _before_prot_none(memory: "MemoryManager", mm: "MmStruct", vpns: Pfns) -> in
     return good
 
 
-_MAPPED: Final = (PmdKind.THP, PmdKind.HUGE_ZERO)
+_MAPPED: Final = (PmdKind.THP, PmdKind.HUGE_ZERO, PmdKind.HUGETLB)
 
 
 def _fault_run(memory: "MemoryManager", mm: "MmStruct", vpns: Pfns, is_write: npt.NDArray[np.bool_], at: int) -> bool:

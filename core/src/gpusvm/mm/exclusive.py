@@ -10,6 +10,7 @@ from gpusvm.mm.api import (
     MMU_NOTIFY_EXCLUSIVE,
     VM_FAULT_ERROR,
     VM_FAULT_OOM,
+    VM_HUGETLB,
     VM_IO,
     VM_PFNMAP,
     VM_WRITE,
@@ -80,6 +81,8 @@ def _get_user_page_write_split(memory: "MemoryManager", mm: "MmStruct", address:
         raise KernelError(EFAULT, f"nothing is mapped at {address:#x}")
     if vma.flags & (VM_IO | VM_PFNMAP) or not vma.flags & VM_WRITE:
         raise KernelError(EFAULT, f"{vma!r} cannot be written")
+    if vma.flags & VM_HUGETLB:
+        raise KernelError(EOPNOTSUPP, f"{vma!r} has huge pages")  # check_vma_flags, FOLL_SPLIT_PMD
     pages = memory.pages
     kernel = memory.kernel
     while True:

@@ -23,6 +23,7 @@ from gpusvm.mm.api import (
     HMM_PFN_WRITE,
     VM_FAULT_ERROR,
     VM_FAULT_OOM,
+    VM_HUGETLB,
     VM_IO,
     VM_PFNMAP,
     VM_READ,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 NEED_FAULT: Final = 1
 NEED_WRITE_FAULT: Final = 2
 
+_MAPPED: Final = (PmdKind.THP, PmdKind.HUGE_ZERO, PmdKind.HUGETLB)
 _STICKY: Final = np.uint64(HMM_PFN_STICKY)
 _VALID: Final = np.uint64(HMM_PFN_VALID)
 _WRITE: Final = np.uint64(HMM_PFN_WRITE)
@@ -129,7 +131,7 @@ class _Walk:
                 self.fill(at, stop, HMM_PFN_ERROR)
                 at = stop
                 continue
-            if not self.walk_vma(at, stop):
+            if not (self.walk_hugetlb(at, stop) if vma.flags & VM_HUGETLB else self.walk_vma(at, stop)):
                 return False
             at = stop
         return True
@@ -157,6 +159,37 @@ class _Walk:
                 good = self.leaf(entry, at, stop) if isinstance(entry, PmdLeaf) else self.table(entry, at, stop)
                 if not good:
                     return False
+            at = stop
+        return True
+
+    def walk_hugetlb(self, at: int, end: int) -> bool:
+        """Handle an area of huge pages; the first word says what is asked for a page (hmm_vma_walk_hugetlb_entry)."""
+        page_table = self.mm.page_table
+        geometry = self.memory.geometry
+        while at < end:
+            stop = min(end, (at & -geometry.pmd_size) + geometry.pmd_size)
+            self.memory.kernel.step()
+            leaf = page_table.entries.get(at >> geometry.pmd_shift)
+            if not page_table.pud_present(at):
+                needed = self.need(at, stop, 0)
+                if needed:
+                    return self.record(at, stop, needed)
+                self.fill(at, stop, 0)
+                at = stop
+                continue
+            # Of an entry that is none as well: not VALID, but with the order.
+            flags = geometry.pmd_order << HMM_PFN_ORDER_SHIFT
+            pfn = 0
+            if isinstance(leaf, PmdLeaf):
+                flags |= HMM_PFN_VALID | (HMM_PFN_WRITE if leaf.write else 0)
+                pfn = leaf.pfn
+            needed = self.need(at, at + geometry.page_size, flags)
+            if needed:
+                return self.record(at, stop, needed)
+            words = self.slice(at, stop)
+            offset = (at & (geometry.pmd_size - 1)) >> self.shift
+            words &= _STICKY
+            words |= _WORD_RAMP[offset : offset + len(words)] + (pfn | flags)
             at = stop
         return True
 
@@ -343,7 +376,7 @@ def fault_in_range(memory: "MemoryManager", vma: "Vma", address: int, end: int, 
         block = address >> pmd_shift
         entry = page_table.entries.get(block)
         if isinstance(entry, PmdLeaf):
-            if entry.kind in {PmdKind.THP, PmdKind.HUGE_ZERO} and (entry.write or not write):
+            if entry.kind in _MAPPED and (entry.write or not write):
                 address = (block + 1) << pmd_shift
                 continue
         elif isinstance(entry, PteTable):

@@ -21,6 +21,7 @@ from gpusvm.mm.api import (
     MADV_WIPEONFORK,
     VM_DONTCOPY,
     VM_HUGEPAGE,
+    VM_HUGETLB,
     VM_NOHUGEPAGE,
     VM_PFNMAP,
     VM_SHARED,
@@ -114,6 +115,13 @@ def _discard(memory: "MemoryManager", vma: "Vma", start: int, end: int, advice: 
     # madvise_dontneed_free
     if vma.flags & VM_PFNMAP:
         raise KernelError(EINVAL, f"madvise to discard {vma!r}, which has no pages")
+    if vma.flags & VM_HUGETLB:
+        size = memory.geometry.pmd_size
+        if advice != MADV_DONTNEED or start % size:
+            raise KernelError(EINVAL, f"madvise to discard from {start:#x} on in {vma!r}, which has huge pages")
+        end &= -size
+        if start == end:
+            return
     if advice == MADV_DONTNEED:
         zap_vma_range(memory, vma, start, end)
     else:

@@ -17,6 +17,7 @@ from gpusvm.mm.api import (
     VM_FAULT_OOM,
     VM_FAULT_SIGBUS,
     VM_FAULT_SIGSEGV,
+    VM_HUGETLB,
     VM_MAYWRITE,
     VM_SHARED,
     VM_WRITE,
@@ -24,6 +25,7 @@ from gpusvm.mm.api import (
 )
 from gpusvm.mm.do_fault import do_fault, do_wp_shared
 from gpusvm.mm.huge_memory import split_huge_pmd
+from gpusvm.mm.hugetlb import hugetlb_fault
 from gpusvm.mm.mm_struct import MM_ANONPAGES, MMF_UNSTABLE
 from gpusvm.mm.mmu_notifier import notifier_end, notifier_start
 from gpusvm.mm.observer import tell
@@ -50,6 +52,8 @@ def handle_mm_fault(memory: "MemoryManager", vma: "Vma", address: int, flags: in
             return VM_FAULT_SIGSEGV
     if memory.kernel.observer is not None:
         tell(memory.kernel.observer, "operation_begins", "handle_mm_fault", vma, address)
+    if vm_flags & VM_HUGETLB:
+        return hugetlb_fault(memory, vma, address, flags)
     page_table = vma.mm.page_table
     block = address >> page_table.pmd_shift
     page_table.pud_alloc(address)

@@ -43,6 +43,7 @@ from gpusvm.mm.api import (
 )
 from gpusvm.mm.contents import Contents, Mode
 from gpusvm.mm.filemap import AddressSpace
+from gpusvm.mm.hugetlb import HugetlbPool
 from gpusvm.mm.memremap import DevPagemaps
 from gpusvm.mm.mm_struct import MmStruct
 from gpusvm.mm.mmu_notifier import MmuIntervalNotifier
@@ -93,6 +94,8 @@ class MemoryManager:
         self._huge_zero_pfn: int | None = None
         self.rmap = Rmap(kernel, self.pages, geometry=self.geometry)
         self.contents = Contents(kernel, self.pages, mode=contents)
+        self.hugetlb = HugetlbPool(self)
+        self.pages.free_huge_folio = self.hugetlb.give_back
         self.pagemaps = DevPagemaps(kernel, self.pages, geometry=self.geometry)
         self.swap = Swap(self.pages, self.contents)
         self.mms: list[MmStruct] = []
@@ -129,6 +132,10 @@ class MemoryManager:
     def tmpfile(self, nr_pages: int, *, name: str = "tmpfile") -> AddressSpace:
         """Make a file of zeros on a file system that wants to hear of first writes; `close` drops the reference."""
         return AddressSpace(self, name, nr_pages, swapbacked=False, page_mkwrite=True)
+
+    def set_nr_hugepages(self, nr: int) -> int:
+        """Have a pool of `nr` huge pages, or as near as memory and use allow; how many there are."""
+        return self.hugetlb.set_nr(nr)
 
     def vm_insert_page(self, vma: Vma, addr: int, pfn: int) -> None:
         """Map a page of a driver's into its VM_MIXEDMAP area. EFAULT EINVAL EBUSY ENOMEM. mmap_lock held."""

@@ -8,6 +8,7 @@ from gpusvm.mm.api import (
     PROT_EXEC,
     PROT_READ,
     PROT_WRITE,
+    VM_DONTEXPAND,
     VM_EXEC,
     VM_HUGETLB,
     VM_MAYEXEC,
@@ -19,6 +20,7 @@ from gpusvm.mm.api import (
     VM_SPECIAL,
     VM_WRITE,
 )
+from gpusvm.mm.hugetlb import HugetlbFile
 from gpusvm.mm.mmap_lock import vma_start_write
 from gpusvm.mm.mmu_notifier import ULONG_MAX, mmu_notifier_release
 from gpusvm.mm.observer import tell
@@ -58,11 +60,15 @@ def mmap(
     """Map private or shared memory, anonymous or of a file, and return its address. EINVAL ENOMEM.
 
     Shared anonymous memory is a shmem object of its own. VM_PFNMAP, VM_MIXEDMAP and VM_IO make an area of a driver's,
-    empty as yet.
+    empty as yet. VM_HUGETLB maps huge pages, of which there must be enough in the pool (`set_nr_hugepages`); a length
+    is rounded up to them.
     """
     page = memory.geometry.page_size
     if flags & VM_HUGETLB:
-        raise ModelError("VM_HUGETLB is not modelled")
+        if file is not None:
+            raise ModelError(f"mmap of {file} with VM_HUGETLB: a file's pages are what they are")
+        page = memory.geometry.pmd_size
+        flags |= VM_DONTEXPAND
     if offset % page or (offset and file is None):
         raise KernelError(EINVAL, f"mmap of {file} from byte {offset}")
     if length <= 0:
@@ -95,9 +101,12 @@ def _map_region(
 ) -> None:
     # __mmap_region: an area of its own, or a neighbour grows.
     shift = memory.geometry.page_shift
-    own = None
+    own: AddressSpace | None = None
     if file is None:
-        if flags & VM_SHARED and not flags & VM_SPECIAL:
+        if flags & VM_HUGETLB:
+            owner = None if flags & VM_SHARED else mm
+            file = own = HugetlbFile(memory, (end - addr) >> shift, owner)  # hugetlb_file_setup
+        elif flags & VM_SHARED and not flags & VM_SPECIAL:
             file = own = shmem_file_setup(memory, "dev/zero", (end - addr) >> shift)  # shmem_zero_setup
         else:
             pgoff = addr >> shift

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from attrs import define
 
-from gpusvm.mm.api import MMU_NOTIFY_UNMAP
+from gpusvm.mm.api import MMU_NOTIFY_UNMAP, VM_HUGETLB
 from gpusvm.mm.huge_memory import split_huge_pmd
+from gpusvm.mm.hugetlb import move_hugetlb_page_tables
 from gpusvm.mm.mmu_notifier import notifier_end, notifier_start
 from gpusvm.mm.pgtable import PmdLeaf, PteTable
 from gpusvm.mm.ptemask import span
@@ -61,6 +62,8 @@ def move_page_tables(
     """
     if not length:
         return 0
+    if old.flags & VM_HUGETLB:
+        return move_hugetlb_page_tables(memory, old, old_addr, new_addr, length)
     mm = old.mm
     page_table = mm.page_table
     pmd_size, pud_size = 1 << page_table.pmd_shift, 1 << page_table.pud_shift

@@ -9,11 +9,13 @@ from gpusvm.mm.api import (
     PROT_EXEC,
     PROT_READ,
     PROT_WRITE,
+    VM_HUGETLB,
     VM_SHARED,
     VM_WRITE,
     MmuNotifierRange,
 )
 from gpusvm.mm.huge_memory import walk_pmds
+from gpusvm.mm.hugetlb import hugetlb_change_protection
 from gpusvm.mm.mmap import prot_to_vm_flags
 from gpusvm.mm.mmu_notifier import notifier_end, notifier_start
 from gpusvm.mm.observer import tell
@@ -65,6 +67,9 @@ def mprotect(memory: "MemoryManager", mm: "MmStruct", start: int, length: int, p
 def _change_protection(memory: "MemoryManager", vma: Vma, start: int, end: int) -> None:
     # change_protection_range down to change_pte_range. The window opens at the first populated PUD, if there is one.
     mm = vma.mm
+    if vma.flags & VM_HUGETLB:
+        hugetlb_change_protection(memory, vma, start, end)
+        return
     page_table = mm.page_table
     pud_shift = page_table.pud_shift
     range_: MmuNotifierRange | None = None

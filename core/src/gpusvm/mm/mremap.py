@@ -11,6 +11,7 @@ from gpusvm.mm.api import (
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
     VM_DONTEXPAND,
+    VM_HUGETLB,
     VM_PFNMAP,
     VM_SHARED,
 )
@@ -107,6 +108,10 @@ def _check_prep_vma(vrm: _Remap, vma: "Vma | None") -> "Vma":
         raise vrm.error(EINVAL, "private memory cannot be doubled")
     if vrm.flags & MREMAP_DONTUNMAP and vma.flags & (VM_DONTEXPAND | VM_PFNMAP):
         raise vrm.error(EINVAL, f"{vma!r} cannot be at two places")
+    if vma.flags & VM_HUGETLB:
+        size = vrm.memory.geometry.pmd_size
+        if vrm.addr % size or vrm.new_addr % size or vrm.new_len > vrm.old_len:
+            raise vrm.error(EINVAL, f"{vma!r} has huge pages")
     # What a shrink unmaps may cross boundaries.
     old_len = min(vrm.old_len, vrm.new_len)
     if old_len > vma.end - vrm.addr:

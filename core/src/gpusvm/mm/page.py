@@ -28,6 +28,7 @@ from gpusvm.mm.ptemask import RAMP
 __all__ = [
     "PG_ANON_EXCLUSIVE",
     "PG_DIRTY",
+    "PG_HUGETLB",
     "PG_HWPOISON",
     "PG_LOCKED",
     "PG_LRU",
@@ -51,6 +52,7 @@ PG_ANON_EXCLUSIVE: Final = 16
 PG_SWAPBACKED: Final = 32
 PG_HWPOISON: Final = 64
 PG_RESERVED: Final = 128
+PG_HUGETLB: Final = 256  # a page type in the kernel: the folio belongs to the pool of huge pages
 
 # Contents that nobody wrote, as tokens (see gpusvm.mm.contents): reading one of them is a data loss.
 POISON_FREED: Final = -1
@@ -159,6 +161,7 @@ class PageMap:
         "checked",
         "free_device_folio",
         "free_device_folios",
+        "free_huge_folio",
         "geometry",
         "kernel",
         "lock_owner",
@@ -179,6 +182,7 @@ class PageMap:
         self.allocator: Final = PageAllocator(ram_pages, pmd_order=geometry.pmd_order)
         self.free_device_folio: Callable[[Zone, int], None] = _no_device
         self.free_device_folios: Callable[[Zone, Index], None] = _no_devices
+        self.free_huge_folio: Callable[[int], None] = _no_pool
         self._waiters: dict[int, _LockWait] = {}  # by head pfn, only while somebody waits
         self.lock_owner: Final[dict[int, str]] = {}  # folios locked one by one, in checked mode: who, for messages
 
@@ -491,6 +495,9 @@ class PageMap:
         order = zone.m_order[i]
         zone.m_mapping[i] = 0
         if order:
+            if flags & PG_HUGETLB:
+                self.free_huge_folio(i)
+                return
             nr = 1 << order
             zone.m_order[i] = 0
             zone.m_entire[i] = 0
@@ -527,6 +534,10 @@ def positions(index: Index) -> list[int]:
 
 def _no_device(zone: Zone, i: int) -> None:
     raise ModelError(f"no dev_pagemap frees page {i} of {zone!r}")
+
+
+def _no_pool(i: int) -> None:
+    raise ModelError(f"no pool takes the huge page {i:#x} back")
 
 
 def _no_devices(zone: Zone, index: Index) -> None:

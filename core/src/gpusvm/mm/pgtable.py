@@ -30,6 +30,7 @@ class PmdKind(IntEnum):
     HUGE_ZERO = 2
     PRIVATE = 3
     MIGRATION = 4
+    HUGETLB = 5
 
 
 class PteKind(IntEnum):

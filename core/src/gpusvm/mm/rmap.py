@@ -287,6 +287,14 @@ class Rmap:
         if self.kernel.observer is not None:
             tell(self.kernel.observer, "mapped", zone, head)
 
+    def folio_add_hugetlb_rmap(self, pfn: int) -> None:
+        """Count one mapping of a huge page of a file; its reference is taken already (hugetlb_add_file_rmap)."""
+        zone = self.pages.ram
+        zone.m_entire[pfn] += 1
+        zone.m_mapcount[pfn] += 1
+        if self.kernel.observer is not None:
+            tell(self.kernel.observer, "mapped", zone, pfn)
+
     def folio_remove_rmap_pte(self, page: int) -> None:
         """Uncount one PTE mapping of a page."""
         zone = self.pages.zone(page)

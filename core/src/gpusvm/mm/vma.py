@@ -5,7 +5,7 @@ and merged.
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from errno import ENOMEM
+from errno import EINVAL, ENOMEM
 from typing import TYPE_CHECKING
 
 from gpusvm.errors import KernelError
@@ -230,10 +230,12 @@ def vma_link(mm: "MmStruct", vma: Vma, *, after: Vma | None = None) -> None:
 
 
 def split_vma(memory: "MemoryManager", vma: Vma, address: int, *, new_below: bool) -> Vma:
-    """Cut an area in two at an address inside it and return the new one. mmap_lock held for write. ENOMEM.
+    """Cut an area in two at an address inside it and return the new one. mmap_lock held for write. ENOMEM EINVAL.
 
     A PMD leaf across the new boundary is split; as written, so is one that may not be there.
     """
+    if vma.flags & VM_HUGETLB and address % memory.geometry.pmd_size:
+        raise KernelError(EINVAL, f"{vma!r} has huge pages, and cannot be cut at {address:#x}")  # hugetlb_vm_op_split
     if memory.kernel.inject("alloc.vma"):
         raise KernelError(ENOMEM, f"no memory to split {vma!r}")
     mm = vma.mm

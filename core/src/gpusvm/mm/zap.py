@@ -72,7 +72,8 @@ def _zap_huge_pmd(memory: "MemoryManager", mm: "MmStruct", block: int, leaf: Pmd
     mm.page_table.clear(block)
     if leaf.kind is PmdKind.HUGE_ZERO:
         return
-    mm.rss[MM_ANONPAGES] -= memory.geometry.pmd_nr
+    if leaf.kind is not PmdKind.HUGETLB:  # which is in no rss
+        mm.rss[MM_ANONPAGES] -= memory.geometry.pmd_nr
     if leaf.kind is PmdKind.MIGRATION:
         return
     memory.rmap.folio_remove_rmap_pmd(leaf.pfn)
