@@ -254,8 +254,7 @@ class Rmap:
         """
         for zone, index, _ in self.pages.split(pages):
             if zone.head_off[index].any():
-                where = np.arange(index.start, index.stop) if isinstance(index, slice) else index
-                heads, counts = np.unique(where - zone.head_off[where], return_counts=True)
+                heads, counts = self._heads(zone, index)
                 zone.refcount[heads] += counts.astype(np.int32)
                 zone.mapcount[heads] += counts.astype(np.int32)
                 mapped: Index = heads
@@ -337,9 +336,18 @@ class Rmap:
                 zone.mapcount[index] = left
                 self.pages.put_selected(zone, index)
                 continue
-            for i in range(index.start, index.stop) if isinstance(index, slice) else index.tolist():
-                self.folio_remove_rmap_pte(zone.base + i)
-                self.pages.folio_put(zone.base + i - zone.m_head_off[i])
+            heads, counts = self._heads(zone, index)
+            left = zone.mapcount[heads] - counts
+            if left.min() < 0:
+                raise ModelError(f"a folio of {zone!r} unmapped more often than mapped")
+            zone.mapcount[heads] = left
+            for head, n in zip(heads.tolist(), counts.tolist(), strict=True):
+                self.pages.folio_put(zone.base + head, n)
+
+    def _heads(self, zone: Zone, index: Index) -> tuple[Pfns, Pfns]:
+        # The heads of the folios that have the pages of a batch, and how many pages each has there.
+        where = np.arange(index.start, index.stop) if isinstance(index, slice) else index
+        return np.unique(where - zone.head_off[where], return_counts=True)
 
     def folio_try_share_anon_rmap(self, page: int) -> bool:
         """Give up AnonExclusive of a page (for a PMD mapping: of the head); False if it may be pinned.
