@@ -141,6 +141,7 @@ FAULT_FLAG_ALLOW_RETRY: Final = 1 << 2
 FAULT_FLAG_KILLABLE: Final = 1 << 4
 FAULT_FLAG_USER: Final = 1 << 6
 FAULT_FLAG_REMOTE: Final = 1 << 7
+FAULT_FLAG_VMA_LOCK: Final = 1 << 12
 
 
 def migrate_pfns(pfns: Pfns) -> Words:

@@ -14,17 +14,20 @@ from gpusvm.mm.api import (
     FAULT_FLAG_ALLOW_RETRY,
     FAULT_FLAG_KILLABLE,
     FAULT_FLAG_USER,
+    FAULT_FLAG_VMA_LOCK,
     FAULT_FLAG_WRITE,
     VM_FAULT_ERROR,
     VM_FAULT_HWPOISON,
     VM_FAULT_HWPOISON_LARGE,
     VM_FAULT_OOM,
+    VM_FAULT_RETRY,
     VM_FAULT_SIGBUS,
     VM_WRITE,
     Bools,
     Pfns,
 )
 from gpusvm.mm.memory import fault_in_ptes, handle_mm_fault
+from gpusvm.mm.mmap_lock import lock_vma_under_rcu, vma_end_read
 from gpusvm.mm.pgtable import PmdKind, PmdLeaf, PteTable
 from gpusvm.mm.ptemask import bools, span
 from gpusvm.mm.vma import Vma, is_accessible
@@ -197,11 +200,13 @@ def cpu_fault(memory: "MemoryManager", mm: "MmStruct", address: int, *, write: b
     before = kernel.now_ns
     flags = FAULT_FLAG_USER | FAULT_FLAG_ALLOW_RETRY | FAULT_FLAG_KILLABLE | (FAULT_FLAG_WRITE if write else 0)
     device_faults = kernel.stats.cpu_faults
-    with mm.mmap_lock.read():
-        vma = mm.vma_lookup(address)
-        if vma is None or not _allowed(vma, write=write):
-            raise CpuSignal(SIGSEGV, address)
-        ret = handle_mm_fault(memory, vma, address, flags)
+    ret = _fault_under_vma_lock(memory, mm, address, flags, write=write) if kernel.explored else VM_FAULT_RETRY
+    if ret & VM_FAULT_RETRY:
+        with mm.mmap_lock.read():
+            vma = mm.vma_lookup(address)
+            if vma is None or not _allowed(vma, write=write):
+                raise CpuSignal(SIGSEGV, address)
+            ret = handle_mm_fault(memory, vma, address, flags)
     if ret & VM_FAULT_ERROR:
         if ret & VM_FAULT_OOM:
             # pagefault_out_of_memory: the access is tried again, and whoever is to blame may be gone by then.
@@ -217,6 +222,23 @@ def cpu_fault(memory: "MemoryManager", mm: "MmStruct", address: int, *, write: b
     if kernel.stats.cpu_faults == device_faults:
         kernel.stats.cpu_minor_faults += 1
     memory.refault(before)
+
+
+def _fault_under_vma_lock(memory: "MemoryManager", mm: "MmStruct", address: int, flags: int, *, write: bool) -> int:
+    # The fault with only its area locked; VM_FAULT_RETRY where that is not enough. Timed mode goes without: what
+    # differs is only who may come between.
+    vma = lock_vma_under_rcu(mm, address)
+    if vma is None:
+        return VM_FAULT_RETRY
+    try:
+        if not _allowed(vma, write=write):
+            raise CpuSignal(SIGSEGV, address)
+        # An anon_vma is made, and a driver's area filled, under mmap_lock.
+        if (vma.is_cow and vma.anon_vma is None) or (vma.file is None and not vma.is_anonymous):
+            return VM_FAULT_RETRY
+        return handle_mm_fault(memory, vma, address, flags | FAULT_FLAG_VMA_LOCK)
+    finally:
+        vma_end_read(vma)
 
 
 def _touch(memory: "MemoryManager", mm: "MmStruct", address: int, *, write: bool) -> int:

@@ -123,7 +123,7 @@ def _discard(memory: "MemoryManager", vma: "Vma", start: int, end: int, advice: 
         if start == end:
             return
     if advice == MADV_DONTNEED:
-        zap_vma_range(memory, vma, start, end)
+        zap_vma_range(memory, vma, start, end, reclaim_pt=True)
     else:
         madvise_free_single_vma(memory, vma, start, end)
 

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Final
 
 from gpusvm.mm.api import (
     FAULT_FLAG_USER,
+    FAULT_FLAG_VMA_LOCK,
     FAULT_FLAG_WRITE,
     MMU_NOTIFY_CLEAR,
     VM_FAULT_FALLBACK,
     VM_FAULT_HWPOISON,
     VM_FAULT_MAJOR,
     VM_FAULT_OOM,
+    VM_FAULT_RETRY,
     VM_FAULT_SIGBUS,
     VM_FAULT_SIGSEGV,
     VM_HUGETLB,
@@ -186,6 +188,8 @@ def _do_huge_zero_wp_pmd(memory: "MemoryManager", vma: "Vma", block: int, leaf: 
 
 
 def _do_huge_pmd_device_private(memory: "MemoryManager", vma: "Vma", address: int, flags: int, leaf: PmdLeaf) -> int:
+    if flags & FAULT_FLAG_VMA_LOCK:
+        return VM_FAULT_RETRY  # migrate_to_ram wants mmap_lock
     pages = memory.pages
     if not pages.folio_trylock(leaf.pfn):
         # MM-Q9: no wait here, other than for a PTE; the task faults again, and again until the lock is free.
@@ -318,6 +322,8 @@ def do_swap_page(memory: "MemoryManager", vma: "Vma", address: int, flags: int, 
         return DONE
     if table.devexcl & bit:
         return remove_device_exclusive_entry(memory, vma, address, table, i, flags)
+    if flags & FAULT_FLAG_VMA_LOCK:
+        return VM_FAULT_RETRY  # migrate_to_ram wants mmap_lock
     head = pages.folio_head(pfn)
     if not pages.folio_trylock(head):
         # softleaf_entry_wait_on_locked: no reference is held meanwhile, so the page may be gone afterwards.
@@ -381,7 +387,12 @@ def remove_device_exclusive_entry(
     head = pages.folio_head(pfn)
     if not pages.folio_try_get(head):
         return DONE
-    pages.folio_lock(head)
+    if not flags & FAULT_FLAG_VMA_LOCK:
+        pages.folio_lock(head)
+    elif not pages.folio_trylock(head):
+        # __folio_lock_or_retry: nobody sleeps on it with the area locked.
+        pages.folio_put(head)
+        return VM_FAULT_RETRY
     page_size = memory.geometry.page_size
     range_ = notifier_start(memory, vma.mm, address & -page_size, (address & -page_size) + page_size, MMU_NOTIFY_CLEAR)
     kernel.step()

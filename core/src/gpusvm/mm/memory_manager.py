@@ -24,6 +24,7 @@ from gpusvm.mm import (
     mmu_notifier,
     mprotect,
     mremap,
+    oom_kill,
     shmem,
 )
 from gpusvm.mm.api import (
@@ -174,6 +175,10 @@ class MemoryManager:
     def madvise(self, mm: MmStruct, start: int, length: int, advice: int) -> None:
         """Say what is to become of a range. EINVAL ENOMEM EAGAIN."""
         madvise.madvise(self, mm, start, length, advice)
+
+    def oom_reap(self, mm: MmStruct) -> bool:
+        """Take the memory of a process that was killed for want of memory; whether all of it went."""
+        return oom_kill.oom_reap(self, mm)
 
     def exit_mmap(self, mm: MmStruct) -> None:
         """Take an address space down; `mmput` calls it."""

@@ -20,6 +20,8 @@ MM_SHMEMPAGES: Final = 2
 
 # `MmStruct.flags`: the OOM reaper has begun to take the memory away, or fork failed to fill it; pages were pinned once.
 MMF_UNSTABLE: Final = 1 << 0
+# It is done with it, or need not begin.
+MMF_OOM_SKIP: Final = 1 << 1
 MMF_HAS_PINNED: Final = 1 << 1
 
 

@@ -21,6 +21,7 @@ from gpusvm.mm.api import (
     VM_WRITE,
 )
 from gpusvm.mm.hugetlb import HugetlbFile
+from gpusvm.mm.mm_struct import MMF_OOM_SKIP
 from gpusvm.mm.mmap_lock import vma_start_write
 from gpusvm.mm.mmu_notifier import ULONG_MAX, mmu_notifier_release
 from gpusvm.mm.observer import tell
@@ -214,6 +215,7 @@ def exit_mmap(memory: "MemoryManager", mm: "MmStruct") -> None:
         return
     with mm.mmap_lock.read():
         unmap_vmas(memory, mm, vmas, 0, ULONG_MAX)
+    mm.flags |= MMF_OOM_SKIP
     with mm.mmap_lock.write():
         free_pgtables(memory, mm, vmas, 0, 0)
         _detach(memory, mm, vmas)

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpusvm.mm.api import MMU_NOTIFY_CLEAR, MMU_NOTIFY_UNMAP
+from gpusvm.mm.api import MMU_NOTIFY_CLEAR, MMU_NOTIFY_UNMAP, MmuNotifierRange
 from gpusvm.mm.huge_memory import walk_pmds
 from gpusvm.mm.mm_struct import MM_ANONPAGES
-from gpusvm.mm.mmu_notifier import notifier_end, notifier_start
+from gpusvm.mm.mmu_notifier import invalidate_range_end, invalidate_range_start, notifier_end, notifier_start
 from gpusvm.mm.observer import tell
 from gpusvm.mm.pgtable import PmdKind, PmdLeaf, PteKind, PteTable
 from gpusvm.mm.rss import add_rss
@@ -27,17 +27,33 @@ def unmap_vmas(memory: "MemoryManager", mm: "MmStruct", vmas: Sequence["Vma"], s
     notifier_end(memory, range_)
 
 
-def zap_vma_range(memory: "MemoryManager", vma: "Vma", start: int, end: int) -> None:
-    """Zap [start, end) of an area that stays, inside one CLEAR window (zap_vma_range_batched)."""
+def zap_vma_range(memory: "MemoryManager", vma: "Vma", start: int, end: int, *, reclaim_pt: bool = False) -> None:
+    """Zap [start, end) of an area that stays, inside one CLEAR window (zap_vma_range_batched).
+
+    `reclaim_pt` frees the PTE tables of whole blocks too, as CONFIG_PT_RECLAIM does, which x86-64 has.
+    """
     range_ = notifier_start(memory, vma.mm, start, end, MMU_NOTIFY_CLEAR)
-    zap_range(memory, vma, start, end, stays=True)
+    zap_range(memory, vma, start, end, stays=True, reclaim_pt=reclaim_pt)
     notifier_end(memory, range_)
 
 
-def zap_range(memory: "MemoryManager", vma: "Vma", start: int, end: int, *, stays: bool = False) -> None:
+def zap_vma_for_reaping(memory: "MemoryManager", vma: "Vma") -> bool:
+    """Zap an area that stays, if everybody who watches it can follow at once; False, and nothing done, otherwise."""
+    range_ = MmuNotifierRange(vma.mm, vma.start, vma.end, MMU_NOTIFY_CLEAR, flags=0)
+    if invalidate_range_start(memory, range_):
+        return False
+    zap_range(memory, vma, vma.start, vma.end, stays=True)
+    invalidate_range_end(memory, range_)
+    return True
+
+
+def zap_range(
+    memory: "MemoryManager", vma: "Vma", start: int, end: int, *, stays: bool = False, reclaim_pt: bool = False
+) -> None:
     """Zap [start, end) of one area, in the caller's window; a leaf that is cut is split first (unmap_page_range).
 
-    `stays` says that the area stays, so that others may use it meanwhile. Charges zap_per_page for each entry.
+    `stays` says that the area stays, so that others may use it meanwhile; `reclaim_pt` that tables of whole blocks go
+    when they are empty. Charges zap_per_page for each entry.
     """
     mm = vma.mm
     observer = memory.kernel.observer
@@ -56,6 +72,8 @@ def zap_range(memory: "MemoryManager", vma: "Vma", start: int, end: int, *, stay
             if not vma.is_anonymous:
                 add_rss(memory, vma, entry, mask & entry.used & ~entry.zero, -1)
             zapped += _zap_ptes(memory, entry, mask, anonymous=vma.is_anonymous)
+            if reclaim_pt and not entry.used and start <= entry.base and entry.base + memory.geometry.pmd_size <= end:
+                mm.page_table.clear(block)
         if stays:
             # Before anybody can map the pages anew.
             first, last = max(start >> shift, block << order), min(end >> shift, (block + 1) << order)
