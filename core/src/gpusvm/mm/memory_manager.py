@@ -180,6 +180,10 @@ class MemoryManager:
         """Take the memory of a process that was killed for want of memory; whether all of it went."""
         return oom_kill.oom_reap(self, mm)
 
+    def oom_reap_task_mm(self, mm: MmStruct) -> bool:
+        """Try that once."""
+        return oom_kill.oom_reap_task_mm(self, mm)
+
     def exit_mmap(self, mm: MmStruct) -> None:
         """Take an address space down; `mmput` calls it."""
         mmap.exit_mmap(self, mm)
