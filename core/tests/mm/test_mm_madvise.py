@@ -23,7 +23,8 @@ from gpusvm.mm.api import (
     VM_WIPEONFORK,
 )
 from gpusvm.mm.page import PG_DIRTY, PG_SWAPBACKED
-from gpusvm.mm.pgtable import PmdKind, PteKind
+from gpusvm.mm.pgtable import OtherPte, PmdKind, PteKind
+from gpusvm.mm.swap import swap_out
 
 PAGE = 4096
 BASE = 1 << 30
@@ -146,6 +147,30 @@ def test_a_length_is_rounded_up(lab) -> None:
     one.finish()
 
 
+def test_dontneed_of_a_whole_block_frees_its_table(lab) -> None:
+    """CONFIG_PT_RECLAIM: afterwards a fault, or a device, can map the block as one again."""
+    one = lab()
+    one.map(24)
+    advise(one, 1, 22, MADV_DONTNEED)
+    lookup = one.mm.page_table.lookup
+    assert lookup(one.va(0)).present == 1
+    assert lookup(one.va(8)) is None
+    assert lookup(one.va(16)).present == 1 << 7
+    assert one.mm.page_table.pud_present(one.va(8))
+    args = one.device.migrate(one.mm, one.va(8), one.va(16))
+    assert one.entry(8).kind is PmdKind.PRIVATE
+    assert args.cpages == 1
+    # A table that was empty before goes as well, one whose block is covered in two steps does not.
+    one.write(16)
+    advise(one, 16, 4, MADV_DONTNEED)
+    advise(one, 20, 4, MADV_DONTNEED)
+    assert lookup(one.va(16)).used == 0
+    advise(one, 16, 8, MADV_DONTNEED)
+    assert lookup(one.va(16)) is None
+    one.check_quiescent()
+    one.finish()
+
+
 # --- MADV_FREE
 
 
@@ -215,6 +240,27 @@ def test_free_splits_a_large_folio_that_ptes_map(lab) -> None:
     assert one.memory.folio_order(one.pfn(0)) == 0
     assert [one.entry(page).dirty for page in range(2, 8)] == [True] * 2 + [False] * 2 + [True] * 2
     one.check_quiescent()
+    one.finish()
+
+
+def test_free_drops_swapped_and_poisoned_pages_at_once(lab) -> None:
+    one = lab()
+    one.map(2)
+    one.map(2, at=2, write=False)
+    table = one.mm.page_table.lookup(BASE)
+    swap_out(one.memory, one.mm, one.va(1))
+    table.set_other(2, OtherPte(PteKind.MARKER_POISONED))
+    table.set_other(3, OtherPte(PteKind.MARKER_GUARD))
+    advise(one, 0, 4, MADV_FREE)
+    assert [one.entry(page).kind for page in range(4)] == [
+        PteKind.PRESENT,
+        PteKind.NONE,
+        PteKind.NONE,
+        PteKind.MARKER_GUARD,
+    ]
+    assert one.read(1, 2) == [0, 0]
+    assert one.memory.swap.used == {}
+    assert (one.mm.rss, one.mm.swapents) == ([1, 0, 0], 0)
     one.finish()
 
 

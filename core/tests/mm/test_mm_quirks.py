@@ -5,7 +5,7 @@ from errno import EAGAIN, ENOMEM
 import attrs
 import numpy as np
 import pytest
-from gpusvm.errors import KernelError
+from gpusvm.errors import KernelError, ModelError
 from gpusvm.mm.api import (
     FAULT_FLAG_USER,
     HMM_PFN_ERROR,
@@ -14,6 +14,7 @@ from gpusvm.mm.api import (
     HMM_PFN_REQ_WRITE,
     HMM_PFN_VALID,
     HMM_PFN_WRITE,
+    MADV_DONTNEED,
     MEMORY_DEVICE_COHERENT,
     MIGRATE_PFN_COMPOUND,
     MIGRATE_PFN_MIGRATE,
@@ -480,3 +481,35 @@ def test_mm_q17_what_the_other_process_reads_is_known(quirk):
         one.memory.cpu_read(child, one.va(i))
     assert one.memory.contents.known == {"mm_q17": 7}
     assert not one.memory.contents.mismatches
+
+
+@both
+def test_mm_q18_a_fault_page_that_goes_while_its_folio_is_split(quirk, variant):
+    one = quirk(variant, thp="always")
+    one.map(8)
+    tokens = one.read(*range(8))
+    to_device(one, 8)
+    one.mm.mprotect(one.va(0), 2 * PAGE, PROT_READ)
+    one.mm.mprotect(one.va(0), 2 * PAGE, PROT_READ | PROT_WRITE)  # PTEs map the folio now
+    bring_home = one.device.migrate_to_ram
+
+    def migrate_to_ram(vmf):
+        if vmf.address == one.va(3):
+            # Another thread, which needs no mmap_lock for it.
+            one.mm.madvise(one.va(3), PAGE, MADV_DONTNEED)
+        return bring_home(vmf)
+
+    one.device.migrate_to_ram = migrate_to_ram
+    page = one.pfn(3)
+    if variant == "as_written":
+        message = (
+            rf"^folio_get of page {page:#x}, which was freed when its folio was split: nothing maps it any more, and "
+            r"the reference of its fault was the head's \(MM-Q18\)$"
+        )
+        with pytest.raises(ModelError, match=message):
+            one.read(3)
+        return
+    assert one.read(3) == [0]
+    assert one.read(*range(8)) == [*tokens[:3], 0, *tokens[4:]]
+    one.check_quiescent()
+    one.finish()

@@ -1,23 +1,28 @@
 """mm/madvise.c and mm/huge_memory.c, as of Linux 7.3.4: MADV_FREE, which makes pages ready to be dropped.
 
 A page loses its dirty marks and would go when memory is short; nothing reclaims pages in the model, so it keeps what
-it holds. Entries that are not present, device-private ones at either level above all, are left alone.
+it holds. Entries that are not present, device-private ones at either level above all, are left alone, but for swapped
+and poisoned pages, which go at once.
 """
 
 from errno import EINVAL
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from gpusvm.errors import KernelError
 from gpusvm.mm.api import MMU_NOTIFY_CLEAR
 from gpusvm.mm.mmu_notifier import notifier_end, notifier_start
 from gpusvm.mm.page import PG_DIRTY, PG_SWAPBACKED
-from gpusvm.mm.pgtable import PmdKind, PmdLeaf, PteTable
+from gpusvm.mm.pgtable import PmdKind, PmdLeaf, PteKind, PteTable
 from gpusvm.mm.ptemask import span
 from gpusvm.mm.split import split_folio
+from gpusvm.mm.zap import zap_others
 
 if TYPE_CHECKING:
     from gpusvm.mm.memory_manager import MemoryManager
     from gpusvm.mm.vma import Vma
+
+
+_DROPPED: Final = frozenset({PteKind.SWAP, PteKind.HWPOISON, PteKind.MARKER_POISONED})
 
 
 def madvise_free_single_vma(memory: "MemoryManager", vma: "Vma", start: int, end: int) -> None:
@@ -74,7 +79,12 @@ def _free_ptes(memory: "MemoryManager", vma: "Vma", block: int, at: int, end: in
             return
         bit = 1 << at
         nr = 1
-        if table.present & ~table.zero & bit:
+        if table.other & bit and table.others[at].kind in _DROPPED:
+            # Reading it in again would be more work than a page of zeros.
+            zap_others(memory, table, bit, drop_markers=False)
+            vpn = (block << memory.geometry.pmd_order) + at
+            memory.contents.forget(vma.mm, vpn, vpn + 1)
+        elif table.present & ~table.zero & bit:
             page = table.m_pfn[at]
             zone = pages.zone(page)
             if zone.pgmap is None:

@@ -192,7 +192,11 @@ class _Collect:
                     fault_head = pages.folio_head(fault)
                 found = self.page_table.entries.get(table.block)
                 if not isinstance(found, PteTable):
-                    raise ModelError(f"the PTE table of block {table.block:#x} went during a split")
+                    # MADV_DONTNEED has emptied and freed it while nobody held its lock.
+                    rest = table.base + (at << self.geometry.page_shift)
+                    while self.leaf(rest, end) == _RETRY:
+                        pass
+                    return
                 table = found
                 continue
             if word:
@@ -368,6 +372,10 @@ def migrate_vma_split_folio(memory: "MemoryManager", pfn: int, fault_page: int |
     fault_head = -1 if fault_page is None else pages.folio_head(fault_page)
     if pfn != fault_head:
         pages.folio_lock(pfn)
+    else:
+        assert fault_page is not None
+        if memory.quirks.mm_q18 == "fixed":
+            return split_folio(memory, pfn, lock_at=fault_page)
     error = split_folio(memory, pfn)
     if error:
         if pfn != fault_head:
@@ -378,6 +386,12 @@ def migrate_vma_split_folio(memory: "MemoryManager", pfn: int, fault_page: int |
     if new_fault == pfn:
         return 0
     if new_fault >= 0 and fault_head == pfn:
+        zone = pages.zone(new_fault)
+        if not zone.m_refcount[new_fault - zone.base]:
+            raise ModelError(
+                f"folio_get of page {new_fault:#x}, which was freed when its folio was split: nothing maps it any "
+                "more, and the reference of its fault was the head's (MM-Q18)"
+            )
         pages.folio_get(new_fault)
         pages.folio_lock(new_fault)
     pages.folio_unlock(pfn)

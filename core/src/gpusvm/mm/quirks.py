@@ -114,3 +114,10 @@ class MmQuirks:
         consequence="A forked process that shares the block maps 2 MiB from the first of the new pages on, and reads "
         "whatever lies behind it",
     )
+    mm_q18: Variant = quirk(
+        "After the split of a fault folio its lock and reference go over to the fault page's new folio, which may be "
+        "free by then",
+        where="mm/migrate_device.c:migrate_vma_split_folio",
+        consequence="MADV_DONTNEED of the page while migrate_to_ram collects its neighbours: a reference is taken on "
+        "a free page, and the fault unlocks and puts it; found by exploring, the model stops there",
+    )

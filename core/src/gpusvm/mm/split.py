@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 __all__ = ["folio_split_unmapped", "split_folio"]
 
 
-def split_folio(memory: "MemoryManager", pfn: int) -> int:
+def split_folio(memory: "MemoryManager", pfn: int, *, lock_at: int | None = None) -> int:
     """Split the large folio headed by `pfn` to order 0; it is locked and the caller holds one reference.
 
-    Afterwards the head keeps the caller's lock and reference; every other page stands alone, unlocked, with the
-    references of its mappings, and is free if it has none. EAGAIN: somebody else holds a reference. EBUSY: no
-    anon_vma any more. EINVAL: it is not large. One CLEAR window in every VMA that maps it. Pages of system memory
-    that hold zeros are mapped to the zero page instead.
+    Afterwards the head, or the page `lock_at`, keeps the caller's lock and reference; every other page stands alone,
+    unlocked, with the references of its mappings, and is free if it has none. EAGAIN: somebody else holds a reference.
+    EBUSY: no anon_vma any more. EINVAL: it is not large. One CLEAR window in every VMA that maps it. Pages of system
+    memory that hold zeros are mapped to the zero page instead.
     """
     zone = memory.pages.zone(pfn)
     i = pfn - zone.base
@@ -36,13 +36,13 @@ def split_folio(memory: "MemoryManager", pfn: int) -> int:
     observer = memory.kernel.observer
     if observer is not None:
         tell(observer, "operation_begins", "split_folio", pfn)
-    error = _split_folio(memory, pfn, zone, order)
+    error = _split_folio(memory, pfn, zone, order, pfn if lock_at is None else lock_at)
     if observer is not None:
         tell(observer, "operation_ends", "split_folio", pfn)
     return error
 
 
-def _split_folio(memory: "MemoryManager", pfn: int, zone: Zone, order: int) -> int:
+def _split_folio(memory: "MemoryManager", pfn: int, zone: Zone, order: int, lock_at: int) -> int:
     pages = memory.pages
     i = pfn - zone.base
     anon_vma = memory.rmap.mappings.get(zone.m_mapping[i])  # only anonymous memory has large folios
@@ -58,6 +58,8 @@ def _split_folio(memory: "MemoryManager", pfn: int, zone: Zone, order: int) -> i
         _make_small(memory, zone, i, order)
         _remap(memory, zone, i, 1 << order)
     others = RAMP[1 : 1 << order] + pfn
+    if lock_at != pfn:
+        others[lock_at - pfn - 1] = pfn
     pages.unlock_many(others)
     pages.put_many(others)
     return 0
