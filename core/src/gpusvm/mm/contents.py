@@ -221,7 +221,10 @@ class Contents:
                 own = expected[inside]
                 expected[inside[own == COPIED_ZEROS]] = 0
                 inside = inside[own == 0]
-            expected[inside] = area.file.tokens[vpns[inside] - start + area.pgoff]
+            index = vpns[inside] - start + area.pgoff
+            there = index < len(area.file.tokens)  # no access reaches what lies behind the end
+            expected[inside] = 0
+            expected[inside[there]] = area.file.tokens[index[there]]
 
     def _note_in_areas(self, mm: MmApi, vpns: Pfns, tokens: Tokens) -> None:
         # What is written to shared memory is noted at the object.

@@ -70,7 +70,7 @@ class AddressSpace:
 
     def token(self, index: int) -> int:
         """Return what a read of one page must find; 0 behind the end."""
-        return int(self.tokens[index]) if 0 <= index < self.nr_pages else 0
+        return int(self.tokens[index]) if 0 <= index < len(self.tokens) else 0
 
     # --- who has it
 
@@ -195,6 +195,7 @@ class AddressSpace:
             for index in sorted(index for index in self.pages if index >= nr_pages):
                 self.remove(index)
             self.unmap_mapping_range(nr_pages, ULONG_MAX)
+        # Until here a page that is still mapped could be read.
         tokens = np.zeros(nr_pages, np.int64)
         kept = min(old, nr_pages)
         tokens[:kept] = self.tokens[:kept]
