@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from gpusvm.errors import CpuSignal, KernelError
 from gpusvm.mm.api import (
+    MADV_DONTNEED,
     MREMAP_DONTUNMAP,
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
     PROT_READ,
     VM_DONTEXPAND,
+    VM_SHARED,
 )
 from gpusvm.mm.mmap import TASK_SIZE
 from gpusvm.mm.pgtable import PmdKind, PteKind, PteTable
@@ -440,6 +442,43 @@ def test_growing_and_moving_at_once(lab) -> None:
     assert move(one, 0, 4, 32, new=6) == 32
     assert one.events == [("p", "UNMAP", 0, 4, "-"), ("p", "UNMAP", 0, 4, "-")]
     assert one.read(*range(32, 38)) == [*tokens, 0, 0]
+    one.finish()
+
+
+# --- shared memory
+
+
+def test_shared_memory_moves_with_what_is_mapped_of_it(lab) -> None:
+    one = lab()
+    one.mm.mmap(BASE, 8 * PAGE, 3, flags=VM_SHARED)
+    one.write(*range(4))
+    one.mm.madvise(one.va(2), PAGE, MADV_DONTNEED)
+    tokens = one.read(*range(8))
+    one.watch()
+    move(one, 1, 4, 35)
+    assert one.events == [("p", "UNMAP", 1, 5, "-"), ("p", "CLEAR", 0, 8, "-"), ("p", "UNMAP", 1, 5, "-")]
+    # It keeps its place in the object, written or not.
+    assert [(vma.start - BASE) // PAGE - vma.pgoff for vma in one.mm.vmas] == [0, 0, 34]
+    assert one.mm.rss == [0, 0, 8]
+    assert one.read(0, 35, 36, 37, 38, 5, 6, 7) == tokens
+    move(one, 35, 4, 1)
+    assert len(one.mm.vmas) == 1
+    assert one.read(*range(8)) == tokens
+    one.finish()
+
+
+def test_shared_memory_can_be_doubled(lab) -> None:
+    """With an old length of 0 the mapping stays, and there is another of the same object."""
+    one = lab()
+    one.mm.mmap(BASE, 4 * PAGE, 3, flags=VM_SHARED)
+    tokens = one.write(*range(4))
+    one.watch()
+    assert one.mm.mremap(one.va(1), 0, 3 * PAGE, flags=FIXED, new_addr=one.va(32)) == one.va(32)
+    assert one.events == []
+    assert one.read(*range(4), 32, 33, 34) == [*tokens, *tokens[1:]]
+    [token] = one.write(33)
+    assert one.read(2) == [token]
+    assert refused(one, 0, 0, 40, new=3, flags=0) == ENOMEM
     one.finish()
 
 

@@ -35,13 +35,15 @@ def mprotect(memory: "MemoryManager", mm: "MmStruct", start: int, length: int, p
     A gap is ENOMEM: at the front nothing is done, further on the areas before it are.
     """
     page = memory.geometry.page_size
-    if prot & ~(PROT_READ | PROT_WRITE | PROT_EXEC) or start % page:
+    if start % page:
         raise KernelError(EINVAL, f"mprotect of {length} bytes at {start:#x} to {prot}")
     end = start + -(-length // page) * page
     if end == start:
         return
     if end < start:
         raise KernelError(ENOMEM, f"mprotect of {length} bytes at {start:#x}")
+    if prot & ~(PROT_READ | PROT_WRITE | PROT_EXEC):
+        raise KernelError(EINVAL, f"mprotect of {length} bytes at {start:#x} to {prot}")
     with mm.mmap_lock.write():
         vma = mm.vma_lookup(start)
         if vma is None:
