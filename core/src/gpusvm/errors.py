@@ -32,8 +32,8 @@ __all__ = [
 ]
 
 
-# Python knows two names for this number and prefers POSIX's; the kernel has one.
-_NAMES = {**_errno.errorcode, _errno.EOPNOTSUPP: "EOPNOTSUPP"}
+# Python knows two names for one number and prefers POSIX's, and none for the other.
+_NAMES = {**_errno.errorcode, _errno.EOPNOTSUPP: "EOPNOTSUPP", 133: "EHWPOISON"}
 
 
 class GpusvmError(Exception):

@@ -6,9 +6,8 @@ import pytest
 from gpusvm.errors import KernelError
 from gpusvm.mm.api import MMU_NOTIFY_NAMES, PROT_READ, PROT_WRITE, VM_DONTCOPY, VM_WIPEONFORK
 from gpusvm.mm.mm_struct import MMF_HAS_PINNED
-from gpusvm.mm.page import PG_ANON_EXCLUSIVE, PG_LOCKED
+from gpusvm.mm.page import GUP_PIN_COUNTING_BIAS, PG_ANON_EXCLUSIVE, PG_LOCKED
 from gpusvm.mm.pgtable import PmdKind, Pte, PteKind, PteTable
-from gpusvm.mm.rmap import GUP_PIN_COUNTING_BIAS
 
 PAGE = 4096
 BASE = 1 << 30

@@ -15,9 +15,8 @@ from gpusvm.mm.api import (
     HmmRange,
 )
 from gpusvm.mm.mm_struct import MMF_HAS_PINNED
-from gpusvm.mm.page import PG_ANON_EXCLUSIVE, PG_LOCKED
+from gpusvm.mm.page import GUP_PIN_COUNTING_BIAS, PG_ANON_EXCLUSIVE, PG_LOCKED
 from gpusvm.mm.pgtable import PmdKind, Pte, PteKind
-from gpusvm.mm.rmap import GUP_PIN_COUNTING_BIAS
 
 PAGE = 4096
 BASE = 1 << 30

@@ -29,6 +29,7 @@ from gpusvm.mm.api import (
     HmmRange,
     MmuNotifierRange,
 )
+from gpusvm.mm.gup import get_dump_page
 from gpusvm.mm.page import PG_LOCKED
 from gpusvm.mm.quirks import MmQuirks
 
@@ -200,6 +201,35 @@ def test_mm_s5_a_failing_classic_notifier_leaves_the_interval_side_open(quirk, v
     readers = [one.kernel.spawn(one.memory.mmu_interval_read_begin, one.watchers[0].sub, name="reader", daemon=True)]
     one.kernel.settle()
     assert [reader.done for reader in readers] == [variant == "fixed"]
+
+
+@both
+def test_mm_s6_a_core_dump_has_a_hole_for_a_device_private_block(quirk, variant):
+    one = quirk(variant, thp="always")
+    one.map(8)
+    to_device(one, 8)
+    found = get_dump_page(one.memory, one.mm, one.va(3))
+    if variant == "as_written":
+        assert (found, kinds(one, 1), one.device.faults) == (None, ["PRIVATE"], [])
+    else:
+        assert (found, kinds(one, 1)) == (one.pfn(3), ["THP"])
+        assert one.memory.contents.token(one.pfn(3)) == one.memory.contents.expected(one.mm, one.va(3) // PAGE)
+        one.memory.folio_put(one.memory.folio_head(one.pfn(3)))
+    one.check_quiescent()
+
+
+@both
+def test_mm_s6_a_core_dump_has_no_hole_for_device_private_pages(quirk, variant):
+    one = quirk(variant)
+    one.map(9, write=False)
+    one.write(0)
+    one.read(1)
+    to_device(one, 1)
+    found = [get_dump_page(one.memory, one.mm, one.va(i)) for i in (0, 1, 2, 8)]
+    # Holes are where nothing was ever written.
+    assert found == [one.pfn(0), None, None, None]
+    one.memory.folio_put(one.pfn(0))
+    one.check_quiescent()
 
 
 @pytest.mark.parametrize(("variant", "word"), [("as_written", ERROR), ("fixed", 0)])

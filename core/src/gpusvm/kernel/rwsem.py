@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from gpusvm.kernel.core import Kernel
 
 
+class _Killed(Exception):  # noqa: N818  # no error: it ends a wait
+    """A fatal signal came before the lock."""
+
+
 class RwSemaphore(Waitable):
     """Let many readers or one writer in; a waiting writer keeps new readers out.
 
@@ -73,6 +77,18 @@ class RwSemaphore(Waitable):
         else:
             self._wait(task, writing=False)
 
+    def down_read_killable(self) -> bool:
+        """Sleep until we may read or are killed; return False then, without the lock (down_read_killable, -EINTR)."""
+        task = self._kernel.current
+        task.killable = True
+        try:
+            self.down_read()
+        except _Killed:
+            return False
+        finally:
+            task.killable = False
+        return True
+
     def down_write(self, subclass: int = 0) -> None:
         """Sleep until we may write; `subclass` as in down_write_nested."""
         kernel = self._kernel
@@ -93,9 +109,13 @@ class RwSemaphore(Waitable):
         self.writes += 1
 
     def _wait(self, task: Task, *, writing: bool) -> None:
-        self._queue.append((task, writing))
         try:
+            if task.killable and task.fatal_signal_pending:
+                raise _Killed
+            self._queue.append((task, writing))
             self._kernel.sched.block(self, tell=False)  # until let in
+            if task.killable and self._writer is not task and task not in self._readers:
+                raise _Killed
         except BaseException:
             if self._checked:
                 self._kernel.lockdep.release(task, self)

@@ -52,12 +52,14 @@ class Task(Waitable):
         "done",
         "entry",
         "exception",
+        "fatal_signal_pending",
         "greenlet",
         "held",
         "index",
         "interrupt",
         "joiners",
         "kernel",
+        "killable",
         "name",
         "preempt_count",
         "result",
@@ -92,6 +94,8 @@ class Task(Waitable):
         self.joiners: list[Task] = []
         self.waiting_on: Waitable | None = None
         self.timed_out = False
+        self.fatal_signal_pending = False  # it has been killed (include/linux/sched/signal.h)
+        self.killable = False  # it waits, if it waits, in a way that a fatal signal ends (TASK_KILLABLE)
         self.interrupt: BaseException | None = None  # to be raised where the task resumes
         self.entry = 0  # counter of its valid entry in the scheduler's heap, 0 if none
         self.counted = False  # that entry keeps settle() going
@@ -134,6 +138,13 @@ class Task(Waitable):
             kernel.sched.delivered(self)
             raise self.exception
         return self.result
+
+    def kill(self) -> None:
+        """Send it a fatal signal (SIGKILL): from now on killable waits end at once, others as they would."""
+        self.fatal_signal_pending = True
+        if self.killable and self.waiting_on is not None:
+            self.waiting_on.forget(self)
+            self.kernel.sched.wake(self)
 
     def holders(self, task: Task) -> list[Task]:
         return [self]

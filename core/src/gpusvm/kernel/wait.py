@@ -98,13 +98,25 @@ class WaitQueue(Waitable):
         """Sleep until `cond()`, `ns` at most; return what it last said."""
         return self._wait(cond, self._kernel.current.time_ns + ns)
 
+    def wait_event_killable(self, cond: Callable[[], bool]) -> bool:
+        """Sleep until `cond()` or a fatal signal; return False after a signal without it (-ERESTARTSYS)."""
+        task = self._kernel.current
+        task.killable = True
+        try:
+            return self._wait(cond, None)
+        finally:
+            task.killable = False
+
     def _wait(self, cond: Callable[[], bool], until: int | None) -> bool:
         kernel = self._kernel
         kernel.might_sleep()
         if kernel.explored:
             kernel.yield_point("wait_event", self)
         while not cond():
-            self._waiters.append(kernel.current)
+            task = kernel.current
+            if task.killable and task.fatal_signal_pending:
+                return False
+            self._waiters.append(task)
             if not kernel.sched.block(self, until=until):
                 return bool(cond())
             if kernel.explored:

@@ -142,6 +142,21 @@ FAULT_FLAG_KILLABLE: Final = 1 << 4
 FAULT_FLAG_USER: Final = 1 << 6
 FAULT_FLAG_REMOTE: Final = 1 << 7
 FAULT_FLAG_VMA_LOCK: Final = 1 << 12
+FAULT_FLAG_UNSHARE: Final = 1 << 10
+
+# include/uapi/asm-generic/errno.h: Python's errno has no name for it.
+EHWPOISON: Final = 133
+
+# include/linux/mm_types.h: how get_user_pages looks (bits of our own). GET, PIN and UNLOCKABLE are its own to set.
+FOLL_WRITE: Final = 1 << 0
+FOLL_GET: Final = 1 << 1
+FOLL_DUMP: Final = 1 << 2
+FOLL_FORCE: Final = 1 << 3
+FOLL_HWPOISON: Final = 1 << 4
+FOLL_LONGTERM: Final = 1 << 5
+FOLL_SPLIT_PMD: Final = 1 << 6
+FOLL_PIN: Final = 1 << 7
+FOLL_UNLOCKABLE: Final = 1 << 8
 
 
 def migrate_pfns(pfns: Pfns) -> Words:

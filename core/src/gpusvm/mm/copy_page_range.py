@@ -94,7 +94,7 @@ class _Copy:
         if kind is PmdKind.THP:
             zone = memory.pages.zone(leaf.pfn)
             exclusive = zone.m_flags[leaf.pfn - zone.base] & PG_ANON_EXCLUSIVE
-            if exclusive and self.may_be_pinned and rmap.folio_maybe_dma_pinned(leaf.pfn):
+            if exclusive and self.may_be_pinned and memory.pages.folio_maybe_dma_pinned(leaf.pfn):
                 split_huge_pmd(memory, self.src, block << mm.page_table.pmd_shift)
                 return False
         if kind in {PmdKind.THP, PmdKind.PRIVATE}:
@@ -219,7 +219,7 @@ class _Copy:
             for i in positions.tolist():
                 if i >= found:
                     break
-                if self.memory.rmap.folio_maybe_dma_pinned(pages.folio_head(src.m_pfn[i])):
+                if self.memory.pages.folio_maybe_dma_pinned(pages.folio_head(src.m_pfn[i])):
                     found = i
                     break
         return found if found < end else -1

@@ -22,6 +22,7 @@ from gpusvm.mm.api import (
     VM_FAULT_OOM,
     VM_FAULT_RETRY,
     VM_FAULT_SIGBUS,
+    VM_FAULT_SIGSEGV,
     VM_WRITE,
     Bools,
     Pfns,
@@ -202,11 +203,12 @@ def cpu_fault(memory: "MemoryManager", mm: "MmStruct", address: int, *, write: b
     device_faults = kernel.stats.cpu_faults
     ret = _fault_under_vma_lock(memory, mm, address, flags, write=write) if kernel.explored else VM_FAULT_RETRY
     if ret & VM_FAULT_RETRY:
-        with mm.mmap_lock.read():
-            vma = mm.vma_lookup(address)
-            if vma is None or not _allowed(vma, write=write):
-                raise CpuSignal(SIGSEGV, address)
-            ret = handle_mm_fault(memory, vma, address, flags)
+        ret = _fault_under_mmap_lock(memory, mm, address, flags, write=write)
+    if ret & VM_FAULT_RETRY:
+        # The handler gave the lock up to wait, and the access is tried again unless that wait was ended.
+        if kernel.current.fatal_signal_pending:
+            raise CpuSignal(SIGKILL, address)
+        return
     if ret & VM_FAULT_ERROR:
         if ret & VM_FAULT_OOM:
             # pagefault_out_of_memory: the access is tried again, and whoever is to blame may be gone by then.
@@ -239,6 +241,21 @@ def _fault_under_vma_lock(memory: "MemoryManager", mm: "MmStruct", address: int,
         return handle_mm_fault(memory, vma, address, flags | FAULT_FLAG_VMA_LOCK)
     finally:
         vma_end_read(vma)
+
+
+def _fault_under_mmap_lock(memory: "MemoryManager", mm: "MmStruct", address: int, flags: int, *, write: bool) -> int:
+    # With VM_FAULT_RETRY the handler has given the lock up.
+    lock = mm.mmap_lock
+    lock.down_read()
+    ret = VM_FAULT_SIGSEGV
+    try:
+        vma = mm.vma_lookup(address)
+        if vma is not None and _allowed(vma, write=write):
+            ret = handle_mm_fault(memory, vma, address, flags)
+    finally:
+        if not ret & VM_FAULT_RETRY:
+            lock.up_read()
+    return ret
 
 
 def _touch(memory: "MemoryManager", mm: "MmStruct", address: int, *, write: bool) -> int:

@@ -8,6 +8,9 @@ does the same for many none entries of one table at once, with the same result.
 from typing import TYPE_CHECKING, Final
 
 from gpusvm.mm.api import (
+    FAULT_FLAG_ALLOW_RETRY,
+    FAULT_FLAG_KILLABLE,
+    FAULT_FLAG_UNSHARE,
     FAULT_FLAG_USER,
     FAULT_FLAG_VMA_LOCK,
     FAULT_FLAG_WRITE,
@@ -50,8 +53,10 @@ def handle_mm_fault(memory: "MemoryManager", vma: "Vma", address: int, flags: in
     """Handle one fault (handle_mm_fault, __handle_mm_fault)."""
     vm_flags = vma.flags
     if flags & FAULT_FLAG_WRITE:
-        if not vm_flags & VM_MAYWRITE or (not vm_flags & VM_WRITE and not vma.is_cow):
+        if not vm_flags & VM_MAYWRITE or (not vm_flags & VM_WRITE and not vma.is_cow) or flags & FAULT_FLAG_UNSHARE:
             return VM_FAULT_SIGSEGV
+    elif flags & FAULT_FLAG_UNSHARE and not vma.is_cow:
+        flags &= ~FAULT_FLAG_UNSHARE
     if memory.kernel.observer is not None:
         tell(memory.kernel.observer, "operation_begins", "handle_mm_fault", vma, address)
     if vm_flags & VM_HUGETLB:
@@ -73,9 +78,9 @@ def handle_mm_fault(memory: "MemoryManager", vma: "Vma", address: int, flags: in
         if kind is PmdKind.MIGRATION:
             memory.pages.folio_wait_locked(entry.pfn)
             return DONE
-        if entry.write or not flags & FAULT_FLAG_WRITE:
+        if entry.write or not flags & (FAULT_FLAG_WRITE | FAULT_FLAG_UNSHARE):
             return DONE
-        ret = _do_huge_pmd_wp_page(memory, vma, block, entry)
+        ret = _do_huge_pmd_wp_page(memory, vma, block, entry, flags)
         if not ret & VM_FAULT_FALLBACK:
             return ret
     return _handle_pte_fault(memory, vma, address, flags)
@@ -127,7 +132,7 @@ def _map_anon_folio_pmd(memory: "MemoryManager", vma: "Vma", block: int, pfn: in
     mm.rss[MM_ANONPAGES] += memory.geometry.pmd_nr
 
 
-def _do_huge_pmd_wp_page(memory: "MemoryManager", vma: "Vma", block: int, leaf: PmdLeaf) -> int:
+def _do_huge_pmd_wp_page(memory: "MemoryManager", vma: "Vma", block: int, leaf: PmdLeaf, flags: int) -> int:
     page_table = vma.mm.page_table
     pages = memory.pages
     if leaf.kind is PmdKind.HUGE_ZERO:
@@ -153,7 +158,7 @@ def _do_huge_pmd_wp_page(memory: "MemoryManager", vma: "Vma", block: int, leaf: 
                 folio_move_anon_rmap(zone, i, vma)
                 zone.m_flags[i] |= PG_ANON_EXCLUSIVE
         exclusive = bool(zone.m_flags[i] & PG_ANON_EXCLUSIVE)
-        if exclusive and vma.flags & VM_WRITE:
+        if exclusive and vma.flags & VM_WRITE and not flags & FAULT_FLAG_UNSHARE:
             page_table.set_leaf(block, leaf.kind, leaf.pfn, write=True, dirty=True)
         if locked:
             pages.folio_unlock(leaf.pfn)
@@ -238,8 +243,8 @@ def _handle_pte_fault(memory: "MemoryManager", vma: "Vma", address: int, flags: 
             return _do_anonymous_page(memory, vma, address, flags)
         return do_fault(memory, vma, address, flags)
     if table.present & bit:
-        if flags & FAULT_FLAG_WRITE and not table.write & bit:
-            return _do_wp_page(memory, vma, address, table, i)
+        if flags & (FAULT_FLAG_WRITE | FAULT_FLAG_UNSHARE) and not table.write & bit:
+            return _do_wp_page(memory, vma, address, flags, table, i)
         return DONE
     return do_swap_page(memory, vma, address, flags, table, i)
 
@@ -387,10 +392,7 @@ def remove_device_exclusive_entry(
     head = pages.folio_head(pfn)
     if not pages.folio_try_get(head):
         return DONE
-    if not flags & FAULT_FLAG_VMA_LOCK:
-        pages.folio_lock(head)
-    elif not pages.folio_trylock(head):
-        # __folio_lock_or_retry: nobody sleeps on it with the area locked.
+    if not _folio_lock_or_retry(memory, vma, head, flags):
         pages.folio_put(head)
         return VM_FAULT_RETRY
     page_size = memory.geometry.page_size
@@ -407,6 +409,23 @@ def remove_device_exclusive_entry(
     return DONE
 
 
+def _folio_lock_or_retry(memory: "MemoryManager", vma: "Vma", head: int, flags: int) -> bool:
+    # __folio_lock_or_retry: whoever may give mmap_lock up does not hold it while it waits for a folio; True with the
+    # folio locked, False without mmap_lock. Who has only the area locked comes again with mmap_lock instead.
+    pages = memory.pages
+    if pages.folio_trylock(head):
+        return True
+    if flags & FAULT_FLAG_VMA_LOCK:
+        return False
+    killable = bool(flags & FAULT_FLAG_KILLABLE)
+    if flags & FAULT_FLAG_ALLOW_RETRY:
+        vma.mm.mmap_lock.up_read()
+        pages.folio_wait_locked(head, killable=killable)
+        return False
+    pages.folio_lock(head)
+    return True
+
+
 def restore_exclusive_pte(memory: "MemoryManager", vma: "Vma", table: PteTable, i: int) -> None:
     """Make a device-exclusive entry present again, inside a page-table-lock section, its folio locked."""
     bit = 1 << i
@@ -419,25 +438,28 @@ def restore_exclusive_pte(memory: "MemoryManager", vma: "Vma", table: PteTable, 
     table.set_present(bit, pfn, write, dirty)
 
 
-def _do_wp_page(memory: "MemoryManager", vma: "Vma", address: int, table: PteTable, i: int) -> int:
+def _do_wp_page(memory: "MemoryManager", vma: "Vma", address: int, flags: int, table: PteTable, i: int) -> int:
     bit = 1 << i
+    unshare = bool(flags & FAULT_FLAG_UNSHARE)
     if vma.flags & VM_SHARED:
         return do_wp_shared(memory, vma, address, table, i)
     if table.zero & bit:
-        return _wp_page_copy(memory, vma, address, table, i)
+        return _wp_page_copy(memory, vma, address, table, i, unshare=unshare)
     pages = memory.pages
     pfn = table.m_pfn[i]
     zone = pages.ram if pfn < pages.ram_pages else pages.zone(pfn)
     at = pfn - zone.base
     if not vma.is_anonymous and not pages.folio_test_anon(pfn):
-        return _wp_page_copy(memory, vma, address, table, i)
+        return _wp_page_copy(memory, vma, address, table, i, unshare=unshare)
     if zone.m_flags[at] & PG_ANON_EXCLUSIVE or _wp_can_reuse_anon_folio(memory, vma, pfn):
         zone.m_flags[at] |= PG_ANON_EXCLUSIVE
+        if unshare:
+            return DONE
         # wp_page_reuse: maybe_mkwrite
         table.set_write(bit, bit if vma.flags & VM_WRITE else 0)
         table.set_dirty(bit)
         return DONE
-    return _wp_page_copy(memory, vma, address, table, i)
+    return _wp_page_copy(memory, vma, address, table, i, unshare=unshare)
 
 
 def _wp_can_reuse_anon_folio(memory: "MemoryManager", vma: "Vma", pfn: int) -> bool:
@@ -465,7 +487,8 @@ def folio_move_anon_rmap(zone: Zone, i: int, vma: "Vma") -> None:
     zone.m_mapping[i] = vma.anon_vma.id
 
 
-def _wp_page_copy(memory: "MemoryManager", vma: "Vma", address: int, table: PteTable, i: int) -> int:
+def _wp_page_copy(memory: "MemoryManager", vma: "Vma", address: int, table: PteTable, i: int, *, unshare: bool) -> int:
+    # A copy that is made for a pin that reads (FAULT_FLAG_UNSHARE) stays read-only.
     mm = vma.mm
     pages = memory.pages
     bit = 1 << i
@@ -502,7 +525,7 @@ def _wp_page_copy(memory: "MemoryManager", vma: "Vma", address: int, table: PteT
         table.clear(bit)
         memory.rmap.folio_add_new_anon_rmap(new, vma, start)
         pages.ram.m_flags[new] |= PG_LRU
-        table.set_present(bit, new, bit if vma.flags & VM_WRITE else 0, bit)
+        table.set_present(bit, new, bit if vma.flags & VM_WRITE and not unshare else 0, 0 if unshare else bit)
         if not zero:
             memory.rmap.folio_remove_rmap_pte(old)
             pages.folio_put(old_head)

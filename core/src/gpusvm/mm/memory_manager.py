@@ -15,6 +15,7 @@ from gpusvm.mm import (
     cpu,
     exclusive,
     fork,
+    gup,
     hmm,
     insert_page,
     madvise,
@@ -301,6 +302,32 @@ class MemoryManager:
         """Make one page device-exclusive; its pfn, folio locked and referenced. EFAULT ENOMEM EOPNOTSUPP."""
         assert isinstance(mm, MmStruct)
         return exclusive.make_device_exclusive(self, mm, addr, owner)
+
+    # pages behind addresses
+
+    def get_user_pages(self, mm: MmStruct, addr: int, n: int, *, flags: int = 0) -> Pfns:
+        """Take a reference on each of `n` pages, mmap_lock held. EFAULT EHWPOISON ENOMEM EINTR."""
+        return gup.get_user_pages(self, mm, addr, n, flags=flags)
+
+    def get_user_pages_unlocked(self, mm: MmStruct, addr: int, n: int, *, flags: int = 0) -> Pfns:
+        """Do so taking mmap_lock."""
+        return gup.get_user_pages_unlocked(self, mm, addr, n, flags=flags)
+
+    def get_user_pages_fast(self, mm: MmStruct, addr: int, n: int, *, flags: int = 0) -> Pfns:
+        """Do so without a lock as far as that goes."""
+        return gup.get_user_pages_fast(self, mm, addr, n, flags=flags)
+
+    def pin_user_pages(self, mm: MmStruct, addr: int, n: int, *, flags: int = 0) -> Pfns:
+        """Pin `n` pages, mmap_lock held. EFAULT EHWPOISON ENOMEM EINTR EBUSY."""
+        return gup.pin_user_pages(self, mm, addr, n, flags=flags)
+
+    def pin_user_pages_fast(self, mm: MmStruct, addr: int, n: int, *, flags: int = 0) -> Pfns:
+        """Do so without a lock as far as that goes."""
+        return gup.pin_user_pages_fast(self, mm, addr, n, flags=flags)
+
+    def unpin_user_pages(self, pfns: Pfns) -> None:
+        """Undo one pin of each page."""
+        gup.unpin_user_pages(self, pfns)
 
     # migration
 

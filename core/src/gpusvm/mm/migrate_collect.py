@@ -24,10 +24,9 @@ from gpusvm.mm.api import (
     MigrateVma,
 )
 from gpusvm.mm.mmu_notifier import notifier_end, notifier_start
-from gpusvm.mm.page import PG_ANON_EXCLUSIVE, PG_DIRTY, PG_LOCKED, Index, Zone
+from gpusvm.mm.page import GUP_PIN_COUNTING_BIAS, PG_ANON_EXCLUSIVE, PG_DIRTY, PG_LOCKED, Index, Zone
 from gpusvm.mm.pgtable import PmdKind, PteTable
 from gpusvm.mm.ptemask import bools, from_indices, indices, is_run, lowest, span
-from gpusvm.mm.rmap import GUP_PIN_COUNTING_BIAS
 from gpusvm.mm.rmap_walk import set_pmd_migration_entry
 from gpusvm.mm.split import split_folio
 

@@ -10,7 +10,7 @@ Counted when finalized: bytes whose page really moved, by where it went; a hole 
 migrated to the device.
 """
 
-from errno import EAGAIN, EINVAL
+from errno import EAGAIN, EBUSY, EINVAL
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from gpusvm.mm.vma import Vma
 
 __all__ = [
+    "migrate_device_coherent_folio",
     "migrate_device_finalize",
     "migrate_device_pages",
     "migrate_device_pfns",
@@ -322,6 +323,30 @@ def _unmap_batch(
             restore.extend((positions + i).tolist())
     restore.sort()
     return int(np.count_nonzero(words & MIGRATE_PFN_MIGRATE))
+
+
+def migrate_device_coherent_folio(memory: "MemoryManager", pfn: int) -> int:
+    """Move one small folio of coherent device memory to system memory; 0 or EBUSY (migrate_device_coherent_folio).
+
+    Takes over the caller's reference. EBUSY: it is pinned or held by others, or there is no memory.
+    """
+    pages = memory.pages
+    pages.folio_lock(pfn)
+    src = np.array([pfn << MIGRATE_PFN_SHIFT | MIGRATE_PFN_VALID | MIGRATE_PFN_MIGRATE], np.uint64)
+    dst = np.zeros(1, np.uint64)
+    _unmap(memory, src, 1, None)
+    if not int(src[0]) & MIGRATE_PFN_MIGRATE:
+        return EBUSY
+    new = pages.alloc_folio(0)
+    if new is not None:
+        pages.folio_lock(new)
+        dst[0] = new << MIGRATE_PFN_SHIFT | MIGRATE_PFN_VALID
+    migrate_device_pages(memory, src, dst, 1)
+    if int(src[0]) & MIGRATE_PFN_MIGRATE and new is not None:
+        memory.contents.copy_folio(new, pfn, 1)
+    moved = bool(int(src[0]) & MIGRATE_PFN_MIGRATE)
+    migrate_device_finalize(memory, src, dst, 1)
+    return 0 if moved else EBUSY
 
 
 # --- pages

@@ -26,6 +26,7 @@ from gpusvm.mm.page_alloc import PageAllocator
 from gpusvm.mm.ptemask import RAMP
 
 __all__ = [
+    "GUP_PIN_COUNTING_BIAS",
     "PG_ANON_EXCLUSIVE",
     "PG_DIRTY",
     "PG_HUGETLB",
@@ -53,6 +54,9 @@ PG_SWAPBACKED: Final = 32
 PG_HWPOISON: Final = 64
 PG_RESERVED: Final = 128
 PG_HUGETLB: Final = 256  # a page type in the kernel: the folio belongs to the pool of huge pages
+
+# include/linux/mm.h: a pin of a small folio counts as so many references.
+GUP_PIN_COUNTING_BIAS: Final = 1024
 
 # Contents that nobody wrote, as tokens (see gpusvm.mm.contents): reading one of them is a data loss.
 POISON_FREED: Final = -1
@@ -165,6 +169,7 @@ class PageMap:
         "geometry",
         "kernel",
         "lock_owner",
+        "pincounts",
         "ram",
         "ram_pages",
         "zones",
@@ -183,6 +188,7 @@ class PageMap:
         self.free_device_folio: Callable[[Zone, int], None] = _no_device
         self.free_device_folios: Callable[[Zone, Index], None] = _no_devices
         self.free_huge_folio: Callable[[int], None] = _no_pool
+        self.pincounts: Final[dict[int, int]] = {}  # of large folios that are pinned, by head pfn
         self._waiters: dict[int, _LockWait] = {}  # by head pfn, only while somebody waits
         self.lock_owner: Final[dict[int, str]] = {}  # folios locked one by one, in checked mode: who, for messages
 
@@ -346,6 +352,42 @@ class PageMap:
         else:
             self._free_folios(index)
 
+    # --- pins
+
+    def pin(self, pfn: int) -> None:
+        """Pin the folio headed by `pfn` once (mm/gup.c:try_grab_folio with FOLL_PIN)."""
+        zone = self.ram if pfn < self.ram_pages else self.zone(pfn)
+        i = pfn - zone.base
+        if zone.m_refcount[i] <= 0:
+            raise ModelError(f"pin of free folio {pfn:#x}, refcount {zone.m_refcount[i]}")
+        if zone.m_order[i]:
+            zone.m_refcount[i] += 1
+            self.pincounts[pfn] = self.pincounts.get(pfn, 0) + 1
+        else:
+            zone.m_refcount[i] += GUP_PIN_COUNTING_BIAS
+
+    def unpin(self, pfn: int) -> None:
+        """Undo one pin of the folio headed by `pfn` (mm/gup.c:gup_put_folio)."""
+        if not self.folio_order(pfn):
+            self.folio_put(pfn, GUP_PIN_COUNTING_BIAS)
+            return
+        left = self.pincounts.get(pfn, 0) - 1
+        if left < 0:
+            raise ModelError(f"unpin of folio {pfn:#x}, which is not pinned")
+        if left:
+            self.pincounts[pfn] = left
+        else:
+            del self.pincounts[pfn]
+        self.folio_put(pfn)
+
+    def folio_maybe_dma_pinned(self, pfn: int) -> bool:
+        """Tell whether the folio headed by `pfn` may be pinned: a small one has so many references that some may be
+        pins.
+        """
+        zone = self.ram if pfn < self.ram_pages else self.zone(pfn)
+        i = pfn - zone.base
+        return pfn in self.pincounts if zone.m_order[i] else zone.m_refcount[i] >= GUP_PIN_COUNTING_BIAS
+
     # --- locks
 
     def folio_trylock(self, pfn: int) -> bool:
@@ -366,13 +408,24 @@ class PageMap:
         while not self.folio_trylock(pfn):
             self.folio_wait_locked(pfn)
 
-    def folio_wait_locked(self, pfn: int) -> None:
-        """Sleep, holding nothing, until the lock bit is seen clear (mm/filemap.c:softleaf_entry_wait_on_locked)."""
+    def folio_lock_killable(self, pfn: int) -> bool:
+        """Lock; sleeps until the folio is free or the task is killed, and returns False then."""
+        self.kernel.might_sleep()
+        while not self.folio_trylock(pfn):
+            if not self.folio_wait_locked(pfn, killable=True):
+                return False
+        return True
+
+    def folio_wait_locked(self, pfn: int, *, killable: bool = False) -> bool:
+        """Sleep, holding nothing, until the lock bit is seen clear (mm/filemap.c:softleaf_entry_wait_on_locked).
+
+        `killable` waits end with False when the task gets a fatal signal.
+        """
         zone = self.zone(pfn)
         i = pfn - zone.base
         flags = zone.m_flags
         if not flags[i] & PG_LOCKED:
-            return
+            return True
         wait = self._waiters.get(pfn)
         if wait is None:
             owner = self.lock_owner.get(pfn)
@@ -383,14 +436,16 @@ class PageMap:
         wait.users += 1
         if self.kernel.observer is not None:
             tell(self.kernel.observer, "folio_wait_begins", pfn)
+        wait_event = wait.queue.wait_event_killable if killable else wait.queue.wait_event
         try:
-            wait.queue.wait_event(lambda: not flags[i] & PG_LOCKED)
+            free = wait_event(lambda: not flags[i] & PG_LOCKED)
         finally:
             wait.users -= 1
             if not wait.users:
                 del self._waiters[pfn]
         if self.kernel.observer is not None:
             tell(self.kernel.observer, "folio_wait_ends", pfn)
+        return free is not False
 
     def folio_unlock(self, pfn: int) -> None:
         """Unlock and wake who waits."""

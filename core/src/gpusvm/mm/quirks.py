@@ -43,6 +43,11 @@ class MmQuirks:
         where="mm/mmu_notifier.c:__mmu_notifier_invalidate_range_start",
         consequence="Readers, insertions and removals of interval notifiers of that mm wait for ever",
     )
+    mm_s6: Variant = quirk(
+        "FOLL_DUMP takes a PMD that is not present for a hole",
+        where="mm/gup.c:follow_pmd_mask, no_page_table",
+        consequence="A core dump has zeros where a block of device-private memory was",
+    )
     mm_q2: Variant = quirk(
         "A foreign device-private PMD reads as ERROR where a foreign device-private PTE is just not mapped",
         where="mm/hmm.c:hmm_vma_handle_absent_pmd",

@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["AnonVma", "Rmap"]
 
-# mm/gup.c: a pin of a small folio counts as so many references.
-GUP_PIN_COUNTING_BIAS: Final = 1024
-
 
 class AnonVma:
     """Be what the pages of related anonymous VMAs have in common (struct anon_vma).
@@ -356,13 +353,7 @@ class Rmap:
         """
         zone = self.pages.zone(page)
         i = page - zone.base
-        if not zone.private and self.folio_maybe_dma_pinned(page - zone.m_head_off[i]):
+        if not zone.private and self.pages.folio_maybe_dma_pinned(page - zone.m_head_off[i]):
             return False
         zone.m_flags[i] &= ~PG_ANON_EXCLUSIVE
         return True
-
-    def folio_maybe_dma_pinned(self, pfn: int) -> bool:
-        """Tell whether a small folio has so many references that some are pins (large folios cannot be pinned here)."""
-        zone = self.pages.zone(pfn)
-        i = pfn - zone.base
-        return not zone.m_order[i] and zone.m_refcount[i] >= GUP_PIN_COUNTING_BIAS

@@ -48,7 +48,7 @@ def set_pmd_migration_entry(memory: "MemoryManager", mm: "MmStruct", block: int,
     flags = zone.m_flags[i]
     exclusive = flags & PG_ANON_EXCLUSIVE
     if exclusive:
-        if not zone.private and memory.rmap.folio_maybe_dma_pinned(pfn):
+        if not zone.private and memory.pages.folio_maybe_dma_pinned(pfn):
             return False
         flags &= ~PG_ANON_EXCLUSIVE
     elif leaf.write:
@@ -87,7 +87,7 @@ def ptes_to_migration(memory: "MemoryManager", table: PteTable, mask: int) -> bo
     write = table.write & mask
     if write & ~rexcl:
         raise ModelError(f"a page of folio {head + zone.base:#x} is mapped writable and is not exclusive")
-    if rexcl and not zone.private and memory.rmap.folio_maybe_dma_pinned(head + zone.base):
+    if rexcl and not zone.private and memory.pages.folio_maybe_dma_pinned(head + zone.base):
         return False
     zone.flags[where] = flags & ~np.uint16(PG_ANON_EXCLUSIVE)
     if table.dirty & mask:
@@ -118,7 +118,7 @@ def _pte_to_migration(memory: "MemoryManager", table: PteTable, bit: int) -> boo
         memory.pages.folio_put(zone.base + h)
         return True
     if flags & PG_ANON_EXCLUSIVE:
-        if not zone.private and memory.rmap.folio_maybe_dma_pinned(zone.base + h):
+        if not zone.private and memory.pages.folio_maybe_dma_pinned(zone.base + h):
             return False
         zone.m_flags[i] = flags & ~PG_ANON_EXCLUSIVE
         rexcl = bit ^ write
