@@ -92,6 +92,7 @@ VM_HUGEPAGE: Final = 1 << 13
 VM_NOHUGEPAGE: Final = 1 << 14
 VM_DONTCOPY: Final = 1 << 15
 VM_WIPEONFORK: Final = 1 << 16
+VM_UFFD_MISSING: Final = 1 << 17
 VM_SPECIAL: Final = VM_IO | VM_DONTEXPAND | VM_PFNMAP | VM_MIXEDMAP
 # What a page fault of the child cannot bring back (the kernel's also has VM_UFFD_WP and VM_MAYBE_GUARD).
 VM_COPY_ON_FORK: Final = VM_PFNMAP | VM_MIXEDMAP

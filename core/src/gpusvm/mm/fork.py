@@ -4,7 +4,7 @@ from errno import ENOMEM
 from typing import TYPE_CHECKING, Final
 
 from gpusvm.errors import KernelError
-from gpusvm.mm.api import VM_DONTCOPY, VM_WIPEONFORK
+from gpusvm.mm.api import VM_DONTCOPY, VM_UFFD_MISSING, VM_WIPEONFORK
 from gpusvm.mm.copy_page_range import copy_page_range
 from gpusvm.mm.mm_struct import MMF_UNSTABLE
 from gpusvm.mm.mmap_lock import vma_start_write
@@ -57,7 +57,8 @@ def _dup_mmap(memory: "MemoryManager", mm: "MmStruct", oldmm: "MmStruct") -> int
                 continue
             if kernel.inject("alloc.vma"):
                 raise KernelError(ENOMEM, f"no memory to copy {mpnt!r}")
-            tmp = Vma(mm, mpnt.start, mpnt.end, mpnt.flags, mpnt.pgoff, mpnt.file)
+            # dup_userfaultfd: a monitor that did not ask for forks knows nothing of the child.
+            tmp = Vma(mm, mpnt.start, mpnt.end, mpnt.flags & ~VM_UFFD_MISSING, mpnt.pgoff, mpnt.file)
             if not mpnt.flags & VM_WIPEONFORK:
                 if mpnt.anon_vma is not None and kernel.inject("alloc.anon_vma"):
                     raise KernelError(ENOMEM, f"no memory for the anon_vma of a copy of {mpnt!r}")

@@ -5,13 +5,15 @@ page from there to the end of the walk's piece, and the walk goes on from it. Wo
 outputs, words from there on are still inputs. Whole pieces of a table are evaluated as masks.
 """
 
-from errno import EBUSY, EFAULT, EINVAL, ENOMEM, EPERM
+from errno import EBUSY, EFAULT, EINTR, EINVAL, ENOMEM, EPERM
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from gpusvm.errors import KernelError, ModelError
 from gpusvm.mm.api import (
+    FAULT_FLAG_ALLOW_RETRY,
+    FAULT_FLAG_KILLABLE,
     FAULT_FLAG_REMOTE,
     FAULT_FLAG_WRITE,
     HMM_PFN_ERROR,
@@ -21,8 +23,10 @@ from gpusvm.mm.api import (
     HMM_PFN_STICKY,
     HMM_PFN_VALID,
     HMM_PFN_WRITE,
+    VM_FAULT_COMPLETED,
     VM_FAULT_ERROR,
     VM_FAULT_OOM,
+    VM_FAULT_RETRY,
     VM_HUGETLB,
     VM_IO,
     VM_PFNMAP,
@@ -58,10 +62,13 @@ _WORD_RAMP: Final = RAMP.view(np.uint64)
 class _Walk:
     """Be one call of hmm_range_fault_locked."""
 
-    __slots__ = ("end", "last", "memory", "mm", "pending", "range_", "shift", "words")
+    __slots__ = ("end", "last", "locked", "memory", "mm", "pending", "range_", "shift", "unlockable", "words")
 
-    def __init__(self, memory: "MemoryManager", range_: HmmRange) -> None:
+    def __init__(self, memory: "MemoryManager", range_: HmmRange, *, unlockable: bool) -> None:
         self.memory = memory
+        # Whether a fault may give mmap_lock up, and whether none has.
+        self.unlockable = unlockable
+        self.locked = True
         self.range_ = range_
         mm = range_.notifier.mm
         assert isinstance(mm, MmStruct)
@@ -359,12 +366,15 @@ class _Walk:
         if write and not vma.flags & VM_WRITE:
             raise KernelError(EPERM, f"{vma!r} cannot be written")
         flags = FAULT_FLAG_REMOTE | (FAULT_FLAG_WRITE if write else 0)
-        fault_in_range(memory, vma, address, end, flags)
+        if self.unlockable:
+            flags |= FAULT_FLAG_ALLOW_RETRY | FAULT_FLAG_KILLABLE
+        self.locked = fault_in_range(memory, vma, address, end, flags)
 
 
-def fault_in_range(memory: "MemoryManager", vma: "Vma", address: int, end: int, flags: int) -> None:
+def fault_in_range(memory: "MemoryManager", vma: "Vma", address: int, end: int, flags: int) -> bool:
     """Handle a fault for each page of [address, end) in order; EFAULT, or ENOMEM.
 
+    False, without mmap_lock, as soon as a handler has given it up, which it may where `flags` allow that.
     What is mapped already as the flags want is passed over in one step, and what is none is filled in one step where
     `fault_in_ptes` can.
     """
@@ -398,11 +408,14 @@ def fault_in_range(memory: "MemoryManager", vma: "Vma", address: int, end: int, 
                     continue
             address = entry.base + (first << geometry.page_shift)
         ret = handle_mm_fault(memory, vma, address, flags)
+        if ret & (VM_FAULT_COMPLETED | VM_FAULT_RETRY):
+            return False
         if ret & VM_FAULT_ERROR:
             if ret & VM_FAULT_OOM:
                 raise KernelError(ENOMEM, f"no memory for the fault at {address:#x}")
             raise KernelError(EFAULT, f"the fault at {address:#x} ended with vm_fault bits {ret:#x}")
         address = (address & -page) + page
+    return True
 
 
 def _need(request: int, cpu_flags: int) -> int:
@@ -431,11 +444,17 @@ def owned_by(memory: "MemoryManager", table: PteTable, mask: int, owner: object 
 def hmm_range_fault(memory: "MemoryManager", range_: HmmRange) -> None:
     """Snapshot or fault a range; mmap_lock is held, in any mode, and stays held. EBUSY EFAULT EPERM ENOMEM EINVAL.
 
-    EBUSY means that the subscription was invalidated; `notifier_seq` comes from mmu_interval_read_begin.
+    EBUSY means that the subscription was invalidated; `notifier_seq` comes from mmu_interval_read_begin. A fault that
+    would have to give the lock up, as that of a page that userfaultfd watches, is EFAULT.
     """
+    _range_fault_locked(memory, _Walk(memory, range_, unlockable=False))
+
+
+def _range_fault_locked(memory: "MemoryManager", walk: _Walk) -> None:
+    # hmm_range_fault_locked
+    range_ = walk.range_
     if range_.start >= range_.end:
         raise KernelError(EINVAL, f"a range of {range_.start:#x}-{range_.end:#x}")
-    walk = _Walk(memory, range_)
     kernel = memory.kernel
     if kernel.checked and not walk.mm.mmap_lock.is_locked:
         raise ModelError(f"hmm_range_fault without the mmap_lock of {walk.mm.name}")
@@ -458,12 +477,17 @@ def hmm_range_fault(memory: "MemoryManager", range_: HmmRange) -> None:
             faulted, before = walk.pending, kernel.now_ns
             kernel.step()
             walk.do_fault()
+            if not walk.locked:
+                if kernel.current.fatal_signal_pending:
+                    raise KernelError(EINTR, f"killed in a fault of {range_.start:#x}-{range_.end:#x}")
+                raise KernelError(EBUSY, f"a fault of {range_.start:#x}-{range_.end:#x} gave mmap_lock up")
 
 
 def hmm_range_fault_unlocked_timeout(memory: "MemoryManager", range_: HmmRange, timeout_ns: int) -> None:
     """Do the same taking mmap_lock, and again when invalidated, until `timeout_ns` (0: for ever) have passed.
 
-    EBUSY EFAULT EPERM ENOMEM EINVAL. `range_.notifier_seq` is then what to give to mmu_interval_read_retry.
+    EBUSY EFAULT EPERM ENOMEM EINVAL EINTR. The time begins anew whenever a fault gave the lock up, as it may here.
+    `range_.notifier_seq` is then what to give to mmu_interval_read_retry.
     """
     sub = range_.notifier
     assert isinstance(sub, MmuIntervalNotifier)
@@ -473,19 +497,24 @@ def hmm_range_fault_unlocked_timeout(memory: "MemoryManager", range_: HmmRange, 
     deadline = kernel.current.time_ns + timeout_ns
     while True:
         range_.notifier_seq = mmu_interval_read_begin(memory, sub)
-        lock.down_read()
+        if not lock.down_read_killable():
+            raise KernelError(EINTR, f"killed while waiting for the mmap_lock of {mm.name}")
+        walk = _Walk(memory, range_, unlockable=True)
         try:
             if mm.flags & MMF_UNSTABLE:
                 raise KernelError(EFAULT, f"{mm.name} is being reaped")
             if timeout_ns and kernel.current.time_ns > deadline:
                 raise KernelError(EBUSY, f"{range_.start:#x}-{range_.end:#x} was invalidated for {timeout_ns} ns")
             try:
-                hmm_range_fault(memory, range_)
+                _range_fault_locked(memory, walk)
             except KernelError as error:
                 if error.errno != EBUSY:
                     raise
             else:
                 return
         finally:
-            lock.up_read()
+            if walk.locked:
+                lock.up_read()
+        if not walk.locked:
+            deadline = kernel.current.time_ns + timeout_ns
         kernel.cond_resched()

@@ -25,6 +25,7 @@ from gpusvm.mm.api import (
     VM_HUGETLB,
     VM_MAYWRITE,
     VM_SHARED,
+    VM_UFFD_MISSING,
     VM_WRITE,
     VmFault,
 )
@@ -39,6 +40,7 @@ from gpusvm.mm.pgtable import OtherPte, PmdKind, PmdLeaf, PteKind, PteTable
 from gpusvm.mm.ptemask import indices
 from gpusvm.mm.rmap_walk import mapcount_in
 from gpusvm.mm.rss import file_counter
+from gpusvm.mm.userfaultfd import handle_userfault
 from gpusvm.mm.vma import anon_vma_prepare, thp_allowed
 
 if TYPE_CHECKING:
@@ -68,7 +70,7 @@ def handle_mm_fault(memory: "MemoryManager", vma: "Vma", address: int, flags: in
     entry = page_table.entries.get(block)
     if entry is None:
         if thp_allowed(memory, vma, block):
-            ret = _do_huge_pmd_anonymous_page(memory, vma, block, flags)
+            ret = _do_huge_pmd_anonymous_page(memory, vma, address, flags)
             if not ret & VM_FAULT_FALLBACK:
                 return ret
     elif isinstance(entry, PmdLeaf):
@@ -89,9 +91,10 @@ def handle_mm_fault(memory: "MemoryManager", vma: "Vma", address: int, flags: in
 # --- PMD level, mm/huge_memory.c
 
 
-def _do_huge_pmd_anonymous_page(memory: "MemoryManager", vma: "Vma", block: int, flags: int) -> int:
+def _do_huge_pmd_anonymous_page(memory: "MemoryManager", vma: "Vma", address: int, flags: int) -> int:
     mm = vma.mm
     page_table = mm.page_table
+    block = address >> page_table.pmd_shift
     anon_vma_prepare(memory, vma)
     if not flags & FAULT_FLAG_WRITE:
         if memory.kernel.inject("alloc.pte_table"):  # the one to deposit
@@ -103,6 +106,8 @@ def _do_huge_pmd_anonymous_page(memory: "MemoryManager", vma: "Vma", block: int,
         if block not in page_table.entries:
             if mm.flags & MMF_UNSTABLE:
                 return VM_FAULT_SIGBUS
+            if vma.flags & VM_UFFD_MISSING:
+                return handle_userfault(memory, vma, address, flags)
             page_table.set_leaf(block, PmdKind.HUGE_ZERO, pfn, write=False)
             memory.kernel.charge("cpu_minor_fault_4k")  # one entry; what it maps was cleared long ago
         return DONE
@@ -118,6 +123,9 @@ def _do_huge_pmd_anonymous_page(memory: "MemoryManager", vma: "Vma", block: int,
     if block in page_table.entries or mm.flags & MMF_UNSTABLE:
         memory.pages.folio_put(pfn)
         return DONE if block in page_table.entries else VM_FAULT_SIGBUS
+    if vma.flags & VM_UFFD_MISSING:
+        memory.pages.folio_put(pfn)
+        return handle_userfault(memory, vma, address, flags)
     _map_anon_folio_pmd(memory, vma, block, pfn)
     memory.kernel.charge("cpu_minor_fault_2m")
     return DONE
@@ -275,6 +283,10 @@ def _do_anonymous_page(memory: "MemoryManager", vma: "Vma", address: int, flags:
         if pfn >= 0:
             memory.pages.folio_put(pfn)
         return DONE if table.used & bit else VM_FAULT_SIGBUS
+    if vma.flags & VM_UFFD_MISSING:
+        if pfn >= 0:
+            memory.pages.folio_put(pfn)
+        return handle_userfault(memory, vma, address, flags)
     if pfn < 0:
         table.set_zero(bit, memory.zero_pfn)
     else:
@@ -294,7 +306,7 @@ def fault_in_ptes(memory: "MemoryManager", vma: "Vma", table: PteTable, mask: in
     """
     mm = vma.mm
     kernel = memory.kernel
-    if kernel.explored or mm.flags & MMF_UNSTABLE or not vma.is_anonymous:
+    if kernel.explored or mm.flags & MMF_UNSTABLE or not vma.is_anonymous or vma.flags & VM_UFFD_MISSING:
         return False
     n = mask.bit_count()
     if not write:

@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpusvm.errors import ModelError
-from gpusvm.mm.api import MEMORY_DEVICE_COHERENT, MIGRATE_PFN_MIGRATE, MIGRATE_PFN_SHIFT, VM_WRITE, MigrateVma, Pfns
+from gpusvm.mm.api import (
+    MEMORY_DEVICE_COHERENT,
+    MIGRATE_PFN_MIGRATE,
+    MIGRATE_PFN_SHIFT,
+    VM_UFFD_MISSING,
+    VM_WRITE,
+    MigrateVma,
+    Pfns,
+)
 from gpusvm.mm.huge_memory import split_huge_pmd
 from gpusvm.mm.mm_struct import MM_ANONPAGES, MMF_UNSTABLE
 from gpusvm.mm.pgtable import PmdKind, PmdLeaf, PteTable
@@ -44,7 +52,7 @@ def insert_huge_pmd_page(memory: "MemoryManager", args: MigrateVma, vma: "Vma", 
     memory.kernel.step()
     block = address >> geometry.pmd_shift
     entry = mm.page_table.entries.get(block)
-    if mm.flags & MMF_UNSTABLE:
+    if mm.flags & MMF_UNSTABLE or vma.flags & VM_UFFD_MISSING:
         return False
     if entry is not None and not (isinstance(entry, PmdLeaf) and entry.kind is PmdKind.HUGE_ZERO):
         return False
@@ -76,7 +84,7 @@ def insert_pages(memory: "MemoryManager", args: MigrateVma, vma: "Vma", where: P
     positions = where + ((args.start - table.base) >> shift)
     mask = from_indices(positions, geometry.pmd_nr)
     taken = mask & table.used & ~table.zero
-    if mm.flags & MMF_UNSTABLE:
+    if mm.flags & MMF_UNSTABLE or vma.flags & VM_UFFD_MISSING:
         taken = mask
     if taken:
         # Somebody was faster: a CPU fault, as a rule.

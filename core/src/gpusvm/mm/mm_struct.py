@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gpusvm.mm.filemap import AddressSpace
     from gpusvm.mm.memory_manager import MemoryManager
     from gpusvm.mm.mmu_notifier import NotifierSubscriptions
+    from gpusvm.mm.userfaultfd import Userfaultfd
 
 # Indices into `MmStruct.rss`.
 MM_ANONPAGES: Final = 0
@@ -46,6 +47,7 @@ class MmStruct:
         "page_table",
         "rss",
         "swapents",
+        "userfaultfd",
         "vma_tree",
     )
 
@@ -59,6 +61,7 @@ class MmStruct:
         self.vma_tree = VmaTree()
         self.rss = [0, 0, 0]
         self.swapents = 0  # MM_SWAPENTS
+        self.userfaultfd: Userfaultfd | None = None  # the kernel has one for each area
         self.mm_users = 1
         self.mm_count = 1
         self.flags = 0

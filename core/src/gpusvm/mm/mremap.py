@@ -14,6 +14,7 @@ from gpusvm.mm.api import (
     VM_HUGETLB,
     VM_PFNMAP,
     VM_SHARED,
+    VM_UFFD_MISSING,
 )
 from gpusvm.mm.mmap import TASK_SIZE, do_vmi_munmap, unmapped_area
 from gpusvm.mm.mmap_lock import vma_start_write
@@ -200,6 +201,8 @@ def _move_vma(vrm: _Remap, vma: "Vma") -> int:
     if copied is None:
         raise vrm.error(ENOMEM, "no memory for the area at the new place")
     new, vma, need_rmap_locks = copied
+    # mremap_userfaultfd_prep: a monitor that did not ask for moves loses what moves.
+    new.flags &= ~VM_UFFD_MISSING
     done = move_page_tables(memory, vma, new, vrm.addr, vrm.new_addr, vrm.old_len, need_rmap_locks=need_rmap_locks)
     if done < vrm.old_len:
         # copy_vma_and_data: back to where it was, and away with the new area.
