@@ -67,7 +67,7 @@ def to_dev(hmm, state):
     buffer, values = state
     # A page that is in somebody's hands does not go.
     with suppress(KernelError):
-        assert same(hmm.fd.ioctl.migrate_to_dev(buffer.ptr, len(values)).tokens, values)
+        hmm.fd.ioctl.migrate_to_dev(buffer.ptr, len(values))
 
 
 def to_sys(hmm, state):
@@ -93,6 +93,26 @@ def fork(hmm, state):
     child.exit()
 
 
+def write_all(hmm, state):
+    buffer, values = state
+    hmm.fill(buffer.ptr, len(values))
+
+
+def device_write(hmm, state):
+    buffer, values = state
+    # As written the device cannot write to its own pages that have become read-only (mm S2).
+    with suppress(KernelError):
+        hmm.fd.ioctl.write(buffer.ptr, len(values))
+
+
+def both_read(hmm, state):
+    """Let the CPU and the device read what the last writer has left, whoever that was."""
+    buffer, values = state
+    by_device = hmm.fd.ioctl.read(buffer.ptr, len(values)).tokens
+    assert same(by_device, hmm.read(buffer.ptr, len(values)))
+    assert same(by_device, hmm.fd.ioctl.read(buffer.ptr, len(values)).tokens)
+
+
 @pytest.mark.parametrize("huge", [False, True], ids=["small", "huge"])
 def test_two_cpus_fault_the_same_device_pages(huge):
     explore(0, on_device(N if huge else 6, huge=huge), read_all, read_backwards)
@@ -101,30 +121,42 @@ def test_two_cpus_fault_the_same_device_pages(huge):
 @minors
 @pytest.mark.parametrize("end", [close_another, release])
 def test_the_device_is_evacuated_while_cpus_use_its_pages(minor, end):
-    explore(minor, on_device(6), read_all, end, read_backwards, after=read_all)
+    explore(minor, on_device(6), read_all, end, read_backwards, after=both_read)
 
 
 @pytest.mark.parametrize("end", [close_another, release])
 def test_the_device_is_evacuated_while_cpus_use_its_huge_page(end):
-    explore(0, on_device(N, huge=True), end, read_backwards, after=read_all)
+    explore(0, on_device(N, huge=True), end, read_backwards, after=both_read)
 
 
 @minors
 @pytest.mark.parametrize("end", [close_another, release])
 def test_a_child_is_made_while_the_device_is_evacuated(minor, end):
-    explore(minor, on_device(6), fork, end, after=read_all)
+    explore(minor, on_device(6), fork, end, after=both_read)
 
 
 @minors
 def test_pages_go_and_come_while_the_device_reads_them(minor):
-    explore(minor, on_device(6), device_read, to_sys, to_dev, device_read, after=read_all)
+    explore(minor, on_device(6), device_read, to_sys, to_dev, device_read, after=both_read)
+
+
+@minors
+@pytest.mark.parametrize("huge", [False, True], ids=["small", "huge"])
+def test_cpu_and_device_write_while_pages_go_and_come(minor, huge):
+    explore(minor, on_device(N, huge=huge), write_all, to_sys, device_write, to_dev, after=both_read)
+
+
+@minors
+@pytest.mark.parametrize("end", [close_another, release])
+def test_cpu_and_device_write_while_the_device_is_evacuated(minor, end):
+    explore(minor, on_device(6), write_all, end, device_write, after=both_read)
 
 
 @minors
 def test_pages_go_to_the_device_while_it_is_released(minor):
-    explore(minor, on_device(6), to_sys, to_dev, release, after=read_all)
+    explore(minor, on_device(6), to_sys, to_dev, release, after=both_read)
 
 
 @minors
 def test_protection_changes_while_pages_move(minor):
-    explore(minor, on_device(6), protect, to_sys, to_dev, device_read, after=read_all)
+    explore(minor, on_device(6), protect, to_sys, to_dev, device_read, after=both_read)
