@@ -6,6 +6,8 @@ import pytest
 from gpusvm.errors import KernelError
 from gpusvm.explore import random_walk
 from gpusvm.mm.api import PROT_READ, PROT_WRITE
+from gpusvm.mm.contents import describe_token
+from gpusvm_dmirror.tunables import DmirrorQuirks
 from hmm_harness import PAGE, Hmm, same
 
 SCHEDULES = 60
@@ -14,14 +16,14 @@ N = 8  # pages in a PMD of the small machine
 minors = pytest.mark.parametrize("minor", [0, 2], ids=["private", "coherent"])
 
 
-def explore(minor, setup, *tasks, after=lambda *_: None):
+def explore(minor, setup, *tasks, after=lambda *_: None, quirk="fixed"):
     """Run `tasks` next to each other under many orders; each gets the machine and what `setup` returned.
 
     `after` looks at the result. The machine is checked as after every hmm-test.
     """
 
     def program(choices):
-        hmm = Hmm(minor, mode="explored", choices=choices, small=True)
+        hmm = Hmm(minor, mode="explored", choices=choices, small=True, quirks=DmirrorQuirks(own_migrate_seq=quirk))
         state = setup(hmm)
         running = [hmm.kernel.spawn(task, hmm, state, name=task.__name__) for task in tasks]
         for task in running:
@@ -42,6 +44,11 @@ def on_device(npages, *, huge=False):
         return buffer, values
 
     return setup
+
+
+def in_memory(hmm):
+    buffer = hmm.buffer(6)
+    return buffer, hmm.fill(buffer.ptr, 6)
 
 
 def read_all(hmm, state):
@@ -73,6 +80,11 @@ def to_dev(hmm, state):
 def to_sys(hmm, state):
     buffer, values = state
     hmm.fd.ioctl.migrate_to_sys(buffer.ptr, len(values))
+
+
+def device_read_anything(hmm, state):
+    buffer, values = state
+    hmm.fd.ioctl.read(buffer.ptr, len(values))
 
 
 def device_read(hmm, state):
@@ -144,6 +156,20 @@ def test_pages_go_and_come_while_the_device_reads_them(minor):
 @pytest.mark.parametrize("huge", [False, True], ids=["small", "huge"])
 def test_cpu_and_device_write_while_pages_go_and_come(minor, huge):
     explore(minor, on_device(N, huge=huge), write_all, to_sys, device_write, to_dev, after=both_read)
+
+
+@pytest.mark.parametrize(("quirk", "lost"), [("as_written", True), ("fixed", False)])
+def test_as_written_a_device_fault_next_to_a_migration_keeps_the_pages_that_have_gone(quirk, lost):
+    found = set()
+
+    def look(hmm, state):
+        contents = hmm.memory.contents
+        found.update(describe_token(mismatch.found) for mismatch in contents.mismatches)
+        contents.mismatches.clear()
+        contents.mismatch_count = 0
+
+    explore(0, in_memory, device_read_anything, to_dev, after=look, quirk=quirk)
+    assert found == ({"freed memory"} if lost else set())
 
 
 @minors

@@ -100,8 +100,12 @@ class Dmirror:
         return NotifierWindow(self.memory, self.notifier, start=start, end=end, lock=self.mutex)
 
     def invalidate(self, sub: IntervalNotifier, range_: MmuNotifierRange, cur_seq: int) -> bool:
-        """Erase the entries of a range (dmirror_interval_invalidate); what this device migrates itself, it ignores."""
-        if range_.event == MMU_NOTIFY_MIGRATE and range_.owner is self.device:
+        """Erase the entries of a range (dmirror_interval_invalidate); what this device migrates itself, it ignores.
+
+        As written a fault that reads the range meanwhile is not told either (quirk own_migrate_seq).
+        """
+        own = range_.event == MMU_NOTIFY_MIGRATE and range_.owner is self.device
+        if own and self.device.quirks.own_migrate_seq == "as_written":
             return True
         if range_.blockable:
             self.mutex.lock()
@@ -109,6 +113,8 @@ class Dmirror:
             return False
         try:
             self.memory.mmu_interval_set_seq(sub, cur_seq)
+            if own:
+                return True
             shift = self._page_shift
             end = range_.end >> shift
             # dmirror_do_update takes the exclusive end for the last index to erase.

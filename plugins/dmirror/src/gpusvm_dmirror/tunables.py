@@ -52,6 +52,11 @@ class DmirrorQuirks:
         cite="test_hmm.c:dmirror_do_fault; seen on 7.3.4, the recordings were made with it repaired",
         default="fixed",
     )
+    own_migrate_seq: str = quirk(
+        "A callback for the device's own migration returns without mmu_interval_set_seq, so a device fault that has "
+        "read the pages before they move stores them after it, and the device goes on with pages that are free",
+        cite="test_hmm.c:dmirror_interval_invalidate",
+    )
     compound_count: str = quirk(
         "MIGRATE_TO_SYS counts a 2 MiB folio that went home as one page (Q15)",
         cite="test_hmm.c:dmirror_successful_migrated_pages; recorded on 7.3.4",
