@@ -97,11 +97,11 @@ class Hmm:
 
     # --- buffers
 
-    def buffer(self, npages=NPAGES, prot=PROT_READ | PROT_WRITE, *, mapped=None, **mmap):
-        """Map memory of `mapped` pages (default: npages) and make a mirror of `npages`."""
+    def buffer(self, npages=NPAGES, prot=PROT_READ | PROT_WRITE, *, mapped=None, ptr=None, **mmap):
+        """Map memory of `mapped` pages (default: npages), unless it is at `ptr`, and make a mirror of `npages`."""
         size = (npages if mapped is None else mapped) * PAGE
         return Buffer(
-            ptr=self.mm.mmap(None, size, prot, **mmap),
+            ptr=self.mm.mmap(None, size, prot, **mmap) if ptr is None else ptr,
             size=size,
             mirror=np.full(npages, -1, np.int64),
             m=np.full(npages, 0xAA, np.uint8),

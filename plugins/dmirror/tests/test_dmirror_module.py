@@ -298,3 +298,26 @@ def test_after_a_fork_the_device_cannot_write_to_its_own_private_pages(private, 
     assert same(private.read(buffer.ptr, N), buffer.mirror)
     assert same(private.read(buffer.ptr, N, child), values)
     child.exit()
+
+
+# --- mmap
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["private", "shared"])
+def test_a_mapping_of_the_device_has_zeroed_pages_that_are_there_at_once(private, shared):
+    addr = private.fd.mmap(4 * PAGE, PROT_READ | PROT_WRITE, shared=shared)
+    # A private page is mapped read-only, until it is copied.
+    assert list(private.fd.ioctl.snapshot(addr, 4)) == [uapi.PROT_WRITE if shared else uapi.PROT_READ] * 4
+    assert private.fd.ioctl.read(addr, 4).tokens.tolist() == [0] * 4
+    values = private.fill(addr, 4)
+    assert list(private.fd.ioctl.snapshot(addr, 4)) == [uapi.PROT_WRITE] * 4
+    assert same(private.read(addr, 4), values)
+    private.mm.munmap(addr, 4 * PAGE)
+
+
+def test_a_mapping_of_the_device_goes_again_when_a_page_cannot_be_had(private):
+    private.kernel.arm("alloc.folio", nth=3)
+    with pytest.raises(KernelError) as error:
+        private.fd.mmap(4 * PAGE, PROT_READ)
+    assert str(error.value) == "-ENOMEM: no memory for a page to map"
+    assert private.mm.vmas == []

@@ -5,6 +5,14 @@ from gpusvm_dmirror import HMM_DMIRROR_SNAPSHOT, uapi
 from hmm_harness import PAGE
 
 
+def test_mixedmap(hmm):
+    buffer = hmm.buffer(1, ptr=hmm.fd.mmap(PAGE, PROT_READ | PROT_WRITE))
+    assert hmm.cmd(hmm.fd, HMM_DMIRROR_SNAPSHOT, buffer, 1) == 0
+    assert buffer.cpages == 1
+    assert buffer.m.tolist() == [uapi.PROT_READ]
+    hmm.mm.munmap(buffer.ptr, buffer.size)
+
+
 def test_snapshot(hmm2):
     buffer = hmm2.buffer(7, PROT_NONE)
     p = buffer.ptr

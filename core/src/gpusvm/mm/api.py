@@ -233,6 +233,12 @@ class MmApi(Protocol):
     def mmdrop(self) -> None:
         """Drop a reference on the structure."""
 
+    def mmap(self, addr: int | None, length: int, prot: int, *, flags: int = 0) -> int:
+        """Map memory and return where; `flags` are VM_ flags. EINVAL ENOMEM. Takes mmap_lock for write."""
+
+    def munmap(self, start: int, length: int) -> None:
+        """Unmap a range. EINVAL ENOMEM. Takes mmap_lock for write."""
+
     def find_vma(self, addr: int) -> VmaApi | None:
         """Return the first VMA with `end > addr`, which may begin behind `addr`. mmap_lock held."""
 
@@ -443,6 +449,10 @@ class MemoryManagerApi(Protocol):
 
     def mmu_notifier_unregister(self, notifier: MmuNotifier, mm: MmApi) -> None:
         """Unsubscribe; calls release if the mm has not."""
+
+    # mm/memory.c
+    def vm_insert_page(self, vma: VmaApi, addr: int, pfn: int) -> None:
+        """Map a driver's page into its VM_MIXEDMAP area. EFAULT EINVAL EBUSY ENOMEM. mmap_lock held."""
 
     # mm/hmm.c
     def hmm_range_fault(self, range_: HmmRange) -> None:

@@ -41,6 +41,7 @@ from gpusvm.mm.api import (
     MmuNotifier,
     MmuNotifierRange,
     Pfns,
+    VmaApi,
     Words,
 )
 from gpusvm.mm.contents import Contents, Mode
@@ -139,8 +140,9 @@ class MemoryManager:
         """Have a pool of `nr` huge pages, or as near as memory and use allow; how many there are."""
         return self.hugetlb.set_nr(nr)
 
-    def vm_insert_page(self, vma: Vma, addr: int, pfn: int) -> None:
+    def vm_insert_page(self, vma: VmaApi, addr: int, pfn: int) -> None:
         """Map a page of a driver's into its VM_MIXEDMAP area. EFAULT EINVAL EBUSY ENOMEM. mmap_lock held."""
+        assert isinstance(vma, Vma)
         insert_page.vm_insert_page(self, vma, addr, pfn)
 
     def vm_insert_mixed(self, vma: Vma, addr: int, pfn: int) -> None:

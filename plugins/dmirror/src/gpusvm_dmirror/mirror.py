@@ -14,6 +14,8 @@ from gpusvm.mm.api import (
     HMM_PFN_REQ_WRITE,
     HMM_PFN_WRITE,
     MMU_NOTIFY_MIGRATE,
+    VM_MIXEDMAP,
+    VM_SHARED,
     HmmRange,
     IntervalNotifier,
     MmApi,
@@ -83,6 +85,32 @@ class Dmirror:
         finally:
             mm.mmput()
         return self.device.kernel.stats.migrated_to_device_bytes - before
+
+    def mmap(self, length: int, prot: int, *, shared: bool = False, mm: MmApi | None = None) -> int:
+        """Map zeroed pages of the kernel's into `mm`, the opener's by default, and return where (dmirror_fops_mmap).
+
+        EINVAL; ENOMEM, or what vm_insert_page returns: nothing is mapped then.
+        """
+        mm = self.mm if mm is None else mm
+        memory = self.memory
+        addr = mm.mmap(None, length, prot, flags=VM_MIXEDMAP | (VM_SHARED if shared else 0))
+        try:
+            with mm.mmap_lock.write():
+                vma = mm.vma_lookup(addr)
+                assert vma is not None
+                for at in range(addr, addr + length, memory.geometry.page_size):
+                    page = memory.alloc_folio(0)
+                    if page is None:
+                        raise KernelError(errno.ENOMEM, "no memory for a page to map")
+                    memory.clear_folio(page, 1)
+                    try:
+                        memory.vm_insert_page(vma, at, page)
+                    finally:
+                        memory.folio_put(page)
+        except KernelError:
+            mm.munmap(addr, length)
+            raise
+        return addr
 
     def close(self) -> None:
         """Close the file (dmirror_fops_release): the pages of *every* file of the device go home."""
