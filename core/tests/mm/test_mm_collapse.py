@@ -1,12 +1,13 @@
 """MADV_COLLAPSE: what becomes a huge page, what comes home first, and what is in the way (mm/khugepaged.c)."""
 
-from errno import EAGAIN, EINVAL, ENOMEM
+from errno import EAGAIN, EBUSY, EINVAL, ENOMEM
 
 import pytest
 from gpusvm.errors import KernelError
-from gpusvm.mm.api import MADV_COLLAPSE, MADV_NOHUGEPAGE, PROT_READ, VM_DONTEXPAND
+from gpusvm.mm.api import MADV_COLLAPSE, MADV_DONTNEED, MADV_NOHUGEPAGE, PROT_READ, VM_DONTEXPAND
 from gpusvm.mm.page import PG_ANON_EXCLUSIVE
 from gpusvm.mm.pgtable import PmdKind, PteKind, PteTable
+from gpusvm.mm.userfaultfd import Userfaultfd
 
 PAGE = 4096
 BASE = 1 << 30
@@ -223,5 +224,18 @@ def test_a_device_page_that_stays_is_in_the_way(lab) -> None:
     # The window had been opened by then.
     assert one.events == [("p", "CLEAR", 0, 8, "-")]
     assert one.entry(2).kind is PteKind.PRIVATE
+    one.check_quiescent()
+    one.finish()
+
+
+def test_a_watched_area_gets_no_zeros(lab) -> None:
+    """What is missing is for the userfaultfd to fill."""
+    one = lab()
+    one.map(8)
+    Userfaultfd(one.memory, one.mm).register(BASE, 8 * PAGE)
+    one.mm.madvise(one.va(3), PAGE, MADV_DONTNEED)
+    assert errno_of(one, 0, 8) == EBUSY
+    one.mm.userfaultfd.close()
+    collapse(one, 0, 8)
     one.check_quiescent()
     one.finish()

@@ -16,6 +16,7 @@ from gpusvm.mm.api import (
 )
 from gpusvm.mm.mmap import TASK_SIZE
 from gpusvm.mm.pgtable import PmdKind, PteKind, PteTable
+from gpusvm.mm.userfaultfd import Userfaultfd
 
 PAGE = 4096
 BASE = 1 << 30
@@ -546,6 +547,22 @@ def test_what_cannot_grow_or_be_doubled(lab) -> None:
     assert refused(one, 0, 4, 32, flags=MREMAP_MAYMOVE | MREMAP_DONTUNMAP) == EINVAL
     assert refused(one, 0, 4, 32, new=5) == EFAULT
     assert move(one, 0, 4, 32) == 32
+    one.finish()
+
+
+def test_a_watched_area_moves_alone(lab) -> None:
+    """mm/mremap.c:vma_multi_allowed; what lies before it has been moved by then."""
+    one = lab()
+    one.map(4)
+    one.map(4, at=8)
+    uffd = Userfaultfd(one.memory, one.mm)
+    uffd.register(one.va(8), 4 * PAGE)
+    assert refused(one, 0, 12, 32) == EFAULT
+    assert areas(one) == [(8, 12, 8), (32, 36, 0)]
+    assert refused(one, 8, 5, 64) == EFAULT
+    move(one, 8, 4, 64)
+    assert areas(one) == [(32, 36, 0), (64, 68, 8)]
+    uffd.close()
     one.finish()
 
 

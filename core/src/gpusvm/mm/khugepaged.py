@@ -5,7 +5,7 @@ present are faulted in first, so device-private pages come home (mm/khugepaged.c
 """
 
 from enum import Enum, auto
-from errno import EAGAIN, EINVAL, ENOMEM
+from errno import EAGAIN, EBUSY, EINVAL, ENOMEM
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -18,6 +18,7 @@ from gpusvm.mm.api import (
     VM_HUGETLB,
     VM_NOHUGEPAGE,
     VM_SPECIAL,
+    VM_UFFD_MISSING,
     VM_WRITE,
 )
 from gpusvm.mm.memory import do_swap_page
@@ -46,18 +47,34 @@ class ScanResult(Enum):
     PAGE_LRU = auto()
     PAGE_LOCK = auto()
     PAGE_COUNT = auto()
+    EXCEED_NONE_PTE = auto()
     VMA_CHECK = auto()
     ALLOC_HUGE_PAGE_FAIL = auto()
 
 
-# madvise_collapse_errno: what trying again may help against
-_AGAIN: Final = frozenset({ScanResult.PAGE_COUNT, ScanResult.PAGE_LOCK, ScanResult.PAGE_LRU})
+# madvise_collapse_errno; EINVAL is what trying again will not help against.
+_ERRNOS: Final = {
+    ScanResult.ALLOC_HUGE_PAGE_FAIL: ENOMEM,
+    ScanResult.EXCEED_NONE_PTE: EBUSY,
+    ScanResult.PAGE_COUNT: EAGAIN,
+    ScanResult.PAGE_LOCK: EAGAIN,
+    ScanResult.PAGE_LRU: EAGAIN,
+}
 # After which the next block is looked at.
-_GOES_ON: Final = _AGAIN | {ScanResult.NO_PTE_TABLE, ScanResult.PTE_NON_PRESENT, ScanResult.PAGE_NULL}
+_GOES_ON: Final = frozenset(
+    {
+        ScanResult.NO_PTE_TABLE,
+        ScanResult.PTE_NON_PRESENT,
+        ScanResult.PAGE_NULL,
+        ScanResult.PAGE_COUNT,
+        ScanResult.PAGE_LOCK,
+        ScanResult.PAGE_LRU,
+    }
+)
 
 
 def madvise_collapse(memory: "MemoryManager", vma: "Vma", start: int, end: int) -> None:
-    """Make huge pages of the whole blocks in [start, end) of one area. EINVAL ENOMEM EAGAIN.
+    """Make huge pages of the whole blocks in [start, end) of one area. EINVAL ENOMEM EAGAIN EBUSY.
 
     mmap_lock is held for read, and again when it returns; meanwhile it is given up. A block that is one already
     counts as done.
@@ -86,7 +103,7 @@ def madvise_collapse(memory: "MemoryManager", vma: "Vma", start: int, end: int) 
             break
     if collapsed == max(0, high - low) // size:
         return
-    errno = ENOMEM if last_fail is ScanResult.ALLOC_HUGE_PAGE_FAIL else EAGAIN if last_fail in _AGAIN else EINVAL
+    errno = _ERRNOS.get(last_fail, EINVAL)
     raise KernelError(errno, f"MADV_COLLAPSE of {vma!r} from {start:#x} to {end:#x}: {last_fail.name}")
 
 
@@ -113,7 +130,7 @@ def _collapse(memory: "MemoryManager", vma: "Vma", address: int) -> ScanResult:
     table = _find_table(mm, address)
     if not isinstance(table, PteTable):
         return table
-    result = _scan(memory, table)
+    result = _scan(memory, vma, table)
     if result is not ScanResult.SUCCEED:
         return result
     # The allocation may take long, so nobody is kept waiting for it.
@@ -143,8 +160,10 @@ def _find_table(mm: "MmStruct", address: int) -> PteTable | ScanResult:
     return ScanResult.NO_PTE_TABLE
 
 
-def _scan(memory: "MemoryManager", table: PteTable) -> ScanResult:
+def _scan(memory: "MemoryManager", vma: "Vma", table: PteTable) -> ScanResult:
     # What is in the way of a collapse, page by page; what is not present may come yet.
+    if vma.flags & VM_UFFD_MISSING and (table.zero or table.used.bit_count() != memory.geometry.pmd_nr):
+        return ScanResult.EXCEED_NONE_PTE  # a page of zeros is for the process to put there
     for page in table.pfns(table.present & ~table.zero).tolist():
         result = _suitable(memory, page)
         if result is not ScanResult.SUCCEED:
@@ -201,7 +220,7 @@ def _replace(memory: "MemoryManager", mm: "MmStruct", address: int, folio: int) 
         range_ = notifier_start(memory, mm, address, address + memory.geometry.pmd_size, MMU_NOTIFY_CLEAR)
         memory.kernel.step()
         table = _find_table(mm, address)
-        result = _isolate(memory, table) if isinstance(table, PteTable) else table
+        result = _isolate(memory, vma, table) if isinstance(table, PteTable) else table
         if result is ScanResult.SUCCEED and isinstance(table, PteTable):
             _copy(memory, vma, table, folio)
         notifier_end(memory, range_)
@@ -210,11 +229,11 @@ def _replace(memory: "MemoryManager", mm: "MmStruct", address: int, folio: int) 
     return result
 
 
-def _isolate(memory: "MemoryManager", table: PteTable) -> ScanResult:
+def _isolate(memory: "MemoryManager", vma: "Vma", table: PteTable) -> ScanResult:
     # __collapse_huge_page_isolate; the locks that it takes are not seen by anybody, as nothing is left half done here.
     if table.used & ~table.present:
         return ScanResult.PTE_NON_PRESENT
-    return _scan(memory, table)
+    return _scan(memory, vma, table)
 
 
 def _copy(memory: "MemoryManager", vma: "Vma", table: PteTable, folio: int) -> None:

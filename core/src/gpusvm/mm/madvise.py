@@ -26,6 +26,7 @@ from gpusvm.mm.api import (
     VM_PFNMAP,
     VM_SHARED,
     VM_SPECIAL,
+    VM_UFFD_MISSING,
     VM_WIPEONFORK,
 )
 from gpusvm.mm.khugepaged import madvise_collapse
@@ -79,7 +80,8 @@ def madvise(memory: "MemoryManager", mm: "MmStruct", start: int, length: int, ad
     vma = lock_vma_under_rcu(mm, start) if advice in _DISCARDS else None
     if vma is not None:
         try:
-            if end <= vma.end:
+            # is_vma_lock_sufficient
+            if end <= vma.end and not vma.flags & VM_UFFD_MISSING:
                 _discard(memory, vma, start, end, advice)
                 return
         finally:

@@ -135,6 +135,9 @@ def _remap_move(vrm: _Remap) -> int:
         vma = mm.find_vma(at)
         if vma is None or vma.start >= end:
             break
+        # vma_multi_allowed: what a process is told of, it is told of one by one.
+        if vma.flags & VM_UFFD_MISSING and (at > start or vma.end < end):
+            raise vrm.error(EFAULT, f"{vma!r}, which a userfaultfd watches, moves alone only")
         vrm.addr = max(vma.start, at)
         at = min(end, vma.end)
         vrm.new_addr = vrm.addr + by
