@@ -49,6 +49,7 @@ class DevPagemaps:
         "_top",
         "_users",
         "geometry",
+        "has_coherent",
         "kernel",
         "pages",
         "regions",
@@ -59,6 +60,7 @@ class DevPagemaps:
         self.pages: Final = pages
         self.geometry: Final = geometry
         self.regions: list[DevPagemap] = []
+        self.has_coherent = False  # some region is or was coherent device memory, so that a present page may be its
         # Device-private memory takes physical addresses that no RAM has (kernel/resource.c:request_free_mem_region).
         # The first begins a whole section above RAM, so that a pfn off by a few is never a valid one.
         self._top = ((pages.ram_pages >> 15) + 2) << 15
@@ -110,6 +112,8 @@ class DevPagemaps:
         pgmap.killed = False
         zone = self.pages.add_region(start, pgmap.nr_pages, pgmap)
         self.regions.append(pgmap)
+        if pgmap.type == MEMORY_DEVICE_COHERENT:
+            self.has_coherent = True
         if not (private or pgmap.type == MEMORY_DEVICE_COHERENT):
             pgmap.ref += pgmap.nr_pages
         if pgmap.type == MEMORY_DEVICE_GENERIC:

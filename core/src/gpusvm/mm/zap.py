@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpusvm.mm.api import MMU_NOTIFY_CLEAR, MMU_NOTIFY_UNMAP, MmuNotifierRange
+from gpusvm.mm.api import MMU_NOTIFY_CLEAR, MMU_NOTIFY_UNMAP, MmuNotifierRange, Pfns
 from gpusvm.mm.huge_memory import walk_pmds
 from gpusvm.mm.mm_struct import MM_ANONPAGES
 from gpusvm.mm.mmu_notifier import invalidate_range_end, invalidate_range_start, notifier_end, notifier_start
@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 
 def unmap_vmas(memory: "MemoryManager", mm: "MmStruct", vmas: Sequence["Vma"], start: int, end: int) -> None:
     """Zap the areas inside one UNMAP window over all of [start, end), holes included."""
+    gather: list[int] = []
     range_ = notifier_start(memory, mm, start, end, MMU_NOTIFY_UNMAP)
     for vma in vmas:
-        zap_range(memory, vma, max(start, vma.start), min(end, vma.end))
+        zap_range(memory, vma, max(start, vma.start), min(end, vma.end), gather)
     notifier_end(memory, range_)
+    _tlb_finish_mmu(memory, gather)
 
 
 def zap_vma_range(memory: "MemoryManager", vma: "Vma", start: int, end: int, *, reclaim_pt: bool = False) -> None:
@@ -32,9 +34,11 @@ def zap_vma_range(memory: "MemoryManager", vma: "Vma", start: int, end: int, *, 
 
     `reclaim_pt` frees the PTE tables of whole blocks too, as CONFIG_PT_RECLAIM does, which x86-64 has.
     """
+    gather: list[int] = []
     range_ = notifier_start(memory, vma.mm, start, end, MMU_NOTIFY_CLEAR)
-    zap_range(memory, vma, start, end, stays=True, reclaim_pt=reclaim_pt)
+    zap_range(memory, vma, start, end, gather, stays=True, reclaim_pt=reclaim_pt)
     notifier_end(memory, range_)
+    _tlb_finish_mmu(memory, gather)
 
 
 def zap_vma_for_reaping(memory: "MemoryManager", vma: "Vma") -> bool:
@@ -42,18 +46,34 @@ def zap_vma_for_reaping(memory: "MemoryManager", vma: "Vma") -> bool:
     range_ = MmuNotifierRange(vma.mm, vma.start, vma.end, MMU_NOTIFY_CLEAR, flags=0)
     if invalidate_range_start(memory, range_):
         return False
-    zap_range(memory, vma, vma.start, vma.end, stays=True)
+    gather: list[int] = []
+    zap_range(memory, vma, vma.start, vma.end, gather, stays=True)
     invalidate_range_end(memory, range_)
+    _tlb_finish_mmu(memory, gather)
     return True
 
 
+def _tlb_finish_mmu(memory: "MemoryManager", gather: list[int]) -> None:
+    # mm/mmu_gather.c: what was kept until no CPU can reach it any more goes.
+    for pfn in gather:
+        memory.pages.folio_put(pfn)
+
+
 def zap_range(
-    memory: "MemoryManager", vma: "Vma", start: int, end: int, *, stays: bool = False, reclaim_pt: bool = False
+    memory: "MemoryManager",
+    vma: "Vma",
+    start: int,
+    end: int,
+    gather: list[int],
+    *,
+    stays: bool = False,
+    reclaim_pt: bool = False,
 ) -> None:
     """Zap [start, end) of one area, in the caller's window; a leaf that is cut is split first (unmap_page_range).
 
     `stays` says that the area stays, so that others may use it meanwhile; `reclaim_pt` that tables of whole blocks go
-    when they are empty. Charges zap_per_page for each entry.
+    when they are empty. Pages of coherent device memory are left in `gather`, referenced, for when the window is closed
+    and the TLB flushed. Charges zap_per_page for each entry.
     """
     mm = vma.mm
     observer = memory.kernel.observer
@@ -63,7 +83,7 @@ def zap_range(
     zapped = 0
     for block, entry, mask in walk_pmds(memory, vma, start, end):
         if isinstance(entry, PmdLeaf):
-            _zap_huge_pmd(memory, mm, block, entry)
+            _zap_huge_pmd(memory, mm, block, entry, gather)
             zapped += 1
         else:
             if entry.other & mask:
@@ -71,7 +91,7 @@ def zap_range(
                 mask &= ~entry.other
             if not vma.is_anonymous:
                 add_rss(memory, vma, entry, mask & entry.used & ~entry.zero, -1)
-            zapped += _zap_ptes(memory, entry, mask, anonymous=vma.is_anonymous)
+            zapped += _zap_ptes(memory, entry, mask, gather, anonymous=vma.is_anonymous)
             if reclaim_pt and not entry.used and start <= entry.base and entry.base + memory.geometry.pmd_size <= end:
                 mm.page_table.clear(block)
         if stays:
@@ -85,7 +105,7 @@ def zap_range(
         tell(observer, "operation_ends", "zap_range", vma, start, end)
 
 
-def _zap_huge_pmd(memory: "MemoryManager", mm: "MmStruct", block: int, leaf: PmdLeaf) -> None:
+def _zap_huge_pmd(memory: "MemoryManager", mm: "MmStruct", block: int, leaf: PmdLeaf, gather: list[int]) -> None:
     # zap_huge_pmd: the deposited table goes with the leaf.
     mm.page_table.clear(block)
     if leaf.kind is PmdKind.HUGE_ZERO:
@@ -94,16 +114,29 @@ def _zap_huge_pmd(memory: "MemoryManager", mm: "MmStruct", block: int, leaf: Pmd
         mm.rss[MM_ANONPAGES] -= memory.geometry.pmd_nr
     if leaf.kind is PmdKind.MIGRATION:
         return
+    if leaf.kind is PmdKind.THP and memory.pagemaps.has_coherent:
+        _hold_coherent(memory, np.array([leaf.pfn]), gather)
     memory.rmap.folio_remove_rmap_pmd(leaf.pfn)
-    # A device folio is freed here, under the lock, so its folio_free must not sleep.
+    # A device-private folio is freed here, under the lock, so its folio_free must not sleep.
     memory.kernel.preempt_disable()
     memory.pages.folio_put(leaf.pfn)
     memory.kernel.preempt_enable()
 
 
-def _zap_ptes(memory: "MemoryManager", table: PteTable, mask: int, *, anonymous: bool) -> int:
-    # zap_present_folio_ptes and zap_nonpresent_ptes for all entries at once. The kernel drops a present page's
-    # reference when it flushes the TLB, perhaps after the window is closed; here it goes with the mapping.
+def _hold_coherent(memory: "MemoryManager", pfns: Pfns, gather: list[int]) -> None:
+    # A present page's reference goes when the TLB is flushed (__tlb_remove_folio_pages). For system memory, which
+    # nobody is told of when it is freed, the model lets it go with the mapping.
+    pages = memory.pages
+    for zone, _, where in pages.split(pfns):
+        if zone.pgmap is not None and not zone.private:
+            for pfn in pfns[where].tolist():
+                head = pages.folio_head(pfn)
+                pages.folio_get(head)
+                gather.append(head)
+
+
+def _zap_ptes(memory: "MemoryManager", table: PteTable, mask: int, gather: list[int], *, anonymous: bool) -> int:
+    # zap_present_folio_ptes and zap_nonpresent_ptes for all entries at once.
     mask &= table.used
     if not mask:
         return 0
@@ -113,6 +146,8 @@ def _zap_ptes(memory: "MemoryManager", table: PteTable, mask: int, *, anonymous:
     pfns = np.array(table.pfns(mapped)) if mapped else None
     table.clear(mask)
     if pfns is not None:
+        if memory.pagemaps.has_coherent:
+            _hold_coherent(memory, pfns, gather)
         memory.kernel.preempt_disable()
         memory.rmap.unmap_pages(pfns)
         memory.kernel.preempt_enable()
