@@ -23,7 +23,7 @@ def test_a_huge_page_that_left_while_a_write_waited_for_its_lock(lab):
     writer = one.kernel.spawn(one.write, 0, name="writer")
     one.kernel.settle()
     with one.mm.mmap_lock.read():
-        zap_range(one.memory, one.mm.vmas[0], BASE, BASE + 8 * PAGE)
+        zap_range(one.memory, one.mm.vmas[0], BASE, BASE + 8 * PAGE, [])
     assert one.counts(head) == "1/0"
     one.memory.folio_unlock(head)
     writer.join()

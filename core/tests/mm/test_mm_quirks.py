@@ -1,6 +1,6 @@
 """Every switch of MmQuirks: what comes of it as written, and that it does not when it is fixed."""
 
-from errno import EAGAIN, ENOMEM
+from errno import EAGAIN, EBUSY, ENOMEM, ENXIO
 
 import attrs
 import numpy as np
@@ -229,6 +229,30 @@ def test_mm_s6_a_core_dump_has_no_hole_for_device_private_pages(quirk, variant):
     # Holes are where nothing was ever written.
     assert found == [one.pfn(0), None, None, None]
     one.memory.folio_put(one.pfn(0))
+    one.check_quiescent()
+
+
+@both
+def test_mm_s7_the_failure_of_device_memory_looks_at_a_mapping_that_is_none(quirk, variant):
+    one = quirk(variant)
+    one.map(1)
+    to_device(one, 1)
+    mapped, free = one.pfn(0), one.pfn(0) + 1
+    one.kernel.tracer.on = True
+    errors = []
+    for pfn in (mapped, free):
+        with pytest.raises(KernelError) as caught:
+            one.memory.memory_failure(pfn)
+        errors.append(caught.value.errno)
+    warnings = [event[3:] for event in one.kernel.tracer.events if event[2] == "warn"]
+    if variant == "as_written":
+        assert errors == [ENXIO, EBUSY]
+        assert warnings == [("dax_lock_folio", "anon_vma taken for an address_space", mapped)]
+    else:
+        assert errors == [ENXIO, ENXIO]
+        assert warnings == []
+    assert kinds(one, 1) == ["PRIVATE"]
+    one.read(0)
     one.check_quiescent()
 
 

@@ -20,6 +20,7 @@ from gpusvm.mm import (
     insert_page,
     madvise,
     memory,
+    memory_failure,
     migrate_device,
     mmap,
     mmu_notifier,
@@ -330,6 +331,12 @@ class MemoryManager:
     def unpin_user_pages(self, pfns: Pfns) -> None:
         """Undo one pin of each page."""
         gup.unpin_user_pages(self, pfns)
+
+    # failing memory
+
+    def memory_failure(self, pfn: int) -> None:
+        """Take a page out of use whose memory has failed. ENXIO EHWPOISON EBUSY."""
+        memory_failure.memory_failure(self, pfn)
 
     # migration
 

@@ -155,6 +155,25 @@ class PageAllocator:
         else:
             self._free_mask(pfn >> self._order, ((1 << nr) - 1) << (pfn & (self._nr - 1)))
 
+    def take(self, pfn: int) -> None:
+        """Take one free page away for good (take_page_off_buddy)."""
+        block = pfn >> self._order
+        while self._fresh <= block and self._fresh < self._tail:
+            self._whole.append(self._fresh)
+            self._fresh += 1
+        if block in self._whole:
+            self._whole.remove(block)
+            self.partial[block] = self._full
+        mask = self.partial.get(block, 0)
+        bit = 1 << (pfn & (self._nr - 1))
+        if not mask & bit:
+            raise ModelError(f"page {pfn:#x} is not free")
+        if mask == bit:
+            del self.partial[block]
+        else:
+            self.partial[block] = mask & ~bit
+        self.free_pages -= 1
+
     def free_range(self, pfn: int, n: int) -> None:
         """Give `n` consecutive pages back."""
         self.free_pages += n

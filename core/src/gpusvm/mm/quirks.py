@@ -48,6 +48,12 @@ class MmQuirks:
         where="mm/gup.c:follow_pmd_mask, no_page_table",
         consequence="A core dump has zeros where a block of device-private memory was",
     )
+    mm_s7: Variant = quirk(
+        "memory_failure takes the mapping of a device page for an address_space before it looks at the memory type",
+        where="mm/memory-failure.c:mf_generic_kill_procs; fs/dax.c:dax_lock_folio",
+        consequence="An anon_vma is read as something else, with any result; an unmapped page answers EBUSY where a "
+        "mapped one answers ENXIO",
+    )
     mm_q2: Variant = quirk(
         "A foreign device-private PMD reads as ERROR where a foreign device-private PTE is just not mapped",
         where="mm/hmm.c:hmm_vma_handle_absent_pmd",

@@ -303,8 +303,10 @@ def _restore_ptes(
 ) -> None:
     # remove_migration_pte for the entries of one table that name one folio; page k of the table maps pfn first + k.
     if use_zero_page and not zone.private and memory.contents.mode == "tokens":
-        tokens = zone.token[indices(mask) + (first - zone.base)]
-        zero = from_indices(indices(mask)[tokens == 0], len(table.pfn))
+        # try_to_map_unused_to_zeropage
+        where = indices(mask) + (first - zone.base)
+        unused = (zone.token[where] == 0) & (zone.flags[where] & PG_HWPOISON == 0)
+        zero = from_indices(indices(mask)[unused], len(table.pfn))
         if zero:
             table.set_zero(zero, memory.zero_pfn)
             table.mm.rss[MM_ANONPAGES] -= zero.bit_count()

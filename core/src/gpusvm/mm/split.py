@@ -10,7 +10,7 @@ import numpy as np
 
 from gpusvm.mm.api import Pfns
 from gpusvm.mm.observer import tell
-from gpusvm.mm.page import PG_ANON_EXCLUSIVE, Zone
+from gpusvm.mm.page import PG_ANON_EXCLUSIVE, PG_HWPOISON, Zone
 from gpusvm.mm.ptemask import RAMP
 from gpusvm.mm.rmap_walk import remove_migration_ptes, restore_pages, try_to_migrate
 
@@ -84,8 +84,8 @@ def folio_split_unmapped(memory: "MemoryManager", pfn: int, *, fault_page: int |
 def _make_small(memory: "MemoryManager", zone: Zone, i: int, order: int) -> None:
     # __split_folio_to_order, with the frozen refcount unfrozen to 1; the driver hears of every part before that.
     nr = 1 << order
-    own = np.uint16(PG_ANON_EXCLUSIVE)  # the only flag that each page has for itself
-    zone.flags[i + 1 : i + nr] = (zone.flags[i + 1 : i + nr] & own) | np.uint16(zone.m_flags[i] & ~PG_ANON_EXCLUSIVE)
+    own = PG_ANON_EXCLUSIVE | PG_HWPOISON  # the flags that each page has for itself
+    zone.flags[i + 1 : i + nr] = (zone.flags[i + 1 : i + nr] & np.uint16(own)) | np.uint16(zone.m_flags[i] & ~own)
     zone.mapping[i : i + nr] = zone.m_mapping[i]
     zone.index[i : i + nr] = RAMP[:nr] + zone.m_index[i]
     zone.m_order[i] = 0

@@ -96,17 +96,11 @@ def swap_out(memory: "MemoryManager", mm: "MmStruct", address: int) -> int:
         raise KernelError(EBUSY, f"page {page:#x} is locked or not on the LRU")
     pages.folio_get(head)
     if zone.m_order[head]:
-        error = split_folio(memory, head)
-        if error or page != head:
-            if not error:
-                pages.folio_get(page)
+        error = split_folio(memory, head, lock_at=page)
+        if error:
             pages.folio_unlock(head)
             pages.folio_put(head)
-        if error:
             raise KernelError(error, f"folio {head:#x} cannot be split")
-        if page != head and not pages.folio_trylock(page):
-            pages.folio_put(page)
-            raise KernelError(EBUSY, f"page {page:#x} is locked")
     slot = -1
     if zone.m_refcount[page] == zone.m_mapcount[page] + 1:
         zone.m_flags[page] &= ~PG_LRU  # folio_isolate_lru

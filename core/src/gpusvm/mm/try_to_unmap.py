@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING
 
 from gpusvm.mm.api import MMU_NOTIFY_CLEAR
-from gpusvm.mm.mm_struct import MM_ANONPAGES
 from gpusvm.mm.mmu_notifier import notifier_end, notifier_start
 from gpusvm.mm.page import PG_ANON_EXCLUSIVE, PG_DIRTY, PG_HWPOISON
 from gpusvm.mm.pgtable import OtherPte, PteKind, PteTable
@@ -55,7 +54,7 @@ def _try_to_unmap_one(memory: "MemoryManager", vma: "Vma", address: int, pfn: in
             if table.dirty & bit:
                 zone.m_flags[at] |= PG_DIRTY
             table.set_other(i, entry)
-            mm.rss[MM_ANONPAGES] -= 1
+            mm.rss[memory.rmap.mm_counter(pfn)] -= 1
             if entry.kind is PteKind.SWAP:
                 mm.swapents += 1
                 memory.swap.dup(slot)
