@@ -232,6 +232,7 @@ def test_the_copy_gets_the_fence_of_the_allocation(machine):
     assert seen == [(16, fence), (0, fence)]
 
 
+@pytest.mark.breaks_invariants
 def test_memory_that_was_not_cleared_shows(machine):
     m = machine(finish=False)
     m.mmap(0x100, 16)

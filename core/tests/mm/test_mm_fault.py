@@ -313,6 +313,7 @@ def test_two_cpus_on_one_device_page(lab) -> None:
 # --- migration and device-exclusive entries
 
 
+@pytest.mark.breaks_invariants
 @pytest.mark.parametrize("leaf", [False, True])
 def test_a_migration_is_waited_for(lab, leaf: bool) -> None:
     one = lab(thp="always" if leaf else "never")

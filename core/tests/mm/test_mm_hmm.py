@@ -316,6 +316,7 @@ def finish_migration(one, page: int, pfn: int, *, leaf: bool = False) -> None:
     one.memory.folio_unlock(pfn)
 
 
+@pytest.mark.breaks_invariants
 @pytest.mark.parametrize("leaf", [False, True])
 def test_a_migration_is_not_mapped_and_waited_for_when_asked_for(lab, leaf: bool) -> None:
     one = lab(thp="always" if leaf else "never")

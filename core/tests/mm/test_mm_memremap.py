@@ -182,6 +182,7 @@ def test_too_many_puts(one):
     assert str(caught.value) == f"pagemap of pfn {pgmap.start_pfn:#x} has 0 references, killed False"
 
 
+@pytest.mark.breaks_invariants
 def test_folio_free_must_not_sleep(one):
     class Sleeper(Ops):
         def folio_free(self, pfn, order):

@@ -227,6 +227,7 @@ def shown_migrate(args) -> list[bool]:
     return [bool(word & MIGRATE) for word in args.src[: args.npages].tolist()]
 
 
+@pytest.mark.breaks_invariants
 def test_page_without_mapping_is_skipped(lab):
     one = lab()
     one.map(4)

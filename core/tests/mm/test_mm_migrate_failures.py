@@ -25,6 +25,7 @@ def test_no_memory_for_the_page_table_of_a_hole(lab, thp):
     one.finish()
 
 
+@pytest.mark.breaks_invariants
 @pytest.mark.parametrize("pages", [1, 8])
 def test_setup_finds_out_who_lost_a_lock(lab, pages):
     """Whatever MM-S3 does to a fault folio, without one every collected folio is locked when setup ends."""

@@ -74,6 +74,7 @@ def test_declined_block_stays(machine):
     one.check_quiescent()
 
 
+@pytest.mark.breaks_invariants
 def test_destination_for_what_was_not_collected_is_dropped(machine):
     one = machine()
     one.map(6)
@@ -177,6 +178,7 @@ def test_somebody_holds_a_page(machine):
     one.check_quiescent()
 
 
+@pytest.mark.breaks_invariants
 def test_source_zapped_between_setup_and_finalize(machine):
     """MADV_DONTNEED runs beside a migration: nothing maps the destination then, and it is free."""
     one = machine()
@@ -315,6 +317,7 @@ def test_hole_of_one_page_needs_a_small_destination(lab):
 # --- destinations
 
 
+@pytest.mark.breaks_invariants
 @pytest.mark.parametrize("wrong", ["unlocked", "shared"])
 def test_destinations_are_locked_and_owned(machine, wrong):
     one = machine()

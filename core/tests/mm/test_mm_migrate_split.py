@@ -157,6 +157,7 @@ def test_pages_of_zeros_stay_in_a_block_on_the_device(machine):
     one.check_quiescent()
 
 
+@pytest.mark.breaks_invariants
 def test_block_that_two_processes_map_is_split_in_both(machine):
     one, head = block(machine, device=False)
     # The second process maps the block by PTEs, the first by a PMD.

@@ -203,6 +203,7 @@ def test_readers_of_others_do_not_wait() -> None:
     one.close(range_)
 
 
+@pytest.mark.breaks_invariants
 def test_a_callback_that_filters_without_set_seq_makes_no_reader_retry() -> None:
     one = Bench()
     log: list = []
@@ -251,6 +252,7 @@ def test_a_window_that_may_not_block_can_be_refused_and_is_then_closed() -> None
     assert [entry[0] for entry in one.log] == ["a", "b"]
 
 
+@pytest.mark.breaks_invariants
 def test_a_callback_in_a_window_that_may_not_block_must_not_sleep() -> None:
     one = Bench()
     one.insert(0, 4, during=lambda *_: one.kernel.sleep_ns(5))

@@ -128,6 +128,7 @@ def test_the_content_stays_in_the_object_until_its_last_mapping_goes(lab):
     one.finish()
 
 
+@pytest.mark.breaks_invariants
 def test_every_process_is_checked_against_the_writes_of_all(lab):
     one = lab()
     shared(one)

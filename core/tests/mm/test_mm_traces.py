@@ -210,6 +210,7 @@ def test_t06_a_block_mapped_by_ptes(machine):
     one.finish()
 
 
+@pytest.mark.breaks_invariants
 def test_t07_pages_that_another_process_maps_too(machine):
     one = machine()
     one.map(2)

@@ -256,6 +256,7 @@ def test_mprotect_refuses_what_may_never_be_and_what_is_not_aligned(lab) -> None
     assert caught.value.errno == EINVAL
 
 
+@pytest.mark.breaks_invariants
 def test_mprotect_changes_every_kind_of_entry(lab) -> None:
     one = lab()
     one.map(5)

@@ -72,7 +72,7 @@ def walks(quirks="fixed"):
     [
         (Dmirror, "invalidate", "maps page"),
         (DmirrorDevice, "copy", "read"),
-        (PteTable, "set_write", "invariant 9"),
+        (PteTable, "set_write", "invariant 12"),
     ],
     ids=["no_invalidation", "no_copy", "no_write_protection"],
 )

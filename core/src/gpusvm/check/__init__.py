@@ -1,5 +1,21 @@
-"""Invariants as functions of a machine's state, each with the number that the reference of the mm gives it."""
+"""The 52 invariants of the mm, each with the number that the reference gives it, and what checks them in a machine."""
 
-from gpusvm.check.quiescent import QUIESCENT, Violation, check_quiescent, violations
+from gpusvm.check.checker import Checker
+from gpusvm.check.invariants import ALWAYS, EVENT, INVARIANTS, QUIESCENT, Invariant
+from gpusvm.check.quiescent import check_quiescent, violations
+from gpusvm.check.rules import RULES
+from gpusvm.check.violation import InvariantError, Violation
 
-__all__ = ["QUIESCENT", "Violation", "check_quiescent", "violations"]
+__all__ = [
+    "ALWAYS",
+    "EVENT",
+    "INVARIANTS",
+    "QUIESCENT",
+    "RULES",
+    "Checker",
+    "Invariant",
+    "InvariantError",
+    "Violation",
+    "check_quiescent",
+    "violations",
+]

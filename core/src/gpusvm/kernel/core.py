@@ -89,8 +89,9 @@ class Kernel:
 
     ``observer`` is None or an object with methods that are looked up by name when something happens: in explored mode
     ``step(task, operation, what)`` at each yield point, `what` being the lock, queue or (object, field) that is touched
-    next. ``charged`` sums the ns that were charged to tasks or accounted for engines, by event. Close a kernel that may
-    have waiting tasks, or use it as a context manager.
+    next, and ``leaves(task)`` when the running task waits or has ended. ``charged`` sums the ns that were charged to
+    tasks or accounted for engines, by event. Close a kernel that may have waiting tasks, or use it as a context
+    manager.
     """
 
     def __init__(

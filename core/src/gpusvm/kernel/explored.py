@@ -107,6 +107,11 @@ class ExploredScheduler(Scheduler):
             raise ModelError(f"no end after {self.steps_max} steps: tasks keep each other busy")
 
     def next_task(self) -> Task:
+        observer = self.kernel.observer
+        if observer is not None and not self.kernel.closing:
+            leaves = getattr(observer, "leaves", None)
+            if leaves is not None:
+                leaves(self.kernel.current)
         self._step()
         while True:
             self._collect()

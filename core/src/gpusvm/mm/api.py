@@ -341,6 +341,7 @@ class DevPagemapOps(Protocol):
 
     `folio_split(head, tail)` may be None. `folios_free(pfns)` may be None; it is ours: what `folio_free` does, for many
     order-0 folios at once, called in its place when the pages of a migrated block are freed together.
+    A driver whose device pages are dummies has `backing_of(pfns)` too, which says which pages hold their data.
     """
 
     @property

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from gpusvm.errors import KernelError, ModelError
+from gpusvm.errors import KernelError, LockdepError, ModelError
 from gpusvm.kernel import Kernel
 from gpusvm.mm.api import (
     MEMORY_DEVICE_COHERENT,
@@ -261,6 +261,10 @@ class DevPagemaps:
             tell(kernel.observer, "folio_free_begins", zone, i, order)
         try:
             pgmap.ops.folio_free(zone.base + i, order)
+        except LockdepError as error:
+            if kernel.observer is not None:
+                tell(kernel.observer, "folio_free_slept", zone, i, error)
+            raise
         finally:
             kernel.preempt_enable()
         if kernel.observer is not None:
@@ -292,6 +296,10 @@ class DevPagemaps:
             tell(kernel.observer, "folio_free_begins", zone, index, 0)
         try:
             bulk(pfns)
+        except LockdepError as error:
+            if kernel.observer is not None:
+                tell(kernel.observer, "folio_free_slept", zone, index, error)
+            raise
         finally:
             kernel.preempt_enable()
         if kernel.observer is not None:

@@ -10,7 +10,7 @@ from bisect import bisect_left, insort
 from errno import EAGAIN, EINVAL, EOVERFLOW
 from typing import TYPE_CHECKING, Final, cast
 
-from gpusvm.errors import KernelError, ModelError
+from gpusvm.errors import KernelError, LockdepError, ModelError
 from gpusvm.kernel import Kernel
 from gpusvm.mm.api import (
     MMU_NOTIFIER_RANGE_BLOCKABLE,
@@ -256,6 +256,10 @@ def _call_back(
                 break
         for sub, token in finish:
             sub.ops.invalidate_finish(token)  # type: ignore[attr-defined]  # a two-pass ops has both or neither
+    except LockdepError as error:
+        if kernel.observer is not None:
+            tell(kernel.observer, "callback_slept", range_, error)
+        raise
     finally:
         if not blockable:
             kernel.preempt_enable()
@@ -317,6 +321,10 @@ def _classic_range_start(memory: "MemoryManager", subs: NotifierSubscriptions, r
             for notifier in tuple(subs.classic):
                 if notifier.invalidate_range_end is not None:
                     notifier.invalidate_range_end(range_)
+    except LockdepError as error:
+        if kernel.observer is not None:
+            tell(kernel.observer, "callback_slept", range_, error)
+        raise
     finally:
         if not blockable:
             kernel.preempt_enable()
@@ -412,6 +420,8 @@ def mmu_interval_notifier_remove(memory: "MemoryManager", sub: MmuIntervalNotifi
     if kernel.current.in_notifier:
         raise ModelError(f"{sub!r} is removed inside a notifier callback, which would wait for itself")
     kernel.step()
+    if kernel.observer is not None:
+        tell(kernel.observer, "subscription_removing", sub)
     seq = 0
     if subs.is_invalidating:
         if sub.in_tree:

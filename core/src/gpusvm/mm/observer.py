@@ -10,6 +10,7 @@ callbacks, readers and subscriptions come where nothing is half done.
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from gpusvm.errors import LockdepError
 from gpusvm.mm.api import DevPagemap, IntervalNotifier, MmuNotifier, MmuNotifierRange
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ class MmObserver(Protocol):
     def put(self, zone: "Zone", index: "Index | int") -> None:
         """Note that references were dropped; folios left with none are about to be freed."""
 
+    def folio_locking(self, pfn: int) -> None:
+        """Note that the running task is about to lock a folio, and may sleep for it."""
+
     def folio_wait_begins(self, pfn: int) -> None:
         """Note that the running task will sleep until a folio is unlocked."""
 
@@ -58,6 +62,9 @@ class MmObserver(Protocol):
 
     def folio_free_ends(self, zone: "Zone", index: "Index | int", order: int) -> None:
         """Note that it has."""
+
+    def folio_free_slept(self, zone: "Zone", index: "Index | int", error: LockdepError) -> None:
+        """Note that it broke a locking rule, as folio_free may run under a page-table lock."""
 
     def device_folio_split(self, zone: "Zone", i: int, order: int) -> None:
         """Note that a device folio has become small ones, the driver told of each."""
@@ -88,8 +95,14 @@ class MmObserver(Protocol):
     def callback_ends(self, sub: IntervalNotifier | MmuNotifier, range_: MmuNotifierRange) -> None:
         """Note that it has been told."""
 
+    def callback_slept(self, range_: MmuNotifierRange, error: LockdepError) -> None:
+        """Note that a callback broke a locking rule."""
+
     def subscription_inserted(self, sub: IntervalNotifier) -> None:
         """Note that mmu_interval_notifier_insert is about to return."""
+
+    def subscription_removing(self, sub: IntervalNotifier) -> None:
+        """Note that mmu_interval_notifier_remove has begun; inside the section that takes it out of the tree."""
 
     def subscription_removed(self, sub: IntervalNotifier) -> None:
         """Note that mmu_interval_notifier_remove is about to return."""

@@ -405,6 +405,8 @@ class PageMap:
     def folio_lock(self, pfn: int) -> None:
         """Lock; sleeps until the folio is free."""
         self.kernel.might_sleep()
+        if self.kernel.observer is not None:
+            tell(self.kernel.observer, "folio_locking", pfn)
         while not self.folio_trylock(pfn):
             self.folio_wait_locked(pfn)
 

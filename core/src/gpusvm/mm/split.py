@@ -75,9 +75,14 @@ def folio_split_unmapped(memory: "MemoryManager", pfn: int, *, fault_page: int |
     extra = int(fault_page is not None and memory.quirks.mm_q10 == "fixed")
     if zone.m_mapcount[i] or zone.m_refcount[i] != 1 + extra:
         return EAGAIN
+    observer = memory.kernel.observer
+    if observer is not None:
+        tell(observer, "operation_begins", "folio_split_unmapped", pfn)
     _make_small(memory, zone, i, zone.m_order[i])
     if fault_page is not None:
         zone.m_refcount[fault_page - zone.base] += extra
+    if observer is not None:
+        tell(observer, "operation_ends", "folio_split_unmapped", pfn)
     return 0
 
 

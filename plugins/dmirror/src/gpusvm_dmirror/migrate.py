@@ -266,6 +266,10 @@ class DmirrorPagemapOps:
     def __init__(self, device: "DmirrorDevice") -> None:
         self.device = device
 
+    def backing_of(self, pfns: Pfns) -> Pfns:
+        """Return the pages that hold the data of device pages, for whoever checks contents."""
+        return self.device.backing_of(pfns)
+
     def migrate_to_ram(self, vmf: VmFault) -> int:
         """Bring one page home, or the folio if a PMD maps it (dmirror_devmem_fault)."""
         device = self.device

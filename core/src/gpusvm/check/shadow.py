@@ -1,0 +1,430 @@
+"""Follow a machine from what the mm tells its observer: how often each page is mapped, by whom, and who locked it.
+
+A `Shadow` sees every entry twice, as it was before a page-table-lock section and as it is after, and keeps counts of
+its own from the difference. Rules compare these counts with the struct pages; where they look for addresses, for a
+message, they search the page tables themselves.
+"""
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from gpusvm.check.violation import Violation
+from gpusvm.kernel import Task
+from gpusvm.mm import MemoryManager, MmStruct
+from gpusvm.mm.api import Pfns
+from gpusvm.mm.mm_struct import MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES
+from gpusvm.mm.page import PG_ANON_EXCLUSIVE, PG_HUGETLB, PG_LOCKED, PG_SWAPBACKED, Zone
+from gpusvm.mm.pgtable import PageTable, PmdKind, PmdLeaf, PteKind, PteTable
+from gpusvm.mm.vma import Vma
+
+__all__ = [
+    "COUNTED",
+    "EXCLUSIVE",
+    "MIGRATION",
+    "NONE",
+    "NOTHING",
+    "OTHER",
+    "PRESENT",
+    "PRIVATE",
+    "SPECIAL",
+    "SWAP",
+    "ZERO",
+    "Before",
+    "Change",
+    "Entry",
+    "Lock",
+    "Shadow",
+    "ZoneShadow",
+    "entry_at",
+    "leaf_entry",
+]
+
+# What an entry is; a THP is PRESENT, the huge zero folio ZERO.
+NONE: Final = 0
+PRESENT: Final = 1
+ZERO: Final = 2
+SPECIAL: Final = 3
+PRIVATE: Final = 4
+MIGRATION: Final = 5
+EXCLUSIVE: Final = 6
+OTHER: Final = 7  # hwpoison or a marker
+SWAP: Final = 8
+COUNTED: Final = (PRESENT, PRIVATE, EXCLUSIVE)
+
+Entry = tuple[int, int, bool, bool]
+"""kind, pfn, writable, READ_EXCLUSIVE"""
+
+NOTHING: Final[Entry] = (NONE, -1, False, False)
+
+_OF_LEAF: Final = {
+    PmdKind.THP: PRESENT,
+    PmdKind.HUGE_ZERO: ZERO,
+    PmdKind.PRIVATE: PRIVATE,
+    PmdKind.MIGRATION: MIGRATION,
+    PmdKind.HUGETLB: PRESENT,
+}
+
+
+class Before:
+    """Remember the entries of a table as they were; its attributes are named as the table's."""
+
+    __slots__ = (
+        "devexcl",
+        "m_pfn",
+        "mask",
+        "migration",
+        "other",
+        "others",
+        "present",
+        "private",
+        "rexcl",
+        "special",
+        "task",
+        "write",
+        "zero",
+    )
+
+    def __init__(self, table: PteTable, task: Task) -> None:
+        self.mask = 0
+        self.task = task
+        self.present = table.present
+        self.private = table.private
+        self.migration = table.migration
+        self.devexcl = table.devexcl
+        self.other = table.other
+        self.others = dict(table.others) if table.other else table.others
+        self.zero = table.zero
+        self.special = table.special
+        self.write = table.write
+        self.rexcl = table.rexcl
+        self.m_pfn = table.pfn.copy().data
+
+
+def entry_at(table: PteTable | Before, i: int) -> Entry:
+    """Return what page `i` of a table is, or was."""
+    bit = 1 << i
+    if table.present & bit:
+        kind = PRESENT
+        if table.zero & bit:
+            kind = SPECIAL if table.special & bit else ZERO
+        return (kind, table.m_pfn[i], bool(table.write & bit), False)
+    if table.private & bit:
+        return (PRIVATE, table.m_pfn[i], bool(table.write & bit), False)
+    if table.migration & bit:
+        return (MIGRATION, table.m_pfn[i], bool(table.write & bit), bool(table.rexcl & bit))
+    if table.devexcl & bit:
+        return (EXCLUSIVE, table.m_pfn[i], False, False)
+    if table.other & bit:
+        other = table.others[i]
+        return (SWAP if other.kind is PteKind.SWAP else OTHER, other.value, False, other.exclusive)
+    return NOTHING
+
+
+def leaf_entry(leaf: PmdLeaf) -> Entry:
+    """Return what a PMD leaf is."""
+    return (_OF_LEAF[leaf.kind], leaf.pfn, leaf.write, leaf.rexcl)
+
+
+class Change:
+    """Hold one entry before and after a section; `pmd` says that it is a PMD's."""
+
+    __slots__ = ("address", "mm", "new", "old", "pmd", "task")
+
+    def __init__(self, mm: MmStruct, address: int, old: Entry, new: Entry, task: Task, *, pmd: bool) -> None:
+        self.mm = mm
+        self.address = address
+        self.old = old
+        self.new = new
+        self.task = task
+        self.pmd = pmd
+
+
+class Lock:
+    """Say who holds a folio lock: the task that took it, and the operation it was in."""
+
+    __slots__ = ("operation", "task")
+
+    def __init__(self, task: Task, operation: object | None) -> None:
+        self.task = task
+        self.operation = operation
+
+
+class ZoneShadow:
+    """Count the entries that name each page of a zone, and remember the columns of its struct pages."""
+
+    __slots__ = (
+        "counter",
+        "live",
+        "live_pages",
+        "lost",
+        "m_counter",
+        "m_live",
+        "m_mig",
+        "m_pmd",
+        "m_pte",
+        "mig",
+        "nr",
+        "pmd",
+        "pte",
+        "seen",
+        "top",
+        "views",
+        "zone",
+    )
+
+    def __init__(self, zone: Zone) -> None:
+        self.zone = zone
+        self.pte = np.zeros(zone.nr, np.int32)  # present, device-private and device-exclusive PTEs that name the page
+        self.pmd = np.zeros(zone.nr, np.int32)  # PMDs that map the folio, on the head
+        self.mig = np.zeros(zone.nr, np.int32)  # migration entries of both levels
+        self.counter = np.zeros(zone.nr, np.int8)  # the RSS counter that its mappings are in
+        self.live = np.zeros(zone.nr, np.uint8)  # device memory: order + 1 on the head of a folio that is not free
+        self.live_pages = 0
+        self.m_pte = self.pte.data
+        self.m_pmd = self.pmd.data
+        self.m_mig = self.mig.data
+        self.m_counter = self.counter.data
+        self.m_live = self.live.data
+        self.top = 0  # no page from here on was named when everything was counted
+        self.lost: list[int] = []  # pages that lost AnonExclusive since it was last asked
+        self.nr = 0
+        self.views: tuple[memoryview, ...] = ()
+        self.seen: list[bytes] = []
+
+    def look(self) -> Pfns | None:
+        """Return the pages whose struct page differs from what it was when last looked at; None if none does."""
+        zone = self.zone
+        if zone.used != self.nr:
+            self._grow()
+        changed: npt.NDArray[np.bool_] | None = None
+        seen = self.seen
+        for k, view in enumerate(self.views):
+            now = view.tobytes()
+            if now != seen[k]:
+                kind = view.format
+                old, new = np.frombuffer(seen[k], kind), np.frombuffer(now, kind)
+                differ = old != new
+                changed = differ if changed is None else changed | differ
+                seen[k] = now
+                if not k:
+                    self.lost += np.flatnonzero(old & ~new & PG_ANON_EXCLUSIVE).tolist()
+        return None if changed is None else np.flatnonzero(changed)
+
+    def _grow(self) -> None:
+        # New pages differ from the zeros that they were.
+        zone = self.zone
+        nr = self.nr = zone.used
+        columns = (zone.m_flags, zone.m_refcount, zone.m_mapcount, zone.m_entire, zone.m_mapping)
+        self.views = tuple(column[:nr] for column in columns)
+        old = self.seen or [b""] * len(self.views)
+        self.seen = [
+            before.ljust(view.nbytes, b"\0")[: view.nbytes] for before, view in zip(old, self.views, strict=True)
+        ]
+
+
+class Shadow:
+    """Know what the rules need to know of one machine."""
+
+    def __init__(self, memory: MemoryManager) -> None:
+        self.memory = memory
+        self.kernel = memory.kernel
+        self.zones: dict[Zone, ZoneShadow] = {}
+        self.rss: dict[MmStruct, list[int]] = {}
+        self.swapents: dict[MmStruct, int] = {}
+        self.locks: dict[int, Lock] = {}  # by head pfn, as far as it is known who locked it
+        self.owners: dict[int, object] = {}  # page -> the operation that its migration entries belong to
+        self.touched: dict[int, None] = {}  # pfns to look at, in order
+        self.split_unmapped: dict[int, None] = {}  # heads of what folio_split_unmapped has split
+        self.misplaced: dict[tuple[MmStruct, int], str] = {}  # address -> the quirk that misplaced what was written
+        self.spoilt: dict[int, str] = {}  # folio -> the quirk that keeps its lock wrong
+        self.spoilt_mms: dict[MmStruct, str] = {}  # address space -> the quirk that keeps a window of it open
+        self.violations: list[Violation] = []
+        self.at_rest = False  # what is reported is nobody's doing in particular
+        self.nr = memory.geometry.pmd_nr
+        self.page_shift = memory.geometry.page_shift
+        self.pmd_shift = memory.geometry.pmd_shift
+
+    def zone(self, pfn: int) -> ZoneShadow:
+        """Return the shadow of the zone that holds `pfn`."""
+        zone = self.memory.pages.zone(pfn)
+        found = self.zones.get(zone)
+        if found is None:
+            found = self.zones[zone] = ZoneShadow(zone)
+        return found
+
+    def rebuild(self) -> None:
+        """Count everything from the page tables, as they are now."""
+        self.zones = {zone: ZoneShadow(zone) for zone in self.memory.pages.zones}
+        self.rss = {}
+        self.swapents = {}
+        for mm in self.memory.mms:
+            self.rss[mm] = [0] * len(mm.rss)
+            for entry in mm.page_table.entries.values():
+                if isinstance(entry, PteTable):
+                    self._count_table(mm, entry)
+                else:
+                    self.count(mm, leaf_entry(entry), 1, pmd=True)
+        for shadow in self.zones.values():
+            shadow.look()
+            zone = shadow.zone
+            if zone.pgmap is not None:
+                heads = np.flatnonzero(zone.refcount[: zone.used])
+                orders = zone.order[heads]
+                shadow.live[heads] = orders + 1
+                shadow.live_pages = int((1 << orders.astype(np.int64)).sum())
+            for i in np.flatnonzero(zone.flags[: zone.used] & PG_LOCKED).tolist():
+                self.locks[zone.base + i] = Lock(self.kernel.current, None)
+        self.touched.clear()
+
+    def _count_table(self, mm: MmStruct, table: PteTable) -> None:
+        """Count all entries of a table in, at once."""
+        mapped = (table.present & ~table.zero) | table.private | table.devexcl
+        rss = self.rss[mm]
+        for i, _ in table.others_of(table.other):
+            self.count(mm, entry_at(table, i), 1, pmd=False)
+        for mask, moving in ((mapped, False), (table.migration, True)):
+            if not mask:
+                continue
+            for zone, index, _ in self.memory.pages.split(np.array(table.pfns(mask))):
+                shadow = self.zones[zone]
+                where = np.arange(index.start, index.stop) if isinstance(index, slice) else index
+                np.add.at(shadow.mig if moving else shadow.pte, where, 1)
+                counters = self.counters(zone, where)
+                shadow.counter[where] = counters
+                for counter, pages in enumerate(np.bincount(counters, minlength=len(rss)).tolist()):
+                    rss[counter] += pages
+                shadow.top = max(shadow.top, int(where.max()) + 1)
+
+    def counters(self, zone: Zone, where: Pfns) -> npt.NDArray[np.int8]:
+        """Return the RSS counters that mapped pages are in."""
+        heads = where - zone.head_off[where]
+        swapbacked = zone.flags[heads] & PG_SWAPBACKED != 0
+        of_file = np.where(swapbacked, np.int8(MM_SHMEMPAGES), np.int8(MM_FILEPAGES))
+        return np.where(zone.mapping[heads] > 0, np.int8(MM_ANONPAGES), of_file)
+
+    def count_all(self, mm: MmStruct, entry: PmdLeaf | PteTable | Before | None, sign: int) -> None:
+        """Count everything that a PMD entry maps."""
+        if isinstance(entry, PmdLeaf):
+            self.count(mm, leaf_entry(entry), sign, pmd=True)
+        elif entry is not None:
+            used = entry.present | entry.private | entry.migration | entry.devexcl | entry.other
+            while used:
+                i = (used & -used).bit_length() - 1
+                used &= used - 1
+                self.count(mm, entry_at(entry, i), sign, pmd=False)
+
+    def count(self, mm: MmStruct, entry: Entry, sign: int, *, pmd: bool) -> None:
+        """Count one entry in, or out."""
+        kind, pfn = entry[0], entry[1]
+        if kind not in COUNTED and kind != MIGRATION:
+            if kind == SWAP:
+                self.swapents[mm] = self.swapents.get(mm, 0) + sign
+            return
+        shadow = self.zone(pfn)
+        i = pfn - shadow.zone.base
+        column = shadow.m_mig if kind == MIGRATION else shadow.m_pmd if pmd else shadow.m_pte
+        column[i] += sign
+        self.touched[pfn] = None
+        rss = self.rss.get(mm)
+        if rss is None:
+            rss = self.rss[mm] = [0] * len(mm.rss)
+        if sign > 0:
+            shadow.m_counter[i] = self.counter(pfn)
+        if shadow.m_counter[i] >= 0:
+            rss[shadow.m_counter[i]] += sign * (self.nr if pmd else 1)
+
+    def counter(self, pfn: int) -> int:
+        """Return the RSS counter that a mapped page is in (include/linux/mm.h:mm_counter); -1 for hugetlb's pages."""
+        zone = self.memory.pages.zone(pfn)
+        if zone.m_flags[pfn - zone.base] & PG_HUGETLB:
+            return -1
+        return self.memory.rmap.mm_counter(pfn)
+
+    def mappings(self, shadow: ZoneShadow, head: int) -> int:
+        """Return how many entries map the folio at index `head` of its zone."""
+        order = shadow.zone.m_order[head]
+        if not order:
+            return shadow.m_pte[head] + shadow.m_pmd[head]
+        return int(shadow.pte[head : head + (1 << order)].sum()) + shadow.m_pmd[head]
+
+    def area(self, mm: MmStruct, address: int, pfn: int) -> "Vma | None":
+        """Return the area in which rmap finds page `pfn` at an address of `mm`; None if it does not find it there."""
+        pages = self.memory.pages
+        zone = pages.zone(pfn)
+        i = pfn - zone.base
+        head = pfn - zone.m_head_off[i]
+        index = zone.m_index[head - zone.base] + zone.m_head_off[i]
+        if not zone.m_mapping[head - zone.base]:
+            # What a driver inserts (mm/memory.c:vm_insert_page) belongs to no file; rmap does not find it.
+            vma = mm.vma_lookup(address)
+            return None if vma is None or vma.is_anonymous else vma
+        for vma, start, end in self.memory.rmap.places(head):
+            if vma.mm is mm and start <= address < end:
+                if vma.pgoff + ((address - vma.start) >> self.page_shift) == index:
+                    return vma
+        return None
+
+    def tokens(self, zone: Zone, where: Pfns) -> npt.NDArray[np.int64]:
+        """Return what pages of a zone hold; a driver's dummies hold what the pages behind them do."""
+        backing_of = None if zone.pgmap is None else getattr(zone.pgmap.ops, "backing_of", None)
+        if backing_of is None:
+            return zone.token[where]
+        pfns = backing_of(where + zone.base)
+        found = np.zeros(len(pfns), np.int64)
+        for behind, index, part in self.memory.pages.split(pfns):
+            found[part] = behind.token[index]
+        return found
+
+    # --- for messages
+
+    def namers(self, pfn: int, nr: int = 1) -> list[tuple[MmStruct, int, Entry]]:
+        """List every entry that names one of `nr` pages: mm, address, entry. Slow: it searches all page tables."""
+        found: list[tuple[MmStruct, int, Entry]] = []
+        for mm in self.memory.mms:
+            table: PageTable = mm.page_table
+            for block, entry in sorted(table.entries.items()):
+                if isinstance(entry, PmdLeaf):
+                    if entry.kind is not PmdKind.HUGE_ZERO and pfn <= entry.pfn < pfn + nr:
+                        found.append((mm, block << self.pmd_shift, leaf_entry(entry)))
+                    continue
+                used = (entry.present & ~entry.zero) | entry.private | entry.migration | entry.devexcl
+                while used:
+                    i = (used & -used).bit_length() - 1
+                    used &= used - 1
+                    if pfn <= entry.m_pfn[i] < pfn + nr:
+                        found.append((mm, entry.base + (i << self.page_shift), entry_at(entry, i)))
+        return found
+
+    def places(self, pfn: int, nr: int = 1) -> tuple[tuple[str, int], ...]:
+        """Return the addresses of every entry that names one of `nr` pages."""
+        return tuple((mm.name, address) for mm, address, _ in self.namers(pfn, nr))
+
+    def report(
+        self,
+        invariant: int,
+        what: str,
+        *,
+        addresses: tuple[tuple[str, int], ...] = (),
+        pfns: tuple[int, ...] = (),
+        tasks: tuple[Task | str, ...] | None = None,
+        known: str | None = None,
+    ) -> None:
+        """Note a violation; without `tasks` it is the running task's."""
+        if tasks is None:
+            tasks = (self.kernel.current,)
+        if self.at_rest:
+            tasks = ()
+        if known is None and self.spoilt:
+            known = next((self.spoilt[pfn] for pfn in pfns if pfn in self.spoilt), None)
+        names = tuple(task if isinstance(task, str) else task.name for task in tasks)
+        self.violations.append(
+            Violation(invariant=invariant, what=what, addresses=addresses, pfns=pfns, tasks=names, known=known)
+        )
+
+    def folio(self, shadow: ZoneShadow, head: int, **more: Any) -> dict[str, Any]:
+        """Return the places of a folio, as `report` takes them."""
+        zone = shadow.zone
+        pfn = zone.base + head
+        return {"addresses": self.places(pfn, 1 << zone.m_order[head]), "pfns": (pfn,), **more}
