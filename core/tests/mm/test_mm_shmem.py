@@ -2,6 +2,7 @@
 
 from errno import EOPNOTSUPP
 
+import numpy as np
 import pytest
 from gpusvm.errors import CpuSignal, KernelError
 from gpusvm.mm.api import PROT_READ, PROT_WRITE, VM_SHARED, HmmRange
@@ -278,3 +279,30 @@ def test_a_failed_allocation_ends_the_fault_and_leaks_nothing(lab):
         one.read(0)
     assert letters(one, 2) == ".."
     one.finish()
+
+
+@pytest.mark.parametrize("write", [False, True])
+@pytest.mark.parametrize("seed", range(6))
+def test_many_faults_at_once_come_to_what_they_come_to_one_by_one(lab, write, seed):
+    """`fault_in_file_ptes` against page by page faults, over objects of which some pages are there and some mapped."""
+    machines = []
+    for whole in (True, False):
+        one = lab(pmd_order=6)
+        shared(one, 60)
+        two = one.mm.fork()
+        one.mm.munmap(BASE + (40 + seed) * PAGE, PAGE)
+        one.mm.mprotect(BASE + 50 * PAGE, 3 * PAGE, PROT_READ if seed % 2 and not write else RW)
+        for page in range(seed, 60, seed + 2):
+            one.memory.cpu_write(two, one.va(page))
+        one.write(1, 17 + seed)
+        before = one.kernel.stats.cpu_minor_faults
+        pages = np.array([*range(3, 20), *range(21, 30 + seed), 35], np.int64)
+        if whole:
+            one.memory.cpu_access(one.mm, pages + BASE // PAGE, np.full(len(pages), write))
+        else:
+            for page in pages.tolist():
+                (one.write if write else one.read)(page)
+        one.check_quiescent()
+        state = [(e.kind, e.write, e.dirty) for e in map(one.entry, range(60))]
+        machines.append((state, one.mm.rss, sorted(two.vmas[0].file.pages), one.kernel.stats.cpu_minor_faults - before))
+    assert machines[0] == machines[1]

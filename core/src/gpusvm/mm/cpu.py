@@ -184,9 +184,10 @@ def _fault_run(memory: "MemoryManager", mm: "MmStruct", vpns: Pfns, is_write: np
         mask = span(i, n)
         if mm.page_table.entries.get(vpn >> order) is not entry or entry.used & mask:
             return False
-        if not fault_in_ptes(memory, vma, entry, mask, write=write):
+        faults = fault_in_ptes(memory, vma, entry, mask, write=write)
+        if not faults:
             return False
-        memory.kernel.stats.cpu_minor_faults += n
+        memory.kernel.stats.cpu_minor_faults += faults
     return True
 
 

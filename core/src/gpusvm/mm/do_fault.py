@@ -13,13 +13,17 @@ from gpusvm.mm.api import (
     FAULT_FLAG_WRITE,
     VM_FAULT_OOM,
     VM_FAULT_SIGBUS,
+    VM_HUGETLB,
     VM_SHARED,
     VM_WRITE,
+    Pfns,
 )
 from gpusvm.mm.filemap import fault_folio, filemap_pages
 from gpusvm.mm.mm_struct import MM_ANONPAGES, MMF_UNSTABLE
-from gpusvm.mm.page import PG_DIRTY, PG_LRU
+from gpusvm.mm.observer import tell
+from gpusvm.mm.page import PG_DIRTY, PG_HWPOISON, PG_LOCKED, PG_LRU
 from gpusvm.mm.pgtable import PmdLeaf, PteTable
+from gpusvm.mm.ptemask import indices, lowest, span
 from gpusvm.mm.rss import file_counter
 from gpusvm.mm.vma import anon_vma_prepare
 
@@ -27,7 +31,7 @@ if TYPE_CHECKING:
     from gpusvm.mm.memory_manager import MemoryManager
     from gpusvm.mm.vma import Vma
 
-__all__ = ["do_fault", "do_wp_shared"]
+__all__ = ["do_fault", "do_wp_shared", "fault_in_file_ptes"]
 
 # fault_around_bytes, 64 KiB of 4 KiB pages.
 FAULT_AROUND_PAGES: Final = 16
@@ -48,6 +52,78 @@ def do_fault(memory: "MemoryManager", vma: "Vma", address: int, flags: int) -> i
     if vma.flags & VM_SHARED:
         return _do_shared_fault(memory, vma, address)
     return _do_cow_fault(memory, vma, address)
+
+
+def fault_in_file_ptes(memory: "MemoryManager", vma: "Vma", table: PteTable, mask: int, *, write: bool) -> int:
+    """Fault in the none entries of `mask`, a run, at once, as so many faults in a row would; how many there were.
+
+    0, with nothing done, where a page by page fault might do something else: see `fault_in_ptes`.
+    """
+    mapping = vma.file
+    if mapping is None or vma.flags & VM_HUGETLB or not vma.flags & VM_SHARED:
+        return 0
+    pages = memory.pages
+    zone = pages.ram
+    base = _index(memory, vma, table.base)  # of page 0 of the table, wherever the area begins
+    run = indices(mask)
+    if int(run[-1]) + base >= mapping.nr_pages:
+        return 0
+    cached = mapping.pages
+    found = np.array([cached.get(index, -1) for index in (run + base).tolist()], np.int64)
+    absent = found < 0
+    there = found[~absent]
+    bad = PG_LOCKED | PG_HWPOISON
+    if (zone.flags[there] & bad).any():
+        return 0
+    around, around_pfns = (0, found[:0]) if write else _around(memory, vma, table, mask, base)
+    made = mapping.add_many(run[absent] + base)
+    if made is None:
+        return 0
+    found[absent] = made
+    width = len(table.pfn)
+    pfns = np.empty(width, np.int64)
+    pfns[run] = found
+    pfns[indices(around)] = around_pfns
+    every = mask | around
+    mapped = pfns[indices(every)]
+    zone.refcount[mapped] += 1
+    zone.mapcount[mapped] += 1
+    if memory.kernel.observer is not None:
+        tell(memory.kernel.observer, "mapped", zone, mapped)
+    if write:
+        zone.flags[mapped] |= np.uint16(PG_DIRTY)
+    table.set_present(every, mapped, every if write or vma.page_prot_writes else 0, every if write else 0)
+    vma.mm.rss[file_counter(vma)] += len(mapped)
+    if write:
+        memory.kernel.charge("cpu_minor_fault_4k", len(run))
+        return len(run)
+    # Each page that was not there takes a fault, and those of a window that were take one together, which is that of
+    # its first page if that was not there.
+    window = min(FAULT_AROUND_PAGES, width)
+    windows = run // window
+    first = np.flatnonzero(np.append(True, windows[1:] != windows[:-1]))
+    new = int(np.count_nonzero(absent))
+    together = {*windows[~absent].tolist(), *(indices(around) // window).tolist()}
+    memory.kernel.charge("cpu_minor_fault_4k", new + len(together))
+    return new + int(np.count_nonzero(~absent[first]))
+
+
+def _around(memory: "MemoryManager", vma: "Vma", table: PteTable, mask: int, base: int) -> tuple[int, Pfns]:
+    # What fault-around maps besides the pages of `mask` themselves: mask and pages.
+    mapping = vma.file
+    assert mapping is not None
+    shift = memory.geometry.page_shift
+    width = len(table.pfn)
+    window = min(FAULT_AROUND_PAGES, width)
+    low = max(lowest(mask) // window * window, (vma.start - table.base) >> shift)
+    high = min(((mask.bit_length() - 1) // window + 1) * window, (vma.end - table.base) >> shift)
+    free = span(low, high - low) & ~mask & ~table.used
+    found = filemap_pages(mapping, low + base, high + base - 1) if free else []
+    there = [(index - base, pfn) for index, pfn in found if free >> (index - base) & 1]
+    bits = 0
+    for position, _ in there:
+        bits |= 1 << position
+    return bits, np.array([pfn for _, pfn in there], np.int64)
 
 
 def _index(memory: "MemoryManager", vma: "Vma", address: int) -> int:

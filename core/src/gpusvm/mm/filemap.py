@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from gpusvm.errors import KernelError, ModelError
 from gpusvm.kernel import RwSemaphore
-from gpusvm.mm.api import VM_FAULT_HWPOISON, VM_FAULT_OOM, VM_FAULT_SIGBUS
+from gpusvm.mm.api import VM_FAULT_HWPOISON, VM_FAULT_OOM, VM_FAULT_SIGBUS, Pfns
 from gpusvm.mm.mmu_notifier import ULONG_MAX
 from gpusvm.mm.page import PG_DIRTY, PG_HWPOISON, PG_LOCKED, PG_LRU, PG_SWAPBACKED, PG_UPTODATE
 from gpusvm.mm.zap import zap_vma_range
@@ -141,6 +141,20 @@ class AddressSpace:
         zone.m_flags[pfn] |= PG_LRU | PG_UPTODATE | (PG_SWAPBACKED if self.swapbacked else 0)
         self.pages[index] = pfn
         return pfn
+
+    def add_many(self, indices: Pfns) -> Pfns | None:
+        """Put as many new pages of zeros into the cache, at indices that have none; None if there is no memory."""
+        memory = self.memory
+        pfns = memory.pages.alloc_pages_bulk(len(indices))
+        if pfns is None or not len(pfns):
+            return pfns
+        memory.contents.clear(pfns)
+        zone = memory.pages.ram
+        zone.mapping[pfns] = self.id
+        zone.index[pfns] = indices
+        zone.flags[pfns] |= np.uint16(PG_LRU | PG_UPTODATE | (PG_SWAPBACKED if self.swapbacked else 0))
+        self.pages.update(zip(indices.tolist(), pfns.tolist(), strict=True))
+        return pfns
 
     def remove(self, index: int) -> None:
         """Take a page out, unmapping it if a fault was faster; sleeps on its lock (truncate_inode_folio)."""

@@ -29,7 +29,7 @@ from gpusvm.mm.api import (
     VM_WRITE,
     VmFault,
 )
-from gpusvm.mm.do_fault import do_fault, do_wp_shared
+from gpusvm.mm.do_fault import do_fault, do_wp_shared, fault_in_file_ptes
 from gpusvm.mm.huge_memory import split_huge_pmd
 from gpusvm.mm.hugetlb import hugetlb_fault
 from gpusvm.mm.mm_struct import MM_ANONPAGES, MMF_UNSTABLE
@@ -298,16 +298,18 @@ def _do_anonymous_page(memory: "MemoryManager", vma: "Vma", address: int, flags:
     return DONE
 
 
-def fault_in_ptes(memory: "MemoryManager", vma: "Vma", table: PteTable, mask: int, *, write: bool) -> bool:
-    """Fault in the none entries of `mask`, which is not empty, at once, as so many faults in a row would.
+def fault_in_ptes(memory: "MemoryManager", vma: "Vma", table: PteTable, mask: int, *, write: bool) -> int:
+    """Fault in the none entries of `mask`, a run, at once, as so many faults in a row would; how many there were.
 
-    False, with nothing done, where a page by page fault might do something else: in explored mode, where others may
+    0, with nothing done, where a page by page fault might do something else: in explored mode, where others may
     come between, and when memory is short.
     """
     mm = vma.mm
     kernel = memory.kernel
-    if kernel.explored or mm.flags & MMF_UNSTABLE or not vma.is_anonymous or vma.flags & VM_UFFD_MISSING:
-        return False
+    if kernel.explored or mm.flags & MMF_UNSTABLE or vma.flags & VM_UFFD_MISSING:
+        return 0
+    if not vma.is_anonymous:
+        return fault_in_file_ptes(memory, vma, table, mask, write=write)
     n = mask.bit_count()
     if not write:
         table.set_zero(mask, memory.zero_pfn)
@@ -315,7 +317,7 @@ def fault_in_ptes(memory: "MemoryManager", vma: "Vma", table: PteTable, mask: in
         anon_vma_prepare(memory, vma)
         pfns = memory.pages.alloc_pages_bulk(n)
         if pfns is None:
-            return False
+            return 0
         memory.contents.clear(pfns)
         mm.rss[MM_ANONPAGES] += n
         shift = memory.geometry.page_shift
@@ -324,7 +326,7 @@ def fault_in_ptes(memory: "MemoryManager", vma: "Vma", table: PteTable, mask: in
             zone.flags[index] |= PG_LRU
         table.set_present(mask, pfns, mask if vma.flags & VM_WRITE else 0, mask)
     kernel.charge("cpu_minor_fault_4k", n)
-    return True
+    return n
 
 
 def do_swap_page(memory: "MemoryManager", vma: "Vma", address: int, flags: int, table: PteTable, i: int) -> int:

@@ -70,7 +70,7 @@ def mmap(
             raise ModelError(f"mmap of {file} with VM_HUGETLB: a file's pages are what they are")
         page = memory.geometry.pmd_size
         flags |= VM_DONTEXPAND
-    if offset % page or (offset and file is None):
+    if offset % page:
         raise KernelError(EINVAL, f"mmap of {file} from byte {offset}")
     if length <= 0:
         raise KernelError(EINVAL, f"mmap of {length} bytes")
@@ -104,6 +104,7 @@ def _map_region(
     shift = memory.geometry.page_shift
     own: AddressSpace | None = None
     if file is None:
+        pgoff = 0  # of anonymous memory an offset means nothing
         if flags & VM_HUGETLB:
             owner = None if flags & VM_SHARED else mm
             file = own = HugetlbFile(memory, (end - addr) >> shift, owner)  # hugetlb_file_setup
