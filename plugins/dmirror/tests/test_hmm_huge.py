@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 from gpusvm.mm.api import (
+    MADV_COLLAPSE,
     MADV_FREE,
     MADV_HUGEPAGE,
     MADV_NOHUGEPAGE,
@@ -13,10 +14,13 @@ from gpusvm.mm.api import (
     PROT_READ,
     PROT_WRITE,
 )
+from gpusvm.mm.pgtable import PmdKind
 from gpusvm_dmirror import (
     HMM_DMIRROR_FLAG_FAIL_ALLOC,
     HMM_DMIRROR_FLAGS,
+    HMM_DMIRROR_SNAPSHOT,
     HMM_DMIRROR_WRITE,
+    uapi,
 )
 from hmm_harness import PAGE, PMD, same
 
@@ -66,6 +70,27 @@ def test_migrate_anon_huge_free(hmm):
     assert buffer.cpages == N
     assert same(buffer.mirror, values)
     hmm.mm.madvise(buffer.ptr, PMD, MADV_FREE)
+    hmm.mm.munmap(old_ptr, buffer.size)
+
+
+def test_migrate_anon_huge_fault(hmm):
+    buffer = hmm.buffer(N, mapped=2 * N)
+    old_ptr = buffer.ptr
+    buffer.ptr = -(-old_ptr // PMD) * PMD
+    values = hmm.fill(buffer.ptr, N)
+    hmm.mm.madvise(buffer.ptr, PMD, MADV_COLLAPSE)
+    assert hmm.migrate_to_dev(hmm.fd, buffer, N) == 0
+    assert buffer.cpages == N
+    assert same(buffer.mirror, values)
+    if not hmm.coherent:
+        assert hmm.cmd(hmm.fd, HMM_DMIRROR_SNAPSHOT, buffer, N) == 0
+        assert buffer.cpages == N
+        assert buffer.m.tolist() == [uapi.PROT_DEV_PRIVATE_LOCAL | uapi.PROT_WRITE | uapi.PROT_PMD] * N
+        # /proc/self/pagemap: not present, and no hole either.
+        pages = [hmm.mm.page_table.entry(buffer.ptr + i * PAGE) for i in range(N)]
+        assert {page.kind for page in pages} == {PmdKind.PRIVATE}
+    # Fault the pages back to system memory and check them.
+    assert same(hmm.read(buffer.ptr, N), values)
     hmm.mm.munmap(old_ptr, buffer.size)
 
 

@@ -2,9 +2,9 @@
 
 import errno
 
-from gpusvm.mm.api import PROT_NONE, PROT_READ, PROT_WRITE, VM_HUGETLB, VM_SHARED
+from gpusvm.mm.api import PROT_NONE, PROT_READ, PROT_WRITE, VM_SHARED
 from gpusvm_dmirror import HMM_DMIRROR_READ, HMM_DMIRROR_WRITE
-from hmm_harness import NPAGES, NTIMES, PAGE, PMD, same
+from hmm_harness import NPAGES, NTIMES, PAGE, same
 
 
 def test_open_close(hmm):
@@ -68,18 +68,6 @@ def test_anon_read_multiple(hmm):
         assert (buffer.cpages, buffer.faults) == (NPAGES, 1)
         assert same(buffer.mirror, values)
         hmm.mm.munmap(buffer.ptr, buffer.size)
-
-
-def test_anon_write_hugetlbfs(hmm):
-    hmm.memory.set_nr_hugepages(1)
-    npages = PMD // PAGE
-    buffer = hmm.buffer(npages, flags=VM_HUGETLB)
-    buffer.mirror[:] = hmm.new_data(npages)
-    assert hmm.cmd(hmm.fd, HMM_DMIRROR_WRITE, buffer, npages) == 0
-    assert (buffer.cpages, buffer.faults) == (npages, 1)
-    assert same(hmm.read(buffer.ptr, npages), buffer.mirror)
-    hmm.mm.munmap(buffer.ptr, buffer.size)
-    hmm.memory.set_nr_hugepages(0)
 
 
 def test_file_read(hmm):

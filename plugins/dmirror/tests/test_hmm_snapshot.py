@@ -1,10 +1,8 @@
 """hmm-tests.c, as of Linux 7.3.4: a device looks at how a process maps its memory, without faulting."""
 
-from gpusvm.mm.api import PROT_NONE, PROT_READ, PROT_WRITE, VM_HUGETLB
+from gpusvm.mm.api import PROT_NONE, PROT_READ, PROT_WRITE
 from gpusvm_dmirror import HMM_DMIRROR_SNAPSHOT, uapi
-from hmm_harness import PAGE, PMD
-
-N = PMD // PAGE
+from hmm_harness import PAGE
 
 
 def test_mixedmap(hmm):
@@ -54,17 +52,3 @@ def test_snapshot(hmm2):
         *devices,
     ]
     hmm2.mm.munmap(p, buffer.size)
-
-
-def test_compound(hmm):
-    hmm.memory.set_nr_hugepages(1)
-    buffer = hmm.buffer(N, flags=VM_HUGETLB)
-    hmm.fill(buffer.ptr, N)
-    for prot, access in ((PROT_READ | PROT_WRITE, uapi.PROT_WRITE), (PROT_READ, uapi.PROT_READ)):
-        hmm.mm.mprotect(buffer.ptr, buffer.size, prot)
-        assert hmm.cmd(hmm.fd, HMM_DMIRROR_SNAPSHOT, buffer, N) == 0
-        assert buffer.cpages == N
-        # All pages are mapped by one entry, and the default huge page is a PMD.
-        assert buffer.m.tolist() == [access | uapi.PROT_PMD] * N
-    hmm.mm.munmap(buffer.ptr, buffer.size)
-    hmm.memory.set_nr_hugepages(0)
