@@ -11,11 +11,16 @@ from gpusvm.errors import KernelError
 from gpusvm.mm.api import (
     HMM_PFN_REQ_FAULT,
     HMM_PFN_VALID,
+    MADV_DONTNEED,
+    MADV_FREE,
     MIGRATE_VMA_SELECT_COMPOUND,
     MIGRATE_VMA_SELECT_DEVICE_PRIVATE,
     MIGRATE_VMA_SELECT_SYSTEM,
     MMU_NOTIFIER_RANGE_BLOCKABLE,
     MMU_NOTIFY_NAMES,
+    MREMAP_DONTUNMAP,
+    MREMAP_FIXED,
+    MREMAP_MAYMOVE,
     PROT_READ,
     PROT_WRITE,
     HmmRange,
@@ -214,7 +219,7 @@ def test_t06_a_block_mapped_by_ptes(machine):
 def test_t07_pages_that_another_process_maps_too(machine):
     one = machine()
     one.map(2)
-    two = one.share(2)
+    two = one.mm.fork("q")
     one.watch(two)
     assert whole(one, lambda: one.device.migrate(one.mm, one.va(0), one.va(2))) == [
         "p MIGRATE(O) [0,2)",
@@ -302,7 +307,7 @@ def test_t11_a_write_to_the_zero_page(one):
 
 def test_t11_a_write_to_a_shared_page(one):
     one.map(4)
-    two = one.share(4)
+    two = one.mm.fork("q")
     one.watch(two)
     assert trace(one, lambda: one.write(1)) == ["p CLEAR [1,2)"]
     two.exit()
@@ -316,6 +321,43 @@ def test_t12_an_upgrade_in_place_and_a_fault_on_none(one):
     one.mm.page_table.lookup(BASE).set_write(1, 0)
     assert whole(one, lambda: one.write(0)) == []
     one.finish()
+
+
+def test_t13_fork(machine):
+    one = machine()
+    one.map(4)
+    one.map(4, at=8, write=False)
+    one.map(4, at=16)
+    protect(one, 16, 2)()
+    children = []
+    fork = lambda: children.append(one.mm.fork("child"))  # noqa: E731
+    # Page by page what may be written twice now is protected in the parent; the second area has no anon_vma.
+    assert whole(one, fork) == [
+        "p PROTECTION_PAGE [0,4)",
+        "p PROTECTION_PAGE [16,18)",
+        "p PROTECTION_PAGE [18,20)",
+    ]
+    one.watch(children[0])
+    assert trace(one, lambda: one.memory.cpu_write(children[0], one.va(1))) == ["child CLEAR [1,2)"]
+    children[0].exit()
+
+
+def test_t13_fork_of_device_pages_and_exclusive_ones(machine):
+    one = machine(thp="always")
+    one.map(12)
+    one.device.migrate(one.mm, one.va(0), one.va(8))
+    exclusive(one, 9)()
+    children = []
+    fork = lambda: children.append(one.mm.fork("child"))  # noqa: E731
+    # The exclusive page goes back to the CPU inside the window of its area.
+    assert whole(one, fork) == ["p PROTECTION_PAGE [0,12)"]
+    one.watch(children[0])
+    # The child's fault brings the block home for both; its own entry is one of migration by then.
+    assert whole(one, lambda: one.memory.cpu_read(children[0], one.va(3))) == [
+        "child MIGRATE(O) [0,12)",
+        "p CLEAR [0,8)",  # the last that maps it, so the walk ends
+    ]
+    children[0].exit()
 
 
 # ---- memory calls ----------------------------------------------------------------------------------------------------
@@ -399,6 +441,69 @@ def test_t17_munmap_inside_one_block(one):
     one.map(4 * nr)
     first, end = nr + nr // 4, nr + nr // 4 + nr // 2
     assert whole(one, unmap(one, first, end - first)) == [f"p CLEAR [{nr},{2 * nr})", f"p UNMAP [{first},{end})"]
+    one.finish()
+
+
+def move(one, first, n, to, flags=MREMAP_MAYMOVE | MREMAP_FIXED):
+    return lambda: one.mm.mremap(one.va(first), n * PAGE, n * PAGE, flags=flags, new_addr=one.va(to))
+
+
+def test_t18_mremap_of_whole_blocks(one):
+    nr = one.nr
+    one.map(2 * nr)
+    old = f"p UNMAP [0,{2 * nr})"
+    assert whole(one, move(one, 0, 2 * nr, 4 * nr)) == [old, old]
+    # Over an existing mapping.
+    one.map(2 * nr)
+    assert whole(one, move(one, 0, 2 * nr, 4 * nr)) == [f"p UNMAP [{4 * nr},{6 * nr})", old, old]
+    one.finish()
+
+
+def test_t18_mremap_that_leaves_the_old_place_mapped(one):
+    nr = one.nr
+    one.map(2 * nr)
+    flags = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP
+    assert whole(one, move(one, 0, 2 * nr, 4 * nr, flags)) == [f"p UNMAP [0,{2 * nr})"]
+    one.finish()
+
+
+def test_t18_mremap_of_huge_pages(machine):
+    one = machine(thp="always")
+    one.map(16)
+    assert whole(one, move(one, 0, 16, 32)) == ["p UNMAP [0,16)", "p UNMAP [0,16)"]
+    assert one.entry(32).kind.name == "THP"
+    one.device.migrate(one.mm, one.va(32), one.va(48))
+    assert whole(one, move(one, 32, 16, 0)) == ["p UNMAP [32,48)", "p UNMAP [32,48)"]
+    assert one.entry(8).kind.name == "PRIVATE"
+    one.finish()
+
+
+def test_t19_mremap_of_a_huge_page_to_an_unaligned_place(machine):
+    one = machine(thp="always")
+    one.map(8)
+    assert whole(one, move(one, 0, 8, 19)) == ["p UNMAP [0,8)", "  p CLEAR [0,8)", "p UNMAP [0,8)"]
+    one.finish()
+
+
+@pytest.mark.parametrize("advice", [MADV_DONTNEED, MADV_FREE], ids=["dontneed", "free"])
+def test_t20_what_is_discarded(one, advice):
+    nr = one.nr
+    one.map(2 * nr)
+    assert whole(one, lambda: one.mm.madvise(one.va(1), 2 * PAGE, advice)) == ["p CLEAR [1,3)"]
+    one.mm.mmap(one.va(4 * nr), nr * PAGE, PROT_READ | PROT_WRITE)
+    # Where nothing is mapped yet, too.
+    advise = lambda: one.mm.madvise(one.va(4 * nr), nr * PAGE, advice)  # noqa: E731
+    assert whole(one, advise) == [f"p CLEAR [{4 * nr},{5 * nr})"]
+    one.finish()
+
+
+@pytest.mark.parametrize("advice", [MADV_DONTNEED, MADV_FREE], ids=["dontneed", "free"])
+def test_t20_what_is_discarded_cuts_a_huge_page(machine, advice):
+    one = machine(thp="always")
+    one.map(16)
+    part = lambda: one.mm.madvise(one.va(2), 8 * PAGE, advice)  # noqa: E731
+    expected = ["p CLEAR [2,10)", "  p CLEAR [0,8)", "  p CLEAR [8,16)"]
+    assert whole(one, part) == expected
     one.finish()
 
 
