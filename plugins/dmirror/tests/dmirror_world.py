@@ -319,10 +319,13 @@ class World:
     # ---- processes
 
     def spawn(self) -> None:
-        """Start an empty process."""
+        """Start a process with private memory wherever walks go."""
         self.names += 1
         name = f"p{self.names}"
-        self.pairs.append(Pair(self.memory.mm_alloc(name), Process(name)))
+        pair = Pair(self.memory.mm_alloc(name), Process(name))
+        pair.mm.mmap(BASE, PAGES * PAGE, READ | WRITE)
+        pair.model.mmap(0, PAGES, READ | WRITE, None)
+        self.pairs.append(pair)
 
     def do_spawn(self) -> None:
         if len(self.pairs) < MOST_PROCESSES:
@@ -778,8 +781,11 @@ class World:
 
 # What a step takes, and how often a random walk takes it. A number is drawn from [low, high], both included, or from a
 # tuple of choices.
-P, PAGE_NO, N, DEV = (0, MOST_PROCESSES - 1), (0, PAGES - 1), (1, 16), (0, DEVICES - 1)
-BOOL, PROT = (0, 1), (0, 1, 3, 3)
+P, DEV, BOOL, PROT = (0, MOST_PROCESSES - 1), (0, DEVICES - 1), (0, 1), (0, 1, 3, 3, 3, 3)
+# Any page, but the begin of a block more often than others; any number of them, but more often few, or whole blocks.
+PAGE_NO = (*range(PAGES), *range(0, PAGES, 4), *range(0, PAGES, 8), *range(0, PAGES, 8))
+N = (1, 1, 2, 2, 3, 4, 4, 5, 7, 8, 8, 12, 16)
+AREA = (1, 4, 8, 13, 16, 24, 32)
 ADVICE = {
     "dont_need": MADV_DONTNEED,
     "free": MADV_FREE,
@@ -794,16 +800,16 @@ ADVICE = {
 ADVICES = (*ADVICE, "dont_need", "free", "huge", "huge", "collapse")
 INDEX, FILE = (0, FILE_PAGES + 3), (0, 1)
 STEPS: dict[str, tuple[int, dict[str, tuple[Any, ...]]]] = {
-    "mmap": (6, {"p": P, "page": PAGE_NO, "n": N, "prot": PROT}),
-    "mmap_shared": (1, {"p": P, "page": PAGE_NO, "n": N, "prot": PROT}),
+    "mmap": (6, {"p": P, "page": PAGE_NO, "n": AREA, "prot": PROT}),
+    "mmap_shared": (1, {"p": P, "page": PAGE_NO, "n": AREA, "prot": PROT}),
     "mmap_file": (
         3,
-        {"p": P, "page": PAGE_NO, "n": N, "prot": PROT, "f": FILE, "index": (0, FILE_PAGES), "shared": BOOL},
+        {"p": P, "page": PAGE_NO, "n": AREA, "prot": PROT, "f": FILE, "index": (0, FILE_PAGES), "shared": BOOL},
     ),
     "pread": (1, {"f": FILE, "index": INDEX}),
     "pwrite": (1, {"f": FILE, "index": INDEX}),
     "truncate": (1, {"f": FILE, "size": (0, FILE_PAGES)}),
-    "munmap": (3, {"p": P, "page": PAGE_NO, "n": N}),
+    "munmap": (2, {"p": P, "page": PAGE_NO, "n": N}),
     "mprotect": (5, {"p": P, "page": PAGE_NO, "n": N, "prot": PROT}),
     "madvise": (6, {"p": P, "page": PAGE_NO, "n": N, "advice": ADVICES}),
     "move": (4, {"p": P, "page": PAGE_NO, "n": N, "to": PAGE_NO, "leave": BOOL}),
