@@ -166,6 +166,7 @@ def _finalize_and_map(device: "DmirrorDevice", mirror: "Dmirror", args: MigrateV
     moved = np.flatnonzero(((src & _MIGRATE) != 0) & (dst != 0))
     if not len(moved):
         return
+    _leave_others(device, mirror, args, moved)
     try:
         mirror.pt_room()
     except KernelError:  # nobody looks at what this step returns; the pages are missing when they are read back
@@ -188,6 +189,25 @@ def _finalize_and_map(device: "DmirrorDevice", mirror: "Dmirror", args: MigrateV
     device.kernel.charge("bind_per_pte", geometry.pmd_nr if large else len(moved))
 
 
+def _leave_others(device: "DmirrorDevice", mirror: "Dmirror", args: MigrateVma, moved: Pfns) -> None:
+    """Erase what moves from the other files that mirror the same address space; as written nobody does.
+
+    They ignore the device's own MIGRATE event. A compound word stands for its block.
+    """
+    others = [file for file in device.files if file is not mirror and file.mm is args.vma.mm]
+    if not others or not len(moved):
+        return
+    vpn = args.start >> device.memory.geometry.page_shift
+    spans = [(0, len(args.src))] if int(args.src[0]) & MIGRATE_PFN_COMPOUND else runs(moved)
+    for file in others:
+        with file.mutex:
+            for first, last in spans:
+                if device.quirks.other_files == "fixed":
+                    file.page_table.unmap(vpn + first, vpn + last)
+                else:
+                    file.page_table.mark_stale(vpn + first, vpn + last, "other_files")
+
+
 # ---- home ------------------------------------------------------------------------------------------------------------
 
 
@@ -199,6 +219,7 @@ def _bring_home(device: "DmirrorDevice", mirror: "Dmirror", args: MigrateVma) ->
     except KernelError:
         memory.migrate_vma_finalize(args)
         raise
+    _leave_others(device, mirror, args, np.flatnonzero(args.src & _VALID))
     memory.migrate_vma_pages(args)
     # dmirror_successful_migrated_pages
     moved = int(np.count_nonzero(((args.src & _MIGRATE) != 0) & ((args.src & _VALID) != 0)))

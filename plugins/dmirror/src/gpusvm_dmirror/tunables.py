@@ -57,6 +57,12 @@ class DmirrorQuirks:
         "read the pages before they move stores them after it, and the device goes on with pages that are free",
         cite="test_hmm.c:dmirror_interval_invalidate",
     )
+    other_files: str = quirk(
+        "A migration erases pages from the mirror table of one file, the one that moved them last; another file on the "
+        "same address space, such as a forked child's own, ignores the event as the device's own and keeps entries for "
+        "pages that are gone. Derived from the source",
+        cite="test_hmm.c:dmirror_interval_invalidate, dmirror_devmem_fault_alloc_and_copy",
+    )
     compound_count: str = quirk(
         "MIGRATE_TO_SYS counts a 2 MiB folio that went home as one page (Q15)",
         cite="test_hmm.c:dmirror_successful_migrated_pages; recorded on 7.3.4",
