@@ -15,7 +15,7 @@ from attrs import define, evolve, field, frozen
 from gpusvm.check import check_quiescent
 from gpusvm.driver import read_spec
 from gpusvm.errors import CpuSignal, KernelError
-from gpusvm.gpu import ATOMIC
+from gpusvm.gpu import ATOMIC, STALE
 from gpusvm.gpu import WRITE as MAPPED_WRITE
 from gpusvm.kernel import Kernel
 from gpusvm.mm import Geometry, MemoryManager, MmStruct
@@ -45,7 +45,7 @@ PAGES = 48
 # 24 pages before a boundary of the PUDs of a geometry with 4 or 8 pages in a PMD, and inside one window of the mirror
 # table.
 BASE = (1 << 44) + (1 << 24) - 24 * PAGE
-RAM_PAGES = 4096
+RAM_PAGES = 1024
 FILE_PAGES = 24
 SPM = 1 << 40  # physical address of what the coherent devices have
 MOST_PROCESSES = 4
@@ -136,9 +136,9 @@ class World:
     def compare(self) -> None:
         """Compare everything that both models know, and check the invariants."""
         for pair in self.pairs:
-            self._compare_memory(pair)
+            data = self._compare_memory(pair)
             for index, file in pair.files.items():
-                self._compare_mirror(pair, index, file)
+                self._compare_mirror(pair, index, file, data)
         for file, object in self.files:
             for index, pfn in file.pages.items():
                 if self.memory.contents.token(pfn) != object.values.get(index, 0):
@@ -169,35 +169,59 @@ class World:
 
     # ---- what is compared
 
-    def _compare_memory(self, pair: Pair) -> None:
+    def _compare_memory(self, pair: Pair) -> dict[int, int]:
+        """Compare what the page tables have; the page that holds the data of each page that is mapped."""
         model = pair.model
-        known = self.memory.contents.tainted_vpns
-        for page, found in self._entries(pair.mm):
-            area = model.areas.get(page)
+        areas, written = model.areas, model.written
+        token = self.memory.contents.token
+        data: dict[int, int] = {}
+        for page, pfn, write in self._mapped(pair.mm):
+            data[page] = pfn
+            area = areas.get(page)
             if area is None:
-                raise Disagreement(f"{model.name} maps page {page}, which is not mapped: {found}")
-            if found.write and not area.writable():
-                raise Disagreement(f"{model.name} may write page {page}, which allows {area.prot}: {found}")
-            holds = 0 if found.data < 0 else self.memory.contents.token(found.data)
-            if holds != model.value(page) and not self._tainted(pair, page, found.data, known):
-                raise Disagreement(f"page {page} of {model.name} holds {holds:#x}, not {model.value(page):#x}: {found}")
-        for page, value in model.written.items():
-            if value and self._entry(pair.mm, page) is NONE and not self._tainted(pair, page, -1, known):
-                raise Disagreement(f"page {page} of {model.name} is gone, with {value:#x} in it")
+                raise Disagreement(f"{model.name} maps page {page}, which is not mapped: {self._entry(pair.mm, page)}")
+            if write and not area.prot & WRITE:
+                raise Disagreement(f"{model.name} may write page {page}, which allows {area.prot}")
+            wanted = written.get(page, 0) if area.object is None else model.value(page)
+            holds = token(pfn)
+            if holds != wanted and not self._tainted(pair, page, pfn):
+                found = self._entry(pair.mm, page)
+                raise Disagreement(f"page {page} of {model.name} holds {holds:#x}, not {wanted:#x}: {found}")
+        if len(written) > len(data) or not written.keys() <= data.keys():
+            for page, value in written.items():
+                if value and page not in data and not self._tainted(pair, page, -1):
+                    raise Disagreement(f"page {page} of {model.name} is gone, with {value:#x} in it")
+        return data
 
-    def _compare_mirror(self, pair: Pair, index: int, file: Any) -> None:
+    def _mapped(self, mm: MmStruct) -> Iterator[tuple[int, int, bool]]:
+        """Yield each page that a page table has something for: page, the page that holds the data, writable."""
+        order, nr = self.geometry.pmd_order, self.geometry.pmd_nr
+        first = BASE // PAGE
+        for block, entry in mm.page_table.entries.items():
+            page = (block << order) - first
+            if isinstance(entry, PmdLeaf):
+                pfn = entry.pfn if entry.kind is not PmdKind.PRIVATE else self._backing(entry.pfn)
+                for i in range(nr):
+                    yield page + i, pfn + i, entry.write
+                continue
+            used, private, write = entry.used, entry.private, entry.write
+            for i in range(nr):
+                if used >> i & 1:
+                    pfn = entry.m_pfn[i]
+                    yield page + i, self._backing(pfn) if private >> i & 1 else pfn, bool(write >> i & 1)
+
+    def _compare_mirror(self, pair: Pair, index: int, file: Any, data: dict[int, int]) -> None:
         """A mirror table shows what is in memory now, or nothing."""
+        if not file.page_table.mapped_pages:
+            return
         first = BASE // PAGE
         perms = file.page_table.perms(first, first + PAGES)
-        mapped = perms.nonzero()[0]
-        if not len(mapped):
-            return
-        pfns = file.page_table.pfns(first, first + PAGES)
+        pfns = file.page_table.pfns(first, first + PAGES).tolist()
         model = pair.model
-        known = self.memory.contents.tainted_vpns
-        for page in mapped.tolist():
+        for page, perm in enumerate(perms.tolist()):
+            if not perm:
+                continue
             area = model.areas.get(page)
-            perm = int(perms[page])
             who = f"device {index} of {model.name}"
             if area is None or not area.prot & READ:
                 raise Disagreement(f"{who} maps page {page}, which allows {area}")
@@ -205,33 +229,17 @@ class World:
                 raise Disagreement(f"{who} may write page {page}, which allows {area}")
             if perm & ATOMIC and page not in pair.exclusive.get(index, ()):
                 raise Disagreement(f"{who} has page {page} as exclusive, which was revoked")
-            pfn = int(pfns[page])
-            found = self._entry(pair.mm, page)
-            if found.data != pfn and not perm & 128:
-                raise Disagreement(f"{who} maps page {page} to {pfn:#x}, but the process has {found}")
-            holds = self.memory.contents.token(pfn)
-            if holds != model.value(page) and not perm & 128 and not self._tainted(pair, page, pfn, known):
-                raise Disagreement(f"{who} sees {holds:#x} in page {page}, not {model.value(page):#x}")
+            # What the page holds was compared when the process was.
+            if data.get(page) != pfns[page] and not perm & STALE:
+                found = self._entry(pair.mm, page)
+                raise Disagreement(f"{who} maps page {page} to {pfns[page]:#x}, but the process has {found}")
 
-    def _tainted(self, pair: Pair, page: int, pfn: int, known: dict[Any, str]) -> bool:
+    def _tainted(self, pair: Pair, page: int, pfn: int) -> bool:
         """As written, a named quirk (MM-S1) may have spoilt a page; its address or the page itself says so."""
-        return (pair.mm, BASE // PAGE + page) in known or pfn in self.memory.contents.tainted_pfns
+        contents = self.memory.contents
+        return (pair.mm, BASE // PAGE + page) in contents.tainted_vpns or pfn in contents.tainted_pfns
 
     # ---- what the page tables have
-
-    def _entries(self, mm: MmStruct) -> Iterator[tuple[int, Found]]:
-        order = self.geometry.pmd_order
-        first = BASE // PAGE
-        for block, entry in mm.page_table.entries.items():
-            page = (block << order) - first
-            if isinstance(entry, PmdLeaf):
-                for i in range(1 << order):
-                    yield page + i, self._leaf(entry, i)
-            else:
-                used = entry.used
-                for i in range(1 << order):
-                    if used >> i & 1:
-                        yield page + i, self._pte(entry, i)
 
     def _entry(self, mm: MmStruct, page: int) -> Found:
         at = BASE // PAGE + page
@@ -262,9 +270,12 @@ class World:
         return None if pfn < self.memory.pages.ram_pages else self.memory.page_pgmap(pfn).owner
 
     def _private(self, pfn: int, write: bool, *, leaf: bool = False) -> Found:
-        device = self.memory.page_pgmap(pfn).owner
-        data = self.memory.zone_device_data(self.memory.folio_head(pfn)).of(pfn)
-        return Found("private", data, write, device, leaf)
+        return Found("private", self._backing(pfn), write, self.memory.page_pgmap(pfn).owner, leaf)
+
+    def _backing(self, pfn: int) -> int:
+        """Return the page that holds the data of a device-private page."""
+        backing: int = self.memory.zone_device_data(self.memory.folio_head(pfn)).of(pfn)
+        return backing
 
     # ---- choosing
 
@@ -533,7 +544,7 @@ class World:
 
     def _read_known(self, pair: Pair, page: int) -> bool:
         found = self._entry(pair.mm, page)
-        return self._tainted(pair, page, found.data, self.memory.contents.tainted_vpns)
+        return self._tainted(pair, page, found.data)
 
     @staticmethod
     def error(function: Any, *arguments: Any, **options: Any) -> int:
@@ -621,7 +632,7 @@ class World:
         at = BASE // PAGE + page
         perm = int(file.page_table.perms(at, at + 1)[0])
         pfn = int(file.page_table.pfns(at, at + 1)[0])
-        return bool(perm & 128) or self._tainted(pair, page, pfn, self.memory.contents.tainted_vpns)
+        return bool(perm & STALE) or self._tainted(pair, page, pfn)
 
     def do_to_device(self, p: int, dev: int, page: int, n: int) -> None:
         """MIGRATE_TO_DEV: it fails where pages cannot move, and nothing else may fail."""
