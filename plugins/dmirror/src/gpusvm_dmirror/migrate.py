@@ -22,6 +22,7 @@ from gpusvm.mm.api import (
     VM_FAULT_SIGBUS,
     VM_READ,
     MigrateVma,
+    MmApi,
     Pfns,
     VmaApi,
     VmFault,
@@ -67,7 +68,7 @@ def migrate_to_system(device: "DmirrorDevice", mirror: "Dmirror", start: int, en
     moved = 0
     for args in _windows(device, mirror, start, end, device.select | MIGRATE_VMA_SELECT_COMPOUND):
         memory.migrate_vma_setup(args)
-        moved += _bring_home(device, mirror, args)
+        moved += _bring_home(device, mirror, mirror.mm, args)
     return moved
 
 
@@ -166,7 +167,7 @@ def _finalize_and_map(device: "DmirrorDevice", mirror: "Dmirror", args: MigrateV
     moved = np.flatnonzero(((src & _MIGRATE) != 0) & (dst != 0))
     if not len(moved):
         return
-    _leave_others(device, mirror, args, moved)
+    _leave_others(device, mirror, mirror.mm, args, moved)
     try:
         mirror.pt_room()
     except KernelError:  # nobody looks at what this step returns; the pages are missing when they are read back
@@ -189,12 +190,12 @@ def _finalize_and_map(device: "DmirrorDevice", mirror: "Dmirror", args: MigrateV
     device.kernel.charge("bind_per_pte", geometry.pmd_nr if large else len(moved))
 
 
-def _leave_others(device: "DmirrorDevice", mirror: "Dmirror", args: MigrateVma, moved: Pfns) -> None:
+def _leave_others(device: "DmirrorDevice", mirror: "Dmirror", mm: MmApi, args: MigrateVma, moved: Pfns) -> None:
     """Erase what moves from the other files that mirror the same address space; as written nobody does.
 
     They ignore the device's own MIGRATE event. A compound word stands for its block.
     """
-    others = [file for file in device.files if file is not mirror and file.mm is args.vma.mm]
+    others = [file for file in device.files if file is not mirror and file.mm is mm]
     if not others or not len(moved):
         return
     vpn = args.start >> device.memory.geometry.page_shift
@@ -211,7 +212,7 @@ def _leave_others(device: "DmirrorDevice", mirror: "Dmirror", args: MigrateVma, 
 # ---- home ------------------------------------------------------------------------------------------------------------
 
 
-def _bring_home(device: "DmirrorDevice", mirror: "Dmirror", args: MigrateVma) -> int:
+def _bring_home(device: "DmirrorDevice", mirror: "Dmirror", mm: MmApi, args: MigrateVma) -> int:
     """Copy what was collected home and end the migration; how many entries moved. ENOMEM: none did."""
     memory = device.memory
     try:
@@ -219,7 +220,7 @@ def _bring_home(device: "DmirrorDevice", mirror: "Dmirror", args: MigrateVma) ->
     except KernelError:
         memory.migrate_vma_finalize(args)
         raise
-    _leave_others(device, mirror, args, np.flatnonzero(args.src & _VALID))
+    _leave_others(device, mirror, mm, args, np.flatnonzero(args.src & _VALID))
     memory.migrate_vma_pages(args)
     # dmirror_successful_migrated_pages
     moved = int(np.count_nonzero(((args.src & _MIGRATE) != 0) & ((args.src & _VALID) != 0)))
@@ -315,7 +316,7 @@ class DmirrorPagemapOps:
         except KernelError:
             return VM_FAULT_SIGBUS
         try:
-            _bring_home(device, table.mirror_of(vmf.page), args)
+            _bring_home(device, table.mirror_of(vmf.page), vmf.mm, args)
         except KernelError:
             return VM_FAULT_OOM
         return 0
