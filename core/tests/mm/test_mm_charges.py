@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from gpusvm.kernel import Kernel
 from gpusvm.mm import MemoryManager
+from gpusvm.mm.api import MADV_COLLAPSE, MADV_DONTNEED, MREMAP_FIXED, MREMAP_MAYMOVE
 from gpusvm.run.costs import load_profile
 
 PAGE, PMD = 4096, 2 << 20
@@ -58,4 +59,30 @@ def test_the_huge_zero_page_is_mapped_without_being_cleared_again(boot):
     assert kernel.charged["cpu_minor_fault_4k"] == 2 * kernel.costs.cpu_minor_fault_4k
     assert kernel.charged["cpu_minor_fault_2m"] == 0
     touch(memory, mm, 0, 512, write=True)
+    assert kernel.charged["cpu_minor_fault_2m"] == kernel.costs.cpu_minor_fault_2m
+
+
+def test_discarding_is_charged_as_unmapping_is(boot):
+    kernel, memory, mm = boot("never")
+    touch(memory, mm, 0, 100, write=True)
+    before = kernel.now_ns
+    mm.madvise(BASE, PMD, MADV_DONTNEED)
+    assert kernel.now_ns - before == 100 * kernel.costs.zap_per_page
+
+
+@pytest.mark.parametrize(("thp", "offset", "entries"), [("never", 0, 1), ("never", PAGE, 100), ("always", 0, 1)])
+def test_moving_is_charged_for_each_entry_moved(boot, thp, offset, entries):
+    """A table or a leaf that goes whole is one entry."""
+    kernel, memory, mm = boot(thp)
+    touch(memory, mm, 0, 100, write=True)
+    before = kernel.charged["protect_per_page"]
+    to = BASE + 8 * PMD + offset
+    mm.mremap(BASE, PMD, PMD, flags=MREMAP_MAYMOVE | MREMAP_FIXED, new_addr=to)
+    assert kernel.charged["protect_per_page"] - before == entries * kernel.costs.protect_per_page
+
+
+def test_collapsing_is_charged_as_a_huge_fault_is(boot):
+    kernel, memory, mm = boot("never")
+    touch(memory, mm, 0, 100, write=True)
+    mm.madvise(BASE, PMD, MADV_COLLAPSE)
     assert kernel.charged["cpu_minor_fault_2m"] == kernel.costs.cpu_minor_fault_2m

@@ -3,7 +3,7 @@
 from errno import EAGAIN, EINVAL, ENOMEM
 
 import pytest
-from gpusvm.errors import KernelError
+from gpusvm.errors import KernelError, ModelError
 from gpusvm.mm.api import (
     MADV_DOFORK,
     MADV_DONTFORK,
@@ -20,6 +20,7 @@ from gpusvm.mm.api import (
     VM_IO,
     VM_NOHUGEPAGE,
     VM_PFNMAP,
+    VM_SHARED,
     VM_WIPEONFORK,
 )
 from gpusvm.mm.page import PG_DIRTY, PG_SWAPBACKED
@@ -135,6 +136,30 @@ def test_what_cannot_be_advised(lab) -> None:
     one.mm.madvise(BASE, 0, MADV_DONTNEED)
     one.mm.madvise(BASE - 100 * PAGE, 0, MADV_DONTNEED)
     assert one.events == []
+    one.finish()
+
+
+def test_what_only_private_anonymous_memory_may_be_advised(lab) -> None:
+    one = lab()
+    one.mm.mmap(BASE, 4 * PAGE, 3, flags=VM_SHARED)
+    tokens = one.write(0, 1)
+    one.watch()
+    assert errno_of(one, 0, 4, MADV_FREE) == EINVAL
+    assert errno_of(one, 0, 4, MADV_WIPEONFORK) == EINVAL
+    assert one.events == []
+    # To discard shared memory is to unmap it: it stays in its object.
+    advise(one, 0, 4, MADV_DONTNEED)
+    assert one.events == [("p", "CLEAR", 0, 4, "-")]
+    assert one.mm.rss == [0, 0, 0]
+    assert one.read(0, 1, 2) == [*tokens, 0]
+    one.finish()
+
+
+def test_advice_that_is_not_modelled_says_so(lab) -> None:
+    one = lab()
+    one.map(1)
+    with pytest.raises(ModelError, match=r"^madvise with advice 21 is not modelled$"):
+        advise(one, 0, 1, 21)
     one.finish()
 
 

@@ -356,6 +356,29 @@ def test_several_areas_and_gaps_move_piece_by_piece(lab) -> None:
     one.finish()
 
 
+def test_only_shrinking_lets_readers_in_before_it_tells(lab) -> None:
+    """A move keeps mmap_lock for write throughout, a shrink goes on as munmap does (mm/mremap.c:shrink_vma)."""
+    one = lab()
+    one.map(16)
+    one.watch()
+    lock = one.mm.mmap_lock
+    held = []
+    log = one.watchers[0].invalidate
+
+    def invalidate(sub, range_, cur_seq):
+        held.append(lock.is_write_locked)
+        return log(sub, range_, cur_seq)
+
+    one.watchers[0].invalidate = invalidate
+    move(one, 0, 16, 32)
+    assert held == [True, True]
+    held.clear()
+    one.mm.mremap(one.va(32), 16 * PAGE, 8 * PAGE)
+    assert held == [False]
+    assert not lock.is_locked
+    one.finish()
+
+
 # --- in place
 
 

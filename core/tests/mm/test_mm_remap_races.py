@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from errno import EBUSY, EFAULT, EINVAL, ENOMEM
+from errno import EAGAIN, EBUSY, EFAULT, EINVAL, ENOMEM
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from gpusvm.mm.api import (
     MADV_FREE,
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
+    PROT_READ,
     HmmRange,
 )
 from gpusvm.mm.pgtable import PmdLeaf
@@ -434,3 +435,90 @@ def test_the_reaper_and_everybody(lab, thp: str) -> None:
         return one.mm.rss[0] == 0
 
     assert True in every_schedule(lab, thp, race)
+
+
+# --- all at once
+
+
+N = 24
+SPARE = 64  # where the mover takes pages to, and brings them back from
+
+
+def cpu(one, seed: int, steps: int) -> None:
+    for k in range(steps):
+        page = (seed * 7 + k * 5) % N + (SPARE if k % 4 == 3 else 0)
+        with suppress(CpuSignal):
+            (one.write if (seed + k) % 3 else one.read)(page)
+
+
+def migrate(one, steps: int) -> None:
+    for k in range(steps):
+        start = (k * 8) % N + (SPARE if k % 3 == 2 else 0)
+        with may_fail(EINVAL), one.mm.mmap_lock.read():
+            vma = one.mm.vma_lookup(one.va(start))
+        if vma is not None:
+            with may_fail(EINVAL):
+                one.device.migrate(one.mm, one.va(start), one.va(start + 8))
+
+
+def advise(one, steps: int) -> None:
+    advices = (MADV_DONTNEED, MADV_FREE, MADV_COLLAPSE, MADV_DONTNEED)
+    for k in range(steps):
+        page, n = (k * 7) % N, (8, 24, 3, 5)[k % 4]
+        with may_fail(EAGAIN, EINVAL, ENOMEM):
+            one.mm.madvise(one.va(page & -8 if n >= 8 else page), n * PAGE, advices[k % 4])
+
+
+def move(one, steps: int) -> None:
+    for k in range(steps):
+        page, n = (k * 3) % 16, (8, 3, 5)[k % 3]
+        there, back = one.va(page), one.va(page + SPARE)
+        for source, target in ((there, back), (back, there)):
+            with may_fail(EFAULT, EINVAL, ENOMEM):
+                one.mm.mremap(source, n * PAGE, n * PAGE, flags=FIXED, new_addr=target)
+
+
+def protect(one, steps: int) -> None:
+    for k in range(steps):
+        page, n = (k * 5) % 16, 1 + k * 3 % 8
+        with may_fail(ENOMEM):
+            one.mm.mprotect(one.va(page), n * PAGE, PROT_READ if k % 2 else 3)
+    with may_fail(ENOMEM):
+        one.mm.mprotect(BASE, N * PAGE, 3)
+
+
+@THP
+@pytest.mark.parametrize("seed", range(8))
+def test_everybody_at_once(lab, thp: str, seed: int) -> None:
+    one = lab(thp=thp, mode="explored", choices=SeededChoices(seed), quirks=MmQuirks(mm_s3="fixed", mm_q18="fixed"))
+    everybody_at_once(one)
+    one.check_quiescent()
+    one.finish()
+
+
+def everybody_at_once(one) -> None:
+    one.device.window = 8 * PAGE
+    one.map(N, write=False)
+    mirror = Mirror(one)
+
+    def device(steps: int) -> None:
+        for k in range(steps):
+            mirror.fault(8 * (k % 3), 8)
+
+    def evictor(steps: int) -> None:
+        for _ in range(steps):
+            evict(one)
+            one.kernel.cond_resched()
+
+    run(
+        one,
+        (cpu, one, 1, 12),
+        (cpu, one, 2, 12),
+        (device, 5),
+        (migrate, one, 5),
+        (evictor, 3),
+        (advise, one, 6),
+        (move, one, 4),
+        (protect, one, 4),
+    )
+    mirror.gone()
