@@ -1,22 +1,24 @@
 """kernel/dma/mapping.c and drivers/iommu/dma-iommu.c, as of Linux 7.3.4: how one device reaches system memory."""
 
 from errno import EFAULT
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gpusvm.drm.addr import Orders
 from gpusvm.errors import KernelError, ModelError
 from gpusvm.kernel import Kernel
-from gpusvm.mm.api import Pfns, Words
+from gpusvm.mm.api import PCI_P2PDMA_MAP_NOT_SUPPORTED, DevPagemap, HmmDmaDevice, Pfns, Words
 
 
 class IovaState:
     """Be one reservation of device address space (struct dma_iova_state): `linked_bytes` of `size_bytes` are in use."""
 
-    __slots__ = ("addr", "linked_bytes", "rows", "size_bytes")
+    __slots__ = ("addr", "linked_at", "linked_bytes", "rows", "size_bytes")
 
     def __init__(self, addr: int, size_bytes: int) -> None:
         self.addr = addr
+        self.linked_at: dict[int, int] = {}  # offset -> bytes, of what is linked at offsets of the caller's choice
         self.size_bytes = size_bytes
         self.linked_bytes = 0
         self.rows = 0
@@ -31,7 +33,19 @@ class DmaDevice:
     ``dma.link`` (a mapping error, EFAULT).
     """
 
-    __slots__ = ("iommu", "kernel", "mapped_rows", "name", "next_iova", "offset", "page_shift")
+    __slots__ = (
+        "addressing_limited",
+        "iommu",
+        "kernel",
+        "mapped_rows",
+        "name",
+        "need_unmap",
+        "needs_sync",
+        "next_iova",
+        "offset",
+        "p2pdma",
+        "page_shift",
+    )
 
     def __init__(
         self,
@@ -49,6 +63,13 @@ class DmaDevice:
         self.iommu = iommu
         self.page_shift = page_shift
         self.mapped_rows = 0
+        # What hmm_dma_map_alloc asks: a machine as the model's is coherent and addresses everything directly.
+        self.needs_sync = False
+        self.addressing_limited = False
+        self.need_unmap = iommu
+        # How this device reaches peers' memory: PCI_P2PDMA_MAP_ type and bus offset, by the first pfn of their
+        # pagemap; others it does not reach.
+        self.p2pdma: dict[int, tuple[int, int]] = {}
         # dma-iommu.c gives freed addresses out again; the model never does, so that a stale address stays recognisable
         self.next_iova = iova_base
 
@@ -116,3 +137,62 @@ class DmaDevice:
         state.rows = 0
         state.linked_bytes = 0
         self.kernel.ledger.put("iova", self.name)
+
+    # --- one entry at a time, as hmm_dma_map does
+
+    def iova_free(self, state: IovaState) -> None:
+        """Give a reservation back in which nothing is linked (dma_iova_free)."""
+        if state.linked_at or state.rows:
+            raise ModelError(f"{self.name}: a reservation is freed with {len(state.linked_at)} entries linked")
+        self.kernel.ledger.put("iova", self.name)
+
+    def iova_link_at(self, state: IovaState, pfn: int, offset: int, size: int, *, mmio: bool) -> None:
+        """Link bytes from page `pfn` on at an offset of a reservation (dma_iova_link); EFAULT."""
+        if self.kernel.inject("dma.link"):
+            raise KernelError(EFAULT, f"{self.name}: dma_iova_link failed")
+        if offset in state.linked_at or offset + size > state.size_bytes:
+            raise ModelError(f"{self.name}: {size} bytes linked at {offset:#x}, where there is no room")
+        state.linked_at[offset] = size
+        self._mapped()
+
+    def iova_sync(self, state: IovaState, offset: int, size: int) -> None:
+        """Let the IOMMU see what was linked (dma_iova_sync); EFAULT."""
+        if self.kernel.inject("dma.sync"):
+            raise KernelError(EFAULT, f"{self.name}: dma_iova_sync failed")
+
+    def iova_unlink(self, state: IovaState, offset: int, size: int) -> None:
+        """Unlink what was linked at an offset (dma_iova_unlink)."""
+        if state.linked_at.pop(offset, 0) != size:
+            raise ModelError(f"{self.name}: {size} bytes unlinked at {offset:#x}, which are not linked")
+        self.unmap_pages(1)
+
+    def map_phys(self, pfn: int, size: int, *, mmio: bool) -> int:
+        """Map bytes from page `pfn` on (dma_map_phys); EFAULT. What need not be unmapped is not counted."""
+        if self.kernel.inject("dma.map"):
+            raise KernelError(EFAULT, f"{self.name}: dma_map_phys failed")
+        if self.need_unmap:
+            self._mapped()
+        return pfn << self.page_shift | self.offset
+
+    def unmap_phys(self, addr: int, size: int) -> None:
+        """Unmap it (dma_unmap_phys)."""
+        self.unmap_pages(1)
+
+    def _mapped(self) -> None:
+        self.kernel.charge("dma_map_per_folio", 1)
+        self.mapped_rows += 1
+        self.kernel.ledger.get("dma", self.name)
+
+    def p2pdma_map_type(self, provider: DevPagemap) -> int:
+        """Tell how this device reaches a peer's memory (drivers/pci/p2pdma.c:pci_p2pdma_map_type)."""
+        return self.p2pdma.get(provider.start_pfn, (PCI_P2PDMA_MAP_NOT_SUPPORTED, 0))[0]
+
+    def p2pdma_bus_offset(self, provider: DevPagemap) -> int:
+        """Return a peer's offset between physical and bus addresses."""
+        return self.p2pdma[provider.start_pfn][1]
+
+
+if TYPE_CHECKING:
+
+    def _is_the_api(dma: DmaDevice) -> HmmDmaDevice:
+        return dma

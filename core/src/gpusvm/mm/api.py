@@ -74,6 +74,16 @@ MEMORY_DEVICE_FS_DAX: Final = 3
 MEMORY_DEVICE_GENERIC: Final = 4
 MEMORY_DEVICE_PCI_P2PDMA: Final = 5
 
+# include/linux/pci-p2pdma.h:enum pci_p2pdma_map_type
+PCI_P2PDMA_MAP_UNKNOWN: Final = 0
+PCI_P2PDMA_MAP_NONE: Final = 1
+PCI_P2PDMA_MAP_NOT_SUPPORTED: Final = 2
+PCI_P2PDMA_MAP_BUS_ADDR: Final = 3
+PCI_P2PDMA_MAP_THRU_HOST_BRIDGE: Final = 4
+
+# include/linux/dma-mapping.h
+DMA_MAPPING_ERROR: Final = (1 << 64) - 1
+
 # include/linux/mm.h: VMA flags (bits of our own; names as the kernel's)
 VM_READ: Final = 1 << 0
 VM_WRITE: Final = 1 << 1
@@ -376,6 +386,57 @@ class DevPagemap:
     ref: int = 0
     killed: bool = False
     done: Completion | None = None
+
+
+class HmmDmaIova(Protocol):
+    """A reservation of device addresses (struct dma_iova_state)."""
+
+    addr: int
+
+
+class HmmDmaDevice(Protocol):
+    """What hmm_dma_map needs of the device that does DMA (struct device, as the DMA API sees it)."""
+
+    name: str
+
+    @property
+    def needs_sync(self) -> bool:
+        """Tell whether caches or bounce buffers have to be synchronised (not dma_skip_sync)."""
+
+    @property
+    def addressing_limited(self) -> bool:
+        """Tell whether the device cannot address all memory (dma_addressing_limited)."""
+
+    @property
+    def need_unmap(self) -> bool:
+        """Tell whether what is mapped has to be unmapped (dma_need_unmap)."""
+
+    def iova_try_alloc(self, size_bytes: int) -> Any:
+        """Reserve device addresses: a `HmmDmaIova`, or None if the device has none to reserve."""
+
+    def iova_free(self, state: Any) -> None:
+        """Give a reservation back in which nothing is linked (dma_iova_free)."""
+
+    def iova_link_at(self, state: Any, pfn: int, offset: int, size: int, *, mmio: bool) -> None:
+        """Link bytes from page `pfn` on at an offset of a reservation (dma_iova_link). KernelError."""
+
+    def iova_sync(self, state: Any, offset: int, size: int) -> None:
+        """Let the IOMMU see what was linked (dma_iova_sync). KernelError."""
+
+    def iova_unlink(self, state: Any, offset: int, size: int) -> None:
+        """Unlink it (dma_iova_unlink)."""
+
+    def map_phys(self, pfn: int, size: int, *, mmio: bool) -> int:
+        """Map bytes from page `pfn` on and return the device's address (dma_map_phys). KernelError."""
+
+    def unmap_phys(self, addr: int, size: int) -> None:
+        """Unmap it (dma_unmap_phys)."""
+
+    def p2pdma_map_type(self, provider: DevPagemap) -> int:
+        """Tell how the device reaches the memory of a peer (PCI_P2PDMA_MAP_ of pci_p2pdma_map_type)."""
+
+    def p2pdma_bus_offset(self, provider: DevPagemap) -> int:
+        """Return what to add to a physical address of a peer for its bus address (p2pdma_provider.bus_offset)."""
 
 
 class ContentsApi(Protocol):
