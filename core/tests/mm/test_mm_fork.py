@@ -4,7 +4,7 @@ from errno import ENOMEM
 
 import pytest
 from gpusvm.errors import KernelError
-from gpusvm.mm.api import MMU_NOTIFY_NAMES, PROT_READ, PROT_WRITE, VM_DONTCOPY, VM_WIPEONFORK
+from gpusvm.mm.api import FOLL_WRITE, MMU_NOTIFY_NAMES, PROT_READ, PROT_WRITE, VM_DONTCOPY, VM_WIPEONFORK
 from gpusvm.mm.mm_struct import MMF_HAS_PINNED
 from gpusvm.mm.page import GUP_PIN_COUNTING_BIAS, PG_ANON_EXCLUSIVE, PG_LOCKED
 from gpusvm.mm.pgtable import PmdKind, Pte, PteKind, PteTable
@@ -224,6 +224,34 @@ def test_a_pinned_page_is_copied_for_the_child_now(lab):
         unpin(one, pfn)
     child.exit()
     one.check_quiescent()
+    one.finish()
+
+
+def test_t13_a_pinned_huge_page_is_split_and_copied(lab):
+    """mm/huge_memory.c:copy_huge_pmd: CLEAR of the block inside the area's window, then every page may be pinned."""
+    one = lab(thp="always")
+    one.map(16)
+    tokens = one.read(*range(16))
+    head = one.entry(0).pfn
+    with one.mm.mmap_lock.read():
+        pins = one.memory.pin_user_pages(one.mm, BASE + 2 * PAGE, 1, flags=FOLL_WRITE)
+    assert pins.tolist() == [head + 2]
+    one.watch()
+    child = one.mm.fork()
+    assert one.events == [("p", "PROTECTION_PAGE", 0, 16, "-"), ("p", "CLEAR", 0, 8, "-")]
+    assert [one.entry(i) for i in range(8)] == [
+        Pte(PteKind.PRESENT, head + i, write=True, dirty=True) for i in range(8)
+    ]
+    assert one.counts(head) == "9/8"
+    copies = [one.entry(i, child) for i in range(8)]
+    assert all(entry.write and not head <= entry.pfn < head + 8 for entry in copies)
+    assert one.entry(8, child).pfn == one.entry(8).pfn
+    assert read(one, child, *range(16)) == tokens
+    one.write(2)
+    assert one.pfn(2) == head + 2
+    one.memory.unpin_user_pages(pins)
+    one.check_quiescent()
+    child.exit()
     one.finish()
 
 

@@ -13,7 +13,16 @@ from gpusvm.check import check_quiescent
 from gpusvm.errors import CpuSignal, KernelError
 from gpusvm.kernel import RecordedChoices, SeededChoices
 from gpusvm.mm import MmQuirks
-from gpusvm.mm.api import HMM_PFN_REQ_FAULT, HMM_PFN_REQ_WRITE, HMM_PFN_WRITE, PROT_READ, HmmRange
+from gpusvm.mm.api import (
+    HMM_PFN_REQ_FAULT,
+    HMM_PFN_REQ_WRITE,
+    HMM_PFN_WRITE,
+    MADV_DONTNEED,
+    MREMAP_FIXED,
+    MREMAP_MAYMOVE,
+    PROT_READ,
+    HmmRange,
+)
 
 PAGE = 4096
 BASE = 1 << 30
@@ -380,11 +389,14 @@ def generations(one, mm, depth: int, n: int) -> None:
             tasks = [one.kernel.spawn(cpu, one, mm, depth + k, 5, n, name=f"parent of {child.name}")]
             if depth:
                 tasks.append(one.kernel.spawn(generations, one, child, depth - 1, n, name=child.name))
-            with may_fail(ENOMEM, EINVAL):
+            with may_fail(EFAULT, EINVAL, ENOMEM):
                 child.mprotect(BASE + 5 * PAGE, 7 * PAGE, PROT_READ if k else RW)
                 cpu(one, child, k, 4, n)
                 child.munmap(BASE + (3 + 8 * k) * PAGE, 6 * PAGE)
-            cpu(one, child, k + 3, 4, n)
+                child.madvise(BASE + 20 * PAGE, 2 * PAGE, MADV_DONTNEED)
+                flags = MREMAP_MAYMOVE | MREMAP_FIXED
+                child.mremap(BASE + 9 * PAGE, 12 * PAGE, 12 * PAGE, flags=flags, new_addr=BASE + (32 + 5 * k) * PAGE)
+            cpu(one, child, k + 3, 6, 44)
             for task in tasks:
                 task.join()
             child.exit()

@@ -24,6 +24,7 @@ from gpusvm.mm.api import (
     HMM_PFN_PFN_MASK,
     HMM_PFN_REQ_FAULT,
     HMM_PFN_REQ_WRITE,
+    HMM_PFN_WRITE,
     Bools,
     HmmRange,
     IntervalNotifier,
@@ -40,6 +41,7 @@ HMM_RANGE_DEFAULT_TIMEOUT_NS: Final = 1_000_000_000
 _ORDER_SHIFT = np.uint64(HMM_PFN_ORDER_SHIFT)
 _ORDER_FIELD = np.uint64(0x1F << HMM_PFN_ORDER_SHIFT)
 _PFN_MASK = np.uint64(HMM_PFN_PFN_MASK)
+_WRITE = np.uint64(HMM_PFN_WRITE)
 
 
 class GpuSvmPages:
@@ -47,7 +49,8 @@ class GpuSvmPages:
 
     `dma_addr` has one row a mapping segment; it is None, or stale, unless `has_dma_mapping`. `dpagemap` is whose
     device pages are among them. `notifier_seq` is the sequence under which they were got. `unmapped`: a munmap has
-    hit them.
+    hit them. `protected` lists the device pages, by their places in the range, that HMM said may not be written, though
+    that was asked for (MM-S2): the kernel does not look, drivers here do to name the culprit of what comes of it.
     """
 
     __slots__ = (
@@ -59,6 +62,7 @@ class GpuSvmPages:
         "has_devmem_pages",
         "has_dma_mapping",
         "notifier_seq",
+        "protected",
         "unmapped",
     )
 
@@ -70,6 +74,7 @@ class GpuSvmPages:
         self.has_devmem_pages = False
         self.unmapped = False
         self.notifier_seq = -1
+        self.protected: Pfns | None = None
         self._system_rows = 0
         self._iova: IovaState | None = None
 
@@ -266,6 +271,8 @@ def _map(gpusvm: "GpuSvm", pages: GpuSvmPages, words: Words, ctx: "GpuSvmCtx") -
         dpagemap.get("gpusvm_pages")
         pages.dpagemap = dpagemap
         pages.has_devmem_pages = True
+        may_write = ctx.read_only or int(np.bitwise_and.reduce(words)) & HMM_PFN_WRITE
+        pages.protected = None if may_write else np.flatnonzero(words & _WRITE == 0)
     pages.has_dma_mapping = True
 
 

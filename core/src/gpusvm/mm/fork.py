@@ -3,7 +3,7 @@
 from errno import ENOMEM
 from typing import TYPE_CHECKING, Final
 
-from gpusvm.errors import KernelError
+from gpusvm.errors import KernelError, ModelError
 from gpusvm.mm.api import VM_DONTCOPY, VM_UFFD_MISSING, VM_WIPEONFORK
 from gpusvm.mm.copy_page_range import copy_page_range
 from gpusvm.mm.mm_struct import MMF_UNSTABLE
@@ -27,6 +27,8 @@ def fork(memory: "MemoryManager", oldmm: "MmStruct", name: str | None = None) ->
     device-exclusive entries (dup_mm). Charged protect_per_page for each entry copied.
     """
     kernel = memory.kernel
+    if not oldmm.mm_users:
+        raise ModelError(f"fork of {oldmm.name}, whose memory is gone")
     kernel.might_alloc()
     if kernel.inject("alloc.mm"):
         raise KernelError(ENOMEM, f"no memory for a child of {oldmm.name}")

@@ -105,6 +105,9 @@ class XeVm:
         else:
             leaves = addrs.npages
             self.page_table.map_pages(vpn, addrs.page_pfns(), perm)
+        if range_.pages.has_devmem_pages and range_.pages.protected is not None:
+            for page in range_.pages.protected.tolist():
+                self.page_table.mark_stale(vpn + page, vpn + page + 1, "mm_s2")
         kernel.charge("bind_per_pte", leaves)
         range_.present = True
         range_.invalidated = False
