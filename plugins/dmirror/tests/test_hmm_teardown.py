@@ -4,7 +4,7 @@ from gpusvm.kernel import SeededChoices
 from gpusvm_dmirror import HMM_DMIRROR_READ
 from hmm_harness import NPAGES, PAGE, Hmm, same
 
-SCHEDULES = 60
+SCHEDULES = 30
 # Upstream sleeps up to 32 us. Here a step takes 1 us, and the whole read 200.
 SLEEP_US = 256
 
