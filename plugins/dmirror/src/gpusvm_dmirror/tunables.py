@@ -54,7 +54,8 @@ class DmirrorQuirks:
     )
     own_migrate_seq: str = quirk(
         "A callback for the device's own migration returns without mmu_interval_set_seq, so a device fault that has "
-        "read the pages before they move stores them after it, and the device goes on with pages that are free",
+        "read the pages before they move stores them after it, and the device goes on with pages that are free. "
+        "Derived from the source, found in random orders",
         cite="test_hmm.c:dmirror_interval_invalidate",
     )
     other_files: str = quirk(
