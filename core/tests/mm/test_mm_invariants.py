@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from attrs import frozen
 from gpusvm.check import INVARIANTS, QUIESCENT, RULES, Checker, InvariantError, violations
+from gpusvm.drm.dma import DmaDevice
 from gpusvm.errors import KernelError, LockdepError, ModelError
 from gpusvm.mm import MmQuirks
 from gpusvm.mm.api import (
     FAULT_FLAG_WRITE,
+    HMM_PFN_DMA_MAPPED,
     HMM_PFN_REQ_FAULT,
     HMM_PFN_REQ_WRITE,
     HMM_PFN_VALID,
@@ -31,6 +33,7 @@ from gpusvm.mm.api import (
     MmuNotifierRange,
 )
 from gpusvm.mm.hmm import _Walk
+from gpusvm.mm.hmm_dma import PciP2pdmaMapState, hmm_dma_map_alloc, hmm_dma_map_pfn, hmm_dma_unmap_pfn
 from gpusvm.mm.page import PG_ANON_EXCLUSIVE, PG_LRU
 from gpusvm.mm.pgtable import OtherPte, PmdKind, PteKind, PteTable
 
@@ -769,6 +772,20 @@ def opaque_entries(b: Broken) -> None:
         one.memory.hmm_range_fault(range_)
 
 
+@breaks(52, "entry 0 is unmapped, and it was not mapped [pfn 0x0, task 'main']")
+def dma_mapped(b: Broken) -> None:
+    one = b.machine()
+    one.map(1)
+    device = DmaDevice(one.kernel, "gpu", iommu=False, offset=0)
+    device.need_unmap = False
+    map_ = hmm_dma_map_alloc(one.kernel, device, 1)
+    map_.pfn_list[0] = HMM_PFN_VALID
+    hmm_dma_map_pfn(one.memory, device, map_, 0, PciP2pdmaMapState())
+    assert hmm_dma_unmap_pfn(device, map_, 0)
+    map_.pfn_list[0] |= np.uint64(HMM_PFN_DMA_MAPPED)
+    assert hmm_dma_unmap_pfn(device, map_, 0)
+
+
 # --- what is done with them
 
 
@@ -785,8 +802,9 @@ def broken(lab, monkeypatch) -> Iterator[Broken]:
 
 def collect(b: Broken, *, rest: bool) -> list[str]:
     """Come to the next yield point; `rest` looks at the whole machine too."""
-    if not b.checker.findings:
-        b.one.kernel.step()
+    for _ in range(8):  # what nobody told of is looked at every eighth time
+        if not b.checker.findings:
+            b.one.kernel.step()
     if rest and not b.checker.findings:
         with suppress(InvariantError):
             b.checker.check_quiescent()
@@ -814,8 +832,8 @@ def test_invariant_at_rest(broken: Broken, number: int) -> None:
 
 def test_every_invariant_has_functions_and_is_broken_here() -> None:
     assert list(INVARIANTS) == list(range(1, 53))
-    assert [number for number in INVARIANTS if not RULES[number] and number != 52] == []
-    assert sorted(BREAKS) == [number for number in INVARIANTS if number != 52]
+    assert [number for number in INVARIANTS if not RULES[number]] == []
+    assert sorted(BREAKS) == list(INVARIANTS)
 
 
 # --- the other halves of rules that have two
@@ -1002,7 +1020,7 @@ def test_a_checker_raises_where_a_rule_breaks(lab) -> None:
     one.map(1)
     one.mm.rss[0] += 1
     with pytest.raises(InvariantError) as raised:
-        one.kernel.step()
+        one.mm.munmap(BASE, PAGE)
     assert str(raised.value) == "invariant 46 (rss): p counts 2 MM_ANONPAGES, and its entries name 1 [task 'main']"
     assert raised.value.violations[0].tasks == ("main",)
     one.kernel.observer = None

@@ -29,6 +29,7 @@ from gpusvm.errors import LockdepError, ModelError
 from gpusvm.kernel import Task
 from gpusvm.mm import MemoryManager, MmStruct
 from gpusvm.mm.api import DevPagemap, HmmRange, MigrateVma, MmuNotifierRange, Words
+from gpusvm.mm.hmm_dma import HmmDmaMap
 from gpusvm.mm.mmu_notifier import MmuIntervalNotifier
 from gpusvm.mm.page import PG_ANON_EXCLUSIVE, PG_LOCKED, PG_LRU, Index, Zone
 from gpusvm.mm.pgtable import PageTable, PmdLeaf, PteTable
@@ -67,6 +68,8 @@ class Checker:
         self._changes: list[Change] = []
         self._deferred = False
         self._half: dict[Task, None] = {}
+        self._turn = 0
+        self._heard = False  # something was told since the state was last looked at
         self._freeing: dict[Task, int] = {}
         self._stacks: dict[Task, list[Operation]] = {}
         self._migrations: dict[int, Migration] = {}
@@ -85,6 +88,7 @@ class Checker:
         self._given: dict[DevPagemap, int] = {}
         self._user_locks: dict[int, Any] = {}
         self._waiting: dict[Task, int] = {}
+        self._dma_maps: dict[int, tuple[HmmDmaMap, set[int]]] = {}
         self._left: dict[int, Migration] = {}  # destinations that finalize has left unmapped
 
     # --- what a user calls
@@ -161,18 +165,25 @@ class Checker:
     # --- steps
 
     def step(self, task: Task, operation: str, what: Any) -> None:
-        """Look, at a yield point of the running task, at what it has touched since the last."""
-        self._look(task)
+        """Look, at a yield point of the running task, at what it has touched since the last.
+
+        Most steps touch nothing that anybody told of. Then a few columns are compared, and every eighth time all.
+        """
+        self._turn = (self._turn + 1) & 7
+        whole = not self._turn
+        touched = self._look(task, whole=whole)
         if task.preempt_count and (task in self._freeing or self._stacks.get(task)):
             self._half[task] = None
             return
-        self._half.pop(task, None)
+        if self._half:
+            self._half.pop(task, None)
         if operation in _LOCK_STEPS:
             self._locking(task, operation, what)
         if self._half:
             self._deferred = True
             return
-        self._settle()
+        if whole or touched or self._heard:
+            self._settle()
 
     def leaves(self, task: Task) -> None:
         """Do so where it waits or ends."""
@@ -180,7 +191,8 @@ class Checker:
         if not self._half:
             self._settle()
 
-    def _look(self, task: Task) -> None:
+    def _look(self, task: Task, *, whole: bool = True) -> bool:
+        # Whether some struct page has changed.
         if self._tables or self._pmds:
             self._absorb()
         shadow = self.shadow
@@ -193,19 +205,26 @@ class Checker:
         zones = self.memory.pages.zones
         if len(zones) != len(shadow.zones):
             shadow.zones = {zone: shadow.zones.get(zone) or ZoneShadow(zone) for zone in zones}
+        touched = False
         for each in shadow.zones.values():
-            found = each.look()
+            zone = each.zone
+            if not whole and zone.used == each.nr:
+                # What `look` would find, without the call: this is what most steps do.
+                if each.m_flags.tobytes() == each.seen[0] and each.m_refs.tobytes() == each.seen[1]:
+                    continue
+            found = each.look(whole=whole)
             if found is None:
                 continue
-            zone = each.zone
+            touched = True
+            flags, base, locks = zone.m_flags, zone.base, shadow.locks
             for i in found.tolist():
-                pfn = zone.base + i
-                shadow.touched[pfn] = None
-                if zone.m_flags[i] & PG_LOCKED:
-                    if pfn not in shadow.locks:
-                        shadow.locks[pfn] = Lock(task, self._owner(task))
-                elif pfn in shadow.locks:
-                    del shadow.locks[pfn]
+                each.touched[i] = None
+                if flags[i] & PG_LOCKED:
+                    if base + i not in locks:
+                        locks[base + i] = Lock(task, self._owner(task))
+                elif base + i in locks:
+                    del locks[base + i]
+        return touched
 
     def _owner(self, task: Task) -> Operation | None:
         stack = self._stacks.get(task)
@@ -233,11 +252,7 @@ class Checker:
             address = block << pmd_shift
             if isinstance(old_entry, PteTable) and new_entry is None and not old_entry.used:
                 if self.kernel.explored:
-                    lifetime.tables_locked(shadow, mm, address, address + (1 << pmd_shift), task, self._zaps(task))
-                continue
-            if isinstance(old_entry, PteTable) and isinstance(new_entry, PmdLeaf):
-                # A collapse: the table was emptied before, and what it lost is told of below.
-                changes.append(Change(mm, address, NOTHING, leaf_entry(new_entry), task, pmd=True))
+                    lifetime.tables_locked(shadow, mm, address, address + (1 << pmd_shift), task)
                 continue
             if isinstance(old_entry, PteTable) or isinstance(new_entry, PteTable):
                 for i in range(shadow.nr):
@@ -281,13 +296,11 @@ class Checker:
             if new[1] not in shadow.owners:
                 self._own(change)
         elif old[0] == MIGRATION and new[0] == NONE and (mm, old[1]) not in moved:
-            migration.vanished(shadow, change, self._zaps(change.task))
+            stack = self._stacks.get(change.task, ())
+            zaps = next((one for one in reversed(stack) if one.name == "zap_range"), None)
+            migration.vanished(shadow, change, zaps)
         if old[0] == MIGRATION or new[0] == MIGRATION:
             migration.preserved(shadow, change)
-
-    def _zaps(self, task: Task) -> Operation | None:
-        stack = self._stacks.get(task, ())
-        return next((one for one in reversed(stack) if one.name == "zap_range"), None)
 
     def _own(self, change: Change) -> None:
         shadow = self.shadow
@@ -306,19 +319,19 @@ class Checker:
     # --- the state, whole again
 
     def _settle(self) -> None:
+        self._heard = False
         shadow = self.shadow
-        if self._changes or shadow.touched:
-            self._check_touched()
-            for each in shadow.zones.values():
-                if each.lost:
-                    lost, each.lost = each.lost, []
-                    for i in lost:
-                        exclusivity.lost_exclusive(shadow, each, i)
+        self._check_touched()
         self._check_mms()
+        given = self._given
         for each in shadow.zones.values():
+            if each.lost:
+                lost, each.lost = each.lost, []
+                for i in lost:
+                    exclusivity.lost_exclusive(shadow, each, i)
             pgmap = each.zone.pgmap
-            if pgmap is not None and pgmap.ref != self._pgmap_own(each, pgmap) + self._given.get(pgmap, 0):
-                zone_device.pgmap_refs(shadow, each, pgmap, self._given.get(pgmap, 0))
+            if pgmap is not None and pgmap.ref != self._pgmap_own(each, pgmap) + given.get(pgmap, 0):
+                zone_device.pgmap_refs(shadow, each, pgmap, given.get(pgmap, 0))
         if shadow.violations:
             self._tell()
 
@@ -331,25 +344,26 @@ class Checker:
 
     def _check_touched(self) -> None:
         shadow = self.shadow
-        touched, shadow.touched = shadow.touched, {}
         changes, self._changes = self._changes, []
         # Without steps, or with some left out, an entry may have changed again since.
         stale, self._deferred = self._deferred or not self.kernel.explored, False
         zero = self.memory.zero_pfn
         huge_zero = self.memory._huge_zero_pfn
         heads: dict[int, ZoneShadow] = {}
-        for pfn in touched:
-            if not self.memory.pages.has_page(pfn):
+        owners = shadow.owners
+        for each in shadow.zones.values():
+            if not each.touched:
                 continue
-            each = shadow.zone(pfn)
+            touched, each.touched = each.touched, {}
             zone = each.zone
-            i = pfn - zone.base
-            if not each.m_mig[i]:
-                shadow.owners.pop(pfn, None)
-            if zone.m_head_off[i] or zone.m_order[i]:
-                heads[pfn - zone.m_head_off[i]] = each
-            elif not _usual(each, zone, i) or pfn == zero:
-                heads[pfn] = each
+            base, mig, off, order = zone.base, each.m_mig, zone.m_head_off, zone.m_order
+            for i in touched:
+                if owners and not mig[i]:
+                    owners.pop(base + i, None)
+                if off[i] or order[i]:
+                    heads[base + i - off[i]] = each
+                elif not _usual(each, zone, i) or base + i == zero:
+                    heads[base + i] = each
         for change in changes:
             if stale:
                 change.new = self._now(change)
@@ -402,20 +416,24 @@ class Checker:
     # --- page tables and struct pages
 
     def ptes_changing(self, table: PteTable, mask: int) -> None:
+        self._heard = True
         before = self._tables.get(table)
         if before is None:
             before = self._tables[table] = Before(table, self.kernel.current)
         before.mask |= mask
 
     def pmd_changing(self, page_table: PageTable, block: int) -> None:
+        self._heard = True
         key = (page_table, block)
         if key not in self._pmds:
             self._pmds[key] = (page_table.entries.get(block), self.kernel.current)
 
     def mapped(self, zone: Zone, index: "Index | int") -> None:
+        self._heard = True
         mapping.mapped_before_referenced(self.shadow, zone, index)
 
     def put(self, zone: Zone, index: "Index | int") -> None:
+        self._heard = True
         mapping.put_before_uncounted(self.shadow, zone, index)
         if self._migrations or self._left:
             self._forget_destinations(zone, index)
@@ -432,6 +450,7 @@ class Checker:
     # --- device memory
 
     def device_folios_made(self, zone: Zone, index: "Index | int", order: int) -> None:
+        self._heard = True
         zone_device.folios_made(self.shadow, self.shadow.zone(zone.base), index, order)
 
     def folio_free_begins(self, zone: Zone, index: "Index | int", order: int) -> None:
@@ -441,6 +460,7 @@ class Checker:
         zone_device.folios_freed(self.shadow, self.shadow.zone(zone.base), index, order)
 
     def folio_free_ends(self, zone: Zone, index: "Index | int", order: int) -> None:
+        self._heard = True
         task = self.kernel.current
         self._freeing[task] -= 1
         if not self._freeing[task]:
@@ -451,9 +471,11 @@ class Checker:
         self._tell()
 
     def device_folio_split(self, zone: Zone, i: int, order: int) -> None:
+        self._heard = True
         zone_device.split_parts(self.shadow, self.shadow.zone(zone.base), i, order)
 
     def pgmap_got(self, pgmap: DevPagemap) -> None:
+        self._heard = True
         self._given[pgmap] = self._given.get(pgmap, 0) + 1
         zone_device.pgmap_given(self.shadow, pgmap)
 
@@ -469,6 +491,7 @@ class Checker:
     # --- notifiers
 
     def window_opened(self, range_: MmuNotifierRange) -> None:
+        self._heard = True
         task = self.kernel.current
         mm = range_.mm
         assert isinstance(mm, MmStruct)
@@ -477,6 +500,7 @@ class Checker:
         notifier.window_owner(self.shadow, range_, self._stacks.get(task, []))
 
     def window_closed(self, range_: MmuNotifierRange) -> None:
+        self._heard = True
         mm = range_.mm
         assert isinstance(mm, MmStruct)
         if self._tables or self._pmds:
@@ -492,6 +516,7 @@ class Checker:
             self._noted[mm] = None
 
     def window_refused(self, range_: MmuNotifierRange) -> None:
+        self._heard = True
         self._refused[self.kernel.current] = range_
         mm = range_.mm
         assert isinstance(mm, MmStruct)
@@ -499,6 +524,7 @@ class Checker:
             self.shadow.spoilt_mms[mm] = "mm_s5"
 
     def callback_begins(self, sub: Any, range_: MmuNotifierRange) -> None:
+        self._heard = True
         if sub in self._removed:
             notifier.callback_after_removal(self.shadow, sub, range_)
         self._calling.setdefault(self.kernel.current, []).append((sub, range_, self._hits.get(sub, 0)))
@@ -517,10 +543,12 @@ class Checker:
         self._tell()
 
     def subscription_inserted(self, sub: MmuIntervalNotifier) -> None:
+        self._heard = True
         self._subs.setdefault(sub.mm, []).append(sub)
         self._noted[sub.mm] = None
 
     def subscription_removing(self, sub: MmuIntervalNotifier) -> None:
+        self._heard = True
         live = self._subs.get(sub.mm, [])
         if sub in live:
             live.remove(sub)
@@ -533,12 +561,14 @@ class Checker:
             notifier.removed_while_called(self.shadow, sub, tasks)
 
     def sequence_set(self, sub: MmuIntervalNotifier, cur_seq: int) -> None:
+        self._heard = True
         self._hits[sub] = self._hits.get(sub, 0) + 1
         subs = sub.mm.notifiers
         if subs is not None:
             notifier.subscription_sequence(self.shadow, sub.mm, subs, sub)
 
     def read_began(self, sub: MmuIntervalNotifier, seq: int) -> None:
+        self._heard = True
         notifier.read_begin_collides(self.shadow, sub, seq)
         filtered = len(self._filtered.get(sub, ()))
         self._readers[self.kernel.current, sub] = (seq, self._hits.get(sub, 0), filtered)
@@ -667,6 +697,9 @@ class Checker:
             lifetime.opaque_valid(self.shadow, range_)
             self._tell()
             return
+        if name in {"hmm_dma_map_pfn", "hmm_dma_unmap_pfn"}:
+            self._dma(name, *what)
+            return
         self.flush()
         stack = self._stacks.get(task)
         shadow = self.shadow
@@ -679,6 +712,17 @@ class Checker:
             if not stack:
                 del self._stacks[task]
             self._end(name, one, what)
+        self._tell()
+
+    def _dma(self, name: str, map_: HmmDmaMap, idx: int) -> None:
+        # Maps are few and live long; held here, so that an id belongs to one of them.
+        _, mapped = self._dma_maps.setdefault(id(map_), (map_, set()))
+        if name == "hmm_dma_map_pfn":
+            lifetime.dma_mapped(self.shadow, map_, idx)
+            mapped.add(idx)
+        else:
+            lifetime.dma_unmapped(self.shadow, map_, idx, mapped=idx in mapped)
+            mapped.discard(idx)
         self._tell()
 
     def _end(self, name: str, one: Operation, what: tuple[Any, ...]) -> None:

@@ -122,6 +122,8 @@ def migration_exclusive_page(s: Shadow, shadow: ZoneShadow, head: int) -> None:
     zone = shadow.zone
     if zone.m_mapping[head] < 0:
         return
+    if not zone.m_order[head] and not (shadow.m_mig[head] and zone.m_flags[head] & PG_ANON_EXCLUSIVE):
+        return
     end = head + (1 << zone.m_order[head])
     named = (shadow.mig[head:end] > 0) & (zone.flags[head:end] & PG_ANON_EXCLUSIVE != 0)
     for i in (np.flatnonzero(named) + head).tolist():

@@ -384,7 +384,7 @@ def _rules() -> dict[int, Invariant]:
         "AQ",
         "mm/mmu_notifier.c:__mmu_interval_notifier_insert, mmu_interval_notifier_remove",
         "What is deferred waits for an odd sequence, and a subscription is in the tree, waits to be, or waits to go.",
-        "a subscription is taken from the tree without being removed",
+        "a subscription says that it is deferred, and no list has it",
     )
     rule(
         39,
@@ -418,7 +418,7 @@ def _rules() -> dict[int, Invariant]:
         "mm/mmu_notifier.c:mn_itree_invalidate, mn_hlist_invalidate_range_start",
         "A callback for a window that is not blockable does not sleep; after -EAGAIN nothing changes in the range and "
         "nobody closes it.",
-        "a range is closed whose start answered -EAGAIN",
+        "a PTE changes in a range whose start answered -EAGAIN",
     )
     rule(
         43,
@@ -470,8 +470,7 @@ def _rules() -> dict[int, Invariant]:
         "vma-locked",
         "A",
         "mm/vma.c:vms_complete_munmap_vmas, mm/mmap_lock.c",
-        "Areas change, and tables of attached areas go, only under mmap_lock held for write by the task that does so; "
-        "empty tables also where MADV_DONTNEED has the area locked for reading.",
+        "Areas change, and tables of attached areas go, only under mmap_lock held for write by the task that does so.",
         "an area is removed without mmap_lock",
     )
     rule(
@@ -505,7 +504,7 @@ def _rules() -> dict[int, Invariant]:
         "E",
         "mm/hmm.c:hmm_dma_map_pfn, hmm_dma_unmap_pfn",
         "hmm_dma maps only VALID words, BUS implies DMA_MAPPED, and each mapping is undone exactly once.",
-        "a word without VALID is marked DMA_MAPPED",
+        "an entry is unmapped twice, its bits put back by hand",
     )
     return rules
 

@@ -4,16 +4,26 @@ from typing import Any
 
 import numpy as np
 
-from gpusvm.check.operations import Migration, Operation, page_of
+from gpusvm.check.operations import Migration, page_of
 from gpusvm.check.rules import rule
 from gpusvm.check.shadow import OTHER, SWAP, Shadow, entry_at
 from gpusvm.kernel import Task
 from gpusvm.mm import MmStruct
-from gpusvm.mm.api import HMM_PFN_VALID, HmmRange
+from gpusvm.mm.api import (
+    HMM_PFN_DMA_MAPPED,
+    HMM_PFN_P2PDMA_BUS,
+    HMM_PFN_PFN_MASK,
+    HMM_PFN_STICKY,
+    HMM_PFN_VALID,
+    HmmRange,
+)
+from gpusvm.mm.hmm_dma import HmmDmaMap
 from gpusvm.mm.mmu_notifier import NotifierSubscriptions
 from gpusvm.mm.pgtable import PteTable
 
 __all__ = [
+    "dma_mapped",
+    "dma_unmapped",
     "live_owner",
     "lock_order",
     "mm_count",
@@ -79,17 +89,11 @@ def vmas_locked(s: Shadow, mm: MmStruct, task: Task) -> None:
 
 
 @rule(48)
-def tables_locked(s: Shadow, mm: MmStruct, address: int, end: int, task: Task, zaps: Operation | None) -> None:
-    """48: so do the tables of areas that are attached; those of detached ones go under mmap_lock held for read.
-
-    MADV_DONTNEED frees the tables that it has emptied with no more than the area locked for reading.
-    """
+def tables_locked(s: Shadow, mm: MmStruct, address: int, end: int, task: Task) -> None:
+    """48: so do the tables of areas that are attached; those of detached ones go under mmap_lock held for read."""
     if mm.mmap_lock._writer is task:
         return
     for vma in mm.vma_tree.overlapping(address, end):
-        locked = task in mm.mmap_lock._readers or (vma.lock is not None and task in vma.lock._readers)
-        if zaps is not None and zaps.what[0] is vma and locked:
-            continue
         s.report(
             48,
             f"the table under {vma!r} is freed without mmap_lock held for write",
@@ -164,3 +168,23 @@ def _is_opaque(s: Shadow, mm: MmStruct, address: int) -> bool:
     if not isinstance(table, PteTable):
         return False
     return entry_at(table, (address - table.base) >> s.page_shift)[0] in {OTHER, SWAP}
+
+
+@rule(52)
+def dma_mapped(s: Shadow, map_: HmmDmaMap, idx: int) -> None:
+    """52: an entry that has been mapped is VALID, and one with a bus address is marked as mapped."""
+    word = int(map_.pfn_list[idx])
+    if word & HMM_PFN_DMA_MAPPED and not word & HMM_PFN_VALID:
+        s.report(52, f"entry {idx} is mapped for DMA, and its word {word:#x} is not VALID")
+    if word & HMM_PFN_P2PDMA_BUS and not word & HMM_PFN_DMA_MAPPED:
+        s.report(52, f"entry {idx} has a bus address, and its word {word:#x} lacks DMA_MAPPED")
+
+
+@rule(52)
+def dma_unmapped(s: Shadow, map_: HmmDmaMap, idx: int, *, mapped: bool) -> None:
+    """52: what is unmapped was mapped, and nothing of that is left in its word."""
+    word = int(map_.pfn_list[idx])
+    if not mapped:
+        s.report(52, f"entry {idx} is unmapped, and it was not mapped", pfns=(word & HMM_PFN_PFN_MASK,))
+    if word & HMM_PFN_STICKY:
+        s.report(52, f"entry {idx} is unmapped, and its word is {word:#x}", pfns=(word & HMM_PFN_PFN_MASK,))

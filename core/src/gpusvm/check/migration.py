@@ -323,7 +323,7 @@ def contents(s: Shadow, change: Change, vma: Vma | None) -> None:
     i = pfn - zone.base
     if not zone.m_mapping[i - zone.m_head_off[i]] and kind != ZERO:
         return  # a driver's page: nobody knows what it should hold
-    if nr == 1 and zone.pgmap is None:
+    if nr == 1 and (zone.pgmap is None or s.zone(pfn).backing_of is None):
         found, wanted = [zone.m_token[i]], [known.expected(change.mm, vpn)]
     else:
         found = s.tokens(zone, np.arange(i, i + nr)).tolist()

@@ -4,17 +4,31 @@ The rules are those that a `Checker` applies step by step, here to everything, a
 """
 
 from collections.abc import Mapping
+from typing import Final
 
 import numpy as np
 
 from gpusvm.check import exclusivity, lifetime, mapping, migration, notifier, zone_device
 from gpusvm.check.rules import rule
-from gpusvm.check.shadow import COUNTED, MIGRATION, NONE, Change, Shadow, ZoneShadow, entry_at, leaf_entry
+from gpusvm.check.shadow import (
+    COUNTED,
+    MIGRATION,
+    NONE,
+    PRESENT,
+    PRIVATE,
+    Change,
+    Shadow,
+    ZoneShadow,
+    entry_at,
+    leaf_entry,
+)
 from gpusvm.check.sweep import unusual_entries, unusual_folios, unusually_held
 from gpusvm.check.violation import InvariantError, Violation
 from gpusvm.mm import MemoryManager, MmStruct
-from gpusvm.mm.page import PG_LOCKED
+from gpusvm.mm.api import VM_MAYWRITE, VM_WRITE
+from gpusvm.mm.page import PG_ANON_EXCLUSIVE, PG_LOCKED
 from gpusvm.mm.pgtable import PmdLeaf
+from gpusvm.mm.vma import Vma
 
 __all__ = ["ENTRY_RULES", "FOLIO_RULES", "check_entry", "check_quiescent", "violations"]
 
@@ -45,18 +59,42 @@ ENTRY_RULES = (
 )
 
 
+_WRITABLE: Final = VM_WRITE | VM_MAYWRITE
+
+
 def check_entry(s: Shadow, change: Change) -> None:
     """Apply the rules to one entry as it is now."""
-    kind = change.new[0]
+    kind, pfn, write, _ = change.new
     if kind == NONE:
         return
     if kind not in COUNTED and kind != MIGRATION:
         mapping.zero_entry(s, change, None)
         migration.contents(s, change, None)
         return
-    vma = s.area(change.mm, change.address, change.new[1])
+    vma = s.area(change.mm, change.address, pfn)
+    if vma is not None and not change.pmd and _usual(s, kind, pfn, write=write, vma=vma):
+        migration.contents(s, change, vma)
+        return
     for check in ENTRY_RULES:
         check(s, change, vma)
+
+
+def _usual(s: Shadow, kind: int, pfn: int, *, write: bool, vma: Vma) -> bool:
+    """Tell whether a PTE where rmap finds it is as most are, so that no rule but the one on contents can be broken."""
+    shadow = s.zone(pfn)
+    zone = shadow.zone
+    i = pfn - zone.base
+    head = i - zone.m_head_off[i]
+    if zone.m_mapping[head] <= 0 or shadow.m_pte[i] + shadow.m_pmd[head] + shadow.m_mig[i] != 1:
+        return False
+    if write and vma.flags & _WRITABLE != _WRITABLE:
+        return False
+    exclusive = zone.m_flags[i] & PG_ANON_EXCLUSIVE
+    if kind == MIGRATION:
+        return not exclusive
+    if zone.private:
+        return kind == PRIVATE and (not write or bool(exclusive)) and vma.is_cow and zone.m_refcount[head] > 0
+    return kind == PRESENT and (not write or bool(exclusive))
 
 
 def violations(

@@ -155,21 +155,25 @@ class ZoneShadow:
     """Count the entries that name each page of a zone, and remember the columns of its struct pages."""
 
     __slots__ = (
+        "backing_of",
         "counter",
         "live",
         "live_pages",
         "lost",
         "m_counter",
+        "m_flags",
         "m_live",
         "m_mig",
         "m_pmd",
         "m_pte",
+        "m_refs",
         "mig",
         "nr",
         "pmd",
         "pte",
         "seen",
         "top",
+        "touched",
         "views",
         "zone",
     )
@@ -182,6 +186,9 @@ class ZoneShadow:
         self.counter = np.zeros(zone.nr, np.int8)  # the RSS counter that its mappings are in
         self.live = np.zeros(zone.nr, np.uint8)  # device memory: order + 1 on the head of a folio that is not free
         self.live_pages = 0
+        self.touched: dict[int, None] = {}  # pages to look at, in order
+        # Where a driver's dummies have their data (gpusvm.mm.api.DevPagemapOps).
+        self.backing_of = None if zone.pgmap is None else getattr(zone.pgmap.ops, "backing_of", None)
         self.m_pte = self.pte.data
         self.m_pmd = self.pmd.data
         self.m_mig = self.mig.data
@@ -191,15 +198,23 @@ class ZoneShadow:
         self.lost: list[int] = []  # pages that lost AnonExclusive since it was last asked
         self.nr = 0
         self.views: tuple[memoryview, ...] = ()
-        self.seen: list[bytes] = []
+        self.m_flags = self.m_refs = memoryview(b"")
+        self.seen: list[bytes] = [b"", b""]
 
-    def look(self) -> Pfns | None:
-        """Return the pages whose struct page differs from what it was when last looked at; None if none does."""
+    def look(self, *, whole: bool = True) -> Pfns | None:
+        """Return the pages whose struct page differs from what it was when last looked at; None if none does.
+
+        Without `whole` only flags and references are compared: nothing that the mm does to a page leaves both.
+        """
         zone = self.zone
         if zone.used != self.nr:
             self._grow()
-        changed: npt.NDArray[np.bool_] | None = None
+            whole = True
         seen = self.seen
+        flags, refs = self.m_flags.tobytes(), self.m_refs.tobytes()
+        if flags == seen[0] and refs == seen[1] and not whole:
+            return None
+        changed: npt.NDArray[np.bool_] | None = None
         for k, view in enumerate(self.views):
             now = view.tobytes()
             if now != seen[k]:
@@ -209,8 +224,8 @@ class ZoneShadow:
                 changed = differ if changed is None else changed | differ
                 seen[k] = now
                 if not k:
-                    self.lost += np.flatnonzero(old & ~new & PG_ANON_EXCLUSIVE).tolist()
-        return None if changed is None else np.flatnonzero(changed)
+                    self.lost += (old & ~new & PG_ANON_EXCLUSIVE).nonzero()[0].tolist()
+        return None if changed is None else changed.nonzero()[0]
 
     def _grow(self) -> None:
         # New pages differ from the zeros that they were.
@@ -218,7 +233,8 @@ class ZoneShadow:
         nr = self.nr = zone.used
         columns = (zone.m_flags, zone.m_refcount, zone.m_mapcount, zone.m_entire, zone.m_mapping)
         self.views = tuple(column[:nr] for column in columns)
-        old = self.seen or [b""] * len(self.views)
+        self.m_flags, self.m_refs = self.views[:2]
+        old = self.seen + [b""] * (len(self.views) - len(self.seen))
         self.seen = [
             before.ljust(view.nbytes, b"\0")[: view.nbytes] for before, view in zip(old, self.views, strict=True)
         ]
@@ -235,7 +251,6 @@ class Shadow:
         self.swapents: dict[MmStruct, int] = {}
         self.locks: dict[int, Lock] = {}  # by head pfn, as far as it is known who locked it
         self.owners: dict[int, object] = {}  # page -> the operation that its migration entries belong to
-        self.touched: dict[int, None] = {}  # pfns to look at, in order
         self.split_unmapped: dict[int, None] = {}  # heads of what folio_split_unmapped has split
         self.misplaced: dict[tuple[MmStruct, int], str] = {}  # address -> the quirk that misplaced what was written
         self.spoilt: dict[int, str] = {}  # folio -> the quirk that keeps its lock wrong
@@ -276,7 +291,7 @@ class Shadow:
                 shadow.live_pages = int((1 << orders.astype(np.int64)).sum())
             for i in np.flatnonzero(zone.flags[: zone.used] & PG_LOCKED).tolist():
                 self.locks[zone.base + i] = Lock(self.kernel.current, None)
-        self.touched.clear()
+            shadow.touched.clear()
 
     def _count_table(self, mm: MmStruct, table: PteTable) -> None:
         """Count all entries of a table in, at once."""
@@ -326,7 +341,7 @@ class Shadow:
         i = pfn - shadow.zone.base
         column = shadow.m_mig if kind == MIGRATION else shadow.m_pmd if pmd else shadow.m_pte
         column[i] += sign
-        self.touched[pfn] = None
+        shadow.touched[i] = None
         rss = self.rss.get(mm)
         if rss is None:
             rss = self.rss[mm] = [0] * len(mm.rss)
@@ -368,7 +383,7 @@ class Shadow:
 
     def tokens(self, zone: Zone, where: Pfns) -> npt.NDArray[np.int64]:
         """Return what pages of a zone hold; a driver's dummies hold what the pages behind them do."""
-        backing_of = None if zone.pgmap is None else getattr(zone.pgmap.ops, "backing_of", None)
+        backing_of = self.zone(zone.base).backing_of
         if backing_of is None:
             return zone.token[where]
         pfns = backing_of(where + zone.base)

@@ -9,7 +9,7 @@ from errno import ENOMEM, EOPNOTSUPP
 from typing import Final
 
 import numpy as np
-from attrs import define
+from attrs import define, field
 
 from gpusvm.errors import KernelError, ModelError
 from gpusvm.kernel import Kernel
@@ -31,6 +31,7 @@ from gpusvm.mm.api import (
     MemoryManagerApi,
     Words,
 )
+from gpusvm.mm.observer import tell
 
 __all__ = [
     "HmmDmaMap",
@@ -54,6 +55,7 @@ class HmmDmaMap:
     pfn_list: Words
     dma_list: Words | None
     dma_entry_size: int
+    kernel: Kernel = field(eq=False, repr=False)
 
 
 @define
@@ -86,7 +88,7 @@ def hmm_dma_map_alloc(
         if kernel.inject("alloc.hmm_dma_list"):
             raise KernelError(ENOMEM, f"no memory for {nr_entries} addresses")
         dma_list = np.zeros(nr_entries, np.uint64)
-    return HmmDmaMap(state, np.zeros(nr_entries, np.uint64), dma_list, dma_entry_size)
+    return HmmDmaMap(state, np.zeros(nr_entries, np.uint64), dma_list, dma_entry_size, kernel)
 
 
 def hmm_dma_map_free(dev: HmmDmaDevice, map_: HmmDmaMap) -> None:
@@ -126,6 +128,7 @@ def hmm_dma_map_pfn(
         # Behind one switch: no IOMMU is in the way.
         assert p2pdma.provider is not None
         pfns[idx] = np.uint64(word | HMM_PFN_P2PDMA_BUS | HMM_PFN_DMA_MAPPED)
+        _tell(map_, "hmm_dma_map_pfn", idx)
         return (pfn << memory.geometry.page_shift) + dev.p2pdma_bus_offset(p2pdma.provider)
     if kind not in {PCI_P2PDMA_MAP_NONE, PCI_P2PDMA_MAP_THRU_HOST_BRIDGE}:
         return DMA_MAPPING_ERROR
@@ -149,6 +152,7 @@ def hmm_dma_map_pfn(
         pfns[idx] = np.uint64(word & ~HMM_PFN_P2PDMA)
         return DMA_MAPPING_ERROR
     pfns[idx] = np.uint64(word | HMM_PFN_DMA_MAPPED)
+    _tell(map_, "hmm_dma_map_pfn", idx)
     return addr
 
 
@@ -169,7 +173,13 @@ def hmm_dma_unmap_pfn(dev: HmmDmaDevice, map_: HmmDmaMap, idx: int) -> bool:
     elif map_.dma_list is not None:
         dev.unmap_phys(int(map_.dma_list[idx]), size)
     map_.pfn_list[idx] = np.uint64(word & ~HMM_PFN_STICKY)
+    _tell(map_, "hmm_dma_unmap_pfn", idx)
     return True
+
+
+def _tell(map_: HmmDmaMap, name: str, idx: int) -> None:
+    if map_.kernel.observer is not None:
+        tell(map_.kernel.observer, "operation_ends", name, map_, idx)
 
 
 def _pci_p2pdma_state(memory: MemoryManagerApi, dev: HmmDmaDevice, state: PciP2pdmaMapState, pfn: int) -> int:
