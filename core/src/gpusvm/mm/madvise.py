@@ -32,7 +32,7 @@ from gpusvm.mm.api import (
 from gpusvm.mm.khugepaged import madvise_collapse
 from gpusvm.mm.lazyfree import madvise_free_single_vma
 from gpusvm.mm.mmap_lock import lock_vma_under_rcu, vma_end_read
-from gpusvm.mm.vma import modify_flags
+from gpusvm.mm.vma_merge import modify_flags
 from gpusvm.mm.zap import zap_vma_range
 
 if TYPE_CHECKING:

@@ -26,7 +26,8 @@ from gpusvm.mm.mmap_lock import vma_start_write
 from gpusvm.mm.mmu_notifier import ULONG_MAX, mmu_notifier_release
 from gpusvm.mm.observer import tell
 from gpusvm.mm.shmem import shmem_file_setup
-from gpusvm.mm.vma import Vma, merge_new, split_vma, vma_link
+from gpusvm.mm.vma import Vma, vma_link
+from gpusvm.mm.vma_merge import merge_new, split_vma
 from gpusvm.mm.zap import free_pgtables, unmap_vmas
 
 if TYPE_CHECKING:

@@ -22,7 +22,8 @@ from gpusvm.mm.observer import tell
 from gpusvm.mm.page import PG_ANON_EXCLUSIVE
 from gpusvm.mm.pgtable import PmdKind, PmdLeaf, PteTable
 from gpusvm.mm.ptemask import from_indices, indices
-from gpusvm.mm.vma import VM_ACCESS_FLAGS, Vma, modify_flags
+from gpusvm.mm.vma import VM_ACCESS_FLAGS, Vma
+from gpusvm.mm.vma_merge import modify_flags
 
 if TYPE_CHECKING:
     from gpusvm.mm.memory_manager import MemoryManager

@@ -19,7 +19,7 @@ from gpusvm.mm.api import (
 from gpusvm.mm.mmap import TASK_SIZE, do_vmi_munmap, unmapped_area
 from gpusvm.mm.mmap_lock import vma_start_write
 from gpusvm.mm.move_tables import move_page_tables
-from gpusvm.mm.vma import copy_vma, merge_new
+from gpusvm.mm.vma_merge import copy_vma, merge_new
 
 if TYPE_CHECKING:
     from gpusvm.mm.memory_manager import MemoryManager

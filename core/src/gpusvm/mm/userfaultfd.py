@@ -26,7 +26,8 @@ from gpusvm.mm.api import (
 )
 from gpusvm.mm.mm_struct import MM_ANONPAGES
 from gpusvm.mm.pgtable import PmdLeaf
-from gpusvm.mm.vma import anon_vma_prepare, modify_flags
+from gpusvm.mm.vma import anon_vma_prepare
+from gpusvm.mm.vma_merge import modify_flags
 
 if TYPE_CHECKING:
     from gpusvm.mm.memory_manager import MemoryManager
