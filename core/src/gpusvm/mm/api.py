@@ -129,6 +129,8 @@ MADV_NOHUGEPAGE: Final = 15
 MADV_WIPEONFORK: Final = 18
 MADV_KEEPONFORK: Final = 19
 MADV_COLLAPSE: Final = 25
+MADV_GUARD_INSTALL: Final = 102
+MADV_GUARD_REMOVE: Final = 103
 
 # include/linux/mm_types.h:enum vm_fault_reason (bits of our own; names as the kernel's without the VM_FAULT_ prefix
 # kept)

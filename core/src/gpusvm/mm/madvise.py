@@ -14,6 +14,8 @@ from gpusvm.mm.api import (
     MADV_DONTFORK,
     MADV_DONTNEED,
     MADV_FREE,
+    MADV_GUARD_INSTALL,
+    MADV_GUARD_REMOVE,
     MADV_HUGEPAGE,
     MADV_KEEPONFORK,
     MADV_NOHUGEPAGE,
@@ -31,6 +33,7 @@ from gpusvm.mm.api import (
 )
 from gpusvm.mm.khugepaged import madvise_collapse
 from gpusvm.mm.lazyfree import madvise_free_single_vma
+from gpusvm.mm.madvise_guard import madvise_guard_install, madvise_guard_remove
 from gpusvm.mm.mmap_lock import lock_vma_under_rcu, vma_end_read
 from gpusvm.mm.vma_merge import modify_flags
 from gpusvm.mm.zap import zap_vma_range
@@ -54,7 +57,8 @@ _FLAGS: Final = frozenset(
         MADV_KEEPONFORK,
     }
 )
-_NOT_MODELLED: Final = frozenset({1, 2, 3, 9, 12, 13, 16, 17, 20, 21, 22, 23, 24, 100, 101, 102, 103})
+_OTHERS: Final = frozenset({MADV_COLLAPSE, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE})
+_NOT_MODELLED: Final = frozenset({1, 2, 3, 9, 12, 13, 16, 17, 20, 21, 22, 23, 24, 100, 101})
 
 
 def madvise(memory: "MemoryManager", mm: "MmStruct", start: int, length: int, advice: int) -> None:
@@ -65,7 +69,7 @@ def madvise(memory: "MemoryManager", mm: "MmStruct", start: int, length: int, ad
     page = memory.geometry.page_size
     if advice in _NOT_MODELLED:
         raise ModelError(f"madvise with advice {advice} is not modelled")
-    if advice not in _DISCARDS and advice not in _FLAGS and advice != MADV_COLLAPSE:
+    if advice not in _DISCARDS and advice not in _FLAGS and advice not in _OTHERS:
         raise KernelError(EINVAL, f"madvise with advice {advice}")
     end = start + -(-length // page) * page
     if start % page or end < start or end >= 1 << 64:
@@ -106,6 +110,10 @@ def _walk_vmas(memory: "MemoryManager", mm: "MmStruct", start: int, end: int, ad
             _discard(memory, vma, at, stop, advice)
         elif advice == MADV_COLLAPSE:
             madvise_collapse(memory, vma, at, stop)
+        elif advice == MADV_GUARD_INSTALL:
+            madvise_guard_install(memory, vma, at, stop)
+        elif advice == MADV_GUARD_REMOVE:
+            madvise_guard_remove(memory, vma, at, stop)
         else:
             _update(memory, vma, at, stop, advice)
         at = stop

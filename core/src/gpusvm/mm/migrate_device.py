@@ -108,8 +108,10 @@ def migrate_vma_setup(memory: "MemoryManager", args: MigrateVma) -> None:
     kernel.charge("migrate_setup_base")
     kernel.charge("migrate_setup_per_folio", args.cpages)
     if args.cpages and memory.quirks.mm_q11 == "fixed":
-        words = args.src[: args.npages] & (MIGRATE_PFN_MIGRATE | MIGRATE_PFN_COMPOUND)
-        compound = int(np.count_nonzero(words == MIGRATE_PFN_MIGRATE | MIGRATE_PFN_COMPOUND))
+        # Only the first word of a block can be compound.
+        at = slice((-args.start >> geometry.page_shift) & (geometry.pmd_nr - 1), args.npages, geometry.pmd_nr)
+        both = MIGRATE_PFN_MIGRATE | MIGRATE_PFN_COMPOUND
+        compound = sum(word & both == both for word in args.src[at].tolist())
         args.cpages += compound * (geometry.pmd_nr - 1)
 
 
