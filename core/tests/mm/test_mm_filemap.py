@@ -202,6 +202,61 @@ def test_private_copies_migrate_and_pages_of_the_file_stay(lab):
     end(one, file)
 
 
+def test_a_page_of_a_file_moves_within_system_memory(lab):
+    """mm/migrate.c:__folio_migrate_mapping: the cache has the new page, every mapping names it, the old one is free."""
+    one = lab()
+    file = mapped(one, 4)
+    tokens = one.write(0, 1)
+    two = one.mm.fork()
+    one.memory.cpu_read(two, one.va(0))
+    old = [one.pfn(0), one.pfn(1)]
+    args = one.device.setup(one.mm, BASE, BASE + 4 * PAGE, flags=1)
+    assert args.cpages == 2
+    for i in range(2):
+        new = one.memory.alloc_folio(0)
+        one.memory.folio_lock(new)
+        one.memory.copy_folio(new, old[i], 1)
+        args.dst[i] = new << 6 | 1
+    one.memory.migrate_vma_pages(args)
+    assert [bool(word & 2) for word in args.src[:2].tolist()] == [True, True]
+    one.memory.migrate_vma_finalize(args)
+    one.mm.mmap_lock.up_read()
+    assert [one.pfn(0), one.pfn(1)] == [file.pages[0], file.pages[1]]
+    assert not {*old} & {*file.pages.values()}
+    assert letters(one, 3) == "ww."
+    assert letters(one, 3, two) == "rr."
+    assert [one.counts(pfn) for pfn in (one.pfn(0), one.pfn(1))] == ["3/2", "3/2"]
+    assert [one.pages.ram.m_refcount[pfn] for pfn in old] == [0, 0]
+    assert one.read(0, 1) == tokens
+    assert [file.pread(i) for i in (0, 1)] == tokens
+    one.check_quiescent()
+    two.exit()
+    end(one, file)
+
+
+def test_a_child_is_visited_right_behind_its_parent(lab):
+    """mm/interval_tree.c:vma_interval_tree_insert_after, as dup_mmap has it; a mapping made later comes last."""
+    one = lab()
+    file = mapped(one, 2)
+    other = one.memory.mm_alloc("other")
+    other.mmap(BASE, 2 * PAGE, RW, flags=VM_SHARED, file=file)
+    first = one.mm.fork("first")
+    second = one.mm.fork("second")
+    mms = (one.mm, second, first, other)
+    for mm in mms:
+        one.memory.cpu_write(mm, BASE)
+    one.watch(*mms)
+    one.device.migrate(one.mm, BASE, BASE + 2 * PAGE, flags=1)
+    clears = [name for name, event, *_ in one.events if event == "CLEAR"]
+    assert clears == ["p", "second", "first", "other"]
+    for watcher in one.watchers:
+        one.memory.mmu_interval_notifier_remove(watcher.sub)
+    one.watchers = []
+    for mm in mms[1:]:
+        mm.exit()
+    end(one, file)
+
+
 def test_a_child_shares_copies_and_finds_the_file_by_itself(lab):
     one = lab()
     file = mapped(one, shared=False)

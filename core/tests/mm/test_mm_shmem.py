@@ -7,7 +7,7 @@ import pytest
 from gpusvm.errors import CpuSignal, KernelError
 from gpusvm.mm.api import PROT_READ, PROT_WRITE, VM_SHARED, HmmRange
 from gpusvm.mm.mm_struct import MM_SHMEMPAGES
-from gpusvm.mm.page import PG_DIRTY, PG_SWAPBACKED
+from gpusvm.mm.page import PG_ANON_EXCLUSIVE, PG_DIRTY, PG_SWAPBACKED
 from gpusvm.mm.pgtable import PteKind
 
 PAGE = 4096
@@ -188,6 +188,7 @@ def test_shared_memory_does_not_migrate(lab):
     assert one.device.live == {}
     assert one.read(0, 1, 2) == tokens
     assert zone.m_flags[one.pfn(0)] & PG_DIRTY
+    assert not zone.m_flags[one.pfn(0)] & PG_ANON_EXCLUSIVE
     assert [event[1:] for event in one.events] == [("MIGRATE", 0, 8, "own")] * 2
     one.check_quiescent()
     one.finish()
@@ -215,6 +216,52 @@ def test_the_mappings_of_every_process_come_back(lab):
     for watcher in one.watchers:
         one.memory.mmu_interval_notifier_remove(watcher.sub)
     one.watchers = []
+    two.exit()
+    one.finish()
+
+
+@pytest.mark.parametrize("n", [1, 8])
+def test_the_cache_s_reference_does_not_keep_a_page_from_being_unmapped(lab, n):
+    """migrate_vma_check_page: one reference more for a page of a file; any other sends it back at once."""
+    one = lab()
+    shared(one, 8)
+    one.write(*range(n))
+    args = one.device.setup(one.mm, BASE, BASE + n * PAGE, flags=1)
+    assert args.cpages == n
+    one.memory.migrate_vma_pages(args)
+    one.memory.migrate_vma_finalize(args)
+    one.mm.mmap_lock.up_read()
+    one.memory.folio_get(one.pfn(0))
+    args = one.device.setup(one.mm, BASE, BASE + n * PAGE, flags=1)
+    assert args.cpages == n - 1
+    assert letters(one, 8)[0] == "w"
+    one.memory.migrate_vma_pages(args)
+    one.memory.migrate_vma_finalize(args)
+    one.mm.mmap_lock.up_read()
+    one.memory.folio_put(one.pfn(0))
+    one.check_quiescent()
+    one.finish()
+
+
+def test_mprotect_of_another_process_reaches_migration_entries(lab):
+    """change_softleaf_pte: WRITE becomes READ, not READ_EXCLUSIVE, for a page of a file; it comes back read-only."""
+    one = lab()
+    shared(one, 4)
+    one.write(0)
+    two = one.mm.fork()
+    one.memory.cpu_read(two, BASE)
+    args = one.device.setup(one.mm, BASE, BASE + PAGE, flags=1)
+    assert one.entry(0, two).write
+    one.kernel.spawn(two.mprotect, BASE, 4 * PAGE, PROT_READ, name="q").join()
+    entry = one.entry(0, two)
+    assert (entry.kind, entry.write, entry.rexcl) == (PteKind.MIGRATION, False, False)
+    one.memory.migrate_vma_pages(args)
+    one.memory.migrate_vma_finalize(args)
+    one.mm.mmap_lock.up_read()
+    assert letters(one, 1) + letters(one, 1, two) == "wr"
+    two.mprotect(BASE, 4 * PAGE, RW)
+    assert letters(one, 1, two) == "w"
+    one.check_quiescent()
     two.exit()
     one.finish()
 

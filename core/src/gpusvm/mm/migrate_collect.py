@@ -212,7 +212,7 @@ class _Collect:
         if not table.used & bit:
             return MIGRATE_PFN_MIGRATE if self.holes else 0
         if table.zero & bit:
-            return MIGRATE_PFN_MIGRATE if flags & MIGRATE_VMA_SELECT_SYSTEM and not table.special & bit else 0
+            return MIGRATE_PFN_MIGRATE if flags & MIGRATE_VMA_SELECT_SYSTEM else 0
         if not (table.present | table.private) & bit:
             return 0  # migration or device-exclusive
         page = table.m_pfn[at]
