@@ -23,6 +23,7 @@ from gpusvm.mm.api import (
     MREMAP_MAYMOVE,
     PROT_READ,
     PROT_WRITE,
+    VM_SHARED,
     HmmRange,
 )
 from gpusvm.mm.mmu_notifier import ULONG_MAX
@@ -548,6 +549,40 @@ def test_t22_a_cpu_fault_on_a_device_exclusive_page(machine):
 
 
 # ---- the end ---------------------------------------------------------------------------------------------------------
+
+
+def test_t23_the_oom_reaper(one):
+    one.map(4)
+    one.map(4, at=8, write=False)
+    one.mm.mmap(one.va(16), 4 * PAGE, PROT_READ | PROT_WRITE, flags=VM_SHARED)
+    one.map(4, at=24)
+    # The last area first, populated or not, and shared memory not at all.
+    assert whole(one, lambda: one.memory.oom_reap(one.mm)) == [
+        "p CLEAR [24,28) non-blockable",
+        "p CLEAR [8,12) non-blockable",
+        "p CLEAR [0,4) non-blockable",
+    ]
+    assert one.mm.rss == [0, 0, 0]
+    one.finish()
+
+
+def test_t23_an_area_that_somebody_cannot_let_go_of(one):
+    one.map(4)
+    one.map(4, at=8)
+    heard = one.watchers[0]
+    ears, heard.invalidate = heard.invalidate, lambda _, range_, __: range_.start != one.va(8)
+    # The window of the area that was refused opens and closes; the reaper goes on with the others.
+    assert trace(one, lambda: one.memory.oom_reap_task_mm(one.mm)) == [
+        "p CLEAR [8,12) non-blockable",
+        "p CLEAR [0,4) non-blockable",
+    ]
+    heard.invalidate = ears
+    assert [one.entry(page).kind.name for page in (0, 8)] == ["NONE", "PRESENT"]
+    assert whole(one, lambda: one.memory.oom_reap_task_mm(one.mm)) == [
+        "p CLEAR [8,12) non-blockable",
+        "p CLEAR [0,4) non-blockable",
+    ]
+    one.finish()
 
 
 def test_t24_exit(one):

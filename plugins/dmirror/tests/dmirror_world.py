@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from attrs import define, evolve, field, frozen
-from gpusvm.check import check_quiescent
+from gpusvm.check import Checker
 from gpusvm.driver import read_spec
 from gpusvm.errors import CpuSignal, KernelError
 from gpusvm.gpu import ATOMIC, STALE
@@ -20,6 +20,8 @@ from gpusvm.gpu import WRITE as MAPPED_WRITE
 from gpusvm.kernel import Kernel
 from gpusvm.mm import Geometry, MemoryManager, MmStruct
 from gpusvm.mm.api import (
+    FOLL_LONGTERM,
+    FOLL_WRITE,
     MADV_COLLAPSE,
     MADV_DOFORK,
     MADV_DONTFORK,
@@ -35,6 +37,7 @@ from gpusvm.mm.api import (
     VM_SHARED,
 )
 from gpusvm.mm.contents import WRITER_BITS
+from gpusvm.mm.page import GUP_PIN_COUNTING_BIAS
 from gpusvm.mm.pgtable import PmdKind, PmdLeaf, PteTable
 from gpusvm_dmirror import HMM_DMIRROR_FLAG_FAIL_ALLOC, HmmDmirror
 from gpusvm_dmirror.info import INFO
@@ -60,6 +63,8 @@ class Setting:
     thp: str = "always"
     quirks: str = "fixed"
     window: int = 32
+    check_every: int = 1
+    """After how many steps the whole machine is checked; the rules that always hold are checked all the time."""
 
 
 class Found(NamedTuple):
@@ -88,6 +93,7 @@ class Pair:
     files: dict[int, Any] = field(factory=dict)
     # Pages that a file has made device-exclusive and that nothing has revoked for certain since.
     exclusive: dict[int, set[int]] = field(factory=dict)
+    pins: list[tuple[int, int]] = field(factory=list)  # page and pfn
 
 
 class World:
@@ -119,6 +125,7 @@ class World:
             (self.memory.memfd_create(FILE_PAGES), Object(FILE_PAGES)),
         ]
         self.free_at_start = self.memory.pages.allocator.free_pages
+        self.checker = Checker(self.memory).attach()
         self.pairs: list[Pair] = []
         self.names = 0
         self.steps = 0
@@ -146,10 +153,24 @@ class World:
         contents = self.memory.contents
         if contents.mismatch_count:
             raise Disagreement(f"{contents.mismatches[0]}")
-        check_quiescent(self.memory)
+        self.checker.flush()
+        if self.steps % self.setting.check_every == 0:
+            self.checker.check_quiescent(holders=self.holders())
+
+    def holders(self) -> dict[int, int]:
+        """Return the references of pins, by the folio's head."""
+        pages = self.memory.pages
+        held: dict[int, int] = {}
+        for pair in self.pairs:
+            for _, pfn in pair.pins:
+                head = pages.folio_head(pfn)
+                bias = 1 if pages.folio_order(head) else GUP_PIN_COUNTING_BIAS
+                held[head] = held.get(head, 0) + bias
+        return held
 
     def finish(self) -> None:
         """End every process, remove every device: no reference, page or device page may be left."""
+        self.checker.check_quiescent(holders=self.holders())
         while self.pairs:
             self._exit(self.pairs[-1])
         for file, _ in self.files:
@@ -368,6 +389,7 @@ class World:
         pair.mm.exit()
         for file in pair.files.values():
             file.close()
+        self._unpin(pair)
 
     # ---- memory calls
 
@@ -483,6 +505,40 @@ class World:
         """Count the pages from `page` to the end of its VMA."""
         vma = pair.mm.vma_lookup(self.at(page))
         return 0 if vma is None else (vma.end - self.at(page)) // PAGE
+
+    # ---- pins
+
+    def do_pin(self, p: int, page: int) -> None:
+        """Pin one page of anonymous memory for a device that will write it, for long."""
+        pair = self.pair(p)
+        area = pair.model.areas.get(page)
+        if area is not None and area.object is not None:
+            return
+        wanted = 0 if area is not None and area.writable() else errno.EFAULT
+        pfns, got = self.answer(self._pin, pair, page)
+        if got == errno.ENOMEM and self.excused:
+            return
+        self.expect(f"pin {page} of {pair.model.name}", got, wanted)
+        if not got:
+            pair.pins.append((page, int(pfns[0])))
+            self.revoke(pair, page, 1)
+
+    def _pin(self, pair: Pair, page: int) -> Any:
+        return self.memory.pin_user_pages_fast(pair.mm, self.at(page), 1, flags=FOLL_WRITE | FOLL_LONGTERM)
+
+    def do_dma(self, p: int) -> None:
+        """Write through the pins of a process what is still where it was pinned."""
+        pair = self.pair(p)
+        for page, pfn in pair.pins:
+            if page in pair.model.areas and self._entry(pair.mm, page).data == pfn:
+                pair.model.write(page, self.memory.contents.write(pair.mm, BASE // PAGE + page, pfn))
+
+    def do_unpin(self, p: int) -> None:
+        self._unpin(self.pair(p))
+
+    def _unpin(self, pair: Pair) -> None:
+        self.memory.unpin_user_pages(np.array([pfn for _, pfn in pair.pins], np.int64))
+        pair.pins.clear()
 
     # ---- the CPU
 
@@ -673,7 +729,9 @@ class World:
         if area.object is not None and (area.shared or page not in pair.model.written):
             return False  # a page of the object, not a copy of it
         found = self._entry(pair.mm, page)
-        return found.device is None and found.kind in {"none", "present"}
+        if found.device is not None or found.kind not in {"none", "present"}:
+            return False
+        return found.data < 0 or not self.memory.pages.folio_maybe_dma_pinned(self.memory.folio_head(found.data))
 
     def do_to_system(self, p: int, dev: int, page: int, n: int) -> None:
         """MIGRATE_TO_SYS."""
@@ -834,6 +892,9 @@ STEPS: dict[str, tuple[int, dict[str, tuple[Any, ...]]]] = {
     "exclusive": (4, {"p": P, "dev": DEV, "page": PAGE_NO, "n": (1, 4)}),
     "check_exclusive": (1, {"p": P, "dev": DEV, "page": PAGE_NO, "n": N}),
     "snapshot": (2, {"p": P, "dev": DEV, "page": PAGE_NO, "n": N}),
+    "pin": (2, {"p": P, "page": PAGE_NO}),
+    "dma": (1, {"p": P}),
+    "unpin": (1, {"p": P}),
     "fail": (1, {"p": P, "dev": DEV}),
     "release": (1, {"p": P, "dev": DEV}),
     "evict": (1, {"dev": DEV}),

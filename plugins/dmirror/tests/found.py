@@ -20,6 +20,13 @@ FOUND = {
             ["to_device", {"p": 3, "dev": 3, "page": 36, "n": 12}],
         ],
     ),
+    "a_coherent_page_goes_home_to_be_pinned": (
+        {"pmd_order": 2, "thp": "always", "window": 4, "quirks": "fixed"},
+        [
+            ["to_device", {"p": 2, "dev": 3, "page": 45, "n": 2}],
+            ["pin", {"p": 2, "page": 46}],
+        ],
+    ),
     "a_childs_own_file_keeps_a_page_that_went_home": (
         {"pmd_order": 2, "thp": "never", "window": 4, "quirks": "fixed"},
         [

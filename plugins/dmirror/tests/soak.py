@@ -4,7 +4,9 @@
     python plugins/dmirror/tests/soak.py --steps 2000000 --jobs 2 --seed 1
 
 Each walk boots a machine, does some hundred steps and takes everything down; walk k of seed s is the same walk
-always. A walk that fails is made short and printed as steps that `--replay` takes (a file, or - for standard input).
+always. After each step both models are compared; the invariants that always hold are checked in every page-table-lock
+section, those of a machine at rest after every eighth step (`--check-every 1`: after each) and at the end. A walk that
+fails is made short and printed as steps that `--replay` takes (a file, or - for standard input).
 To go on where a soak ended, give `--first` the number of its last walk.
 """
 
@@ -22,7 +24,7 @@ from dmirror_world import SETTINGS, STEPS, Setting, World
 WALK_STEPS = 400
 
 
-def draw_walk(seed: int, number: int, quirks: str):
+def draw_walk(seed: int, number: int, quirks: str, check_every: int = 1):
     """Draw the setting and the steps of one walk."""
     rng = random.Random(f"{seed}/{number}")
     setting = {name: rng.choice(choices) for name, choices in SETTINGS.items()}
@@ -30,6 +32,7 @@ def draw_walk(seed: int, number: int, quirks: str):
         setting["quirks"] = "as_written" if number % 4 == 3 else "fixed"
     else:
         setting["quirks"] = quirks
+    setting["check_every"] = check_every
     names = list(STEPS)
     weights = [STEPS[name][0] for name in names]
     steps = []
@@ -74,14 +77,14 @@ def shorten(setting, steps, message):
 
 
 def walk(job):
-    seed, number, quirks = job
-    setting, steps = draw_walk(seed, number, quirks)
+    number = job[1]
+    setting, steps = draw_walk(*job)
     found = run_walk(setting, steps)
     if found is None:
         return number, len(steps), None
     message, done = found
     steps = shorten(setting, steps[:done], message)
-    return number, done, {"walk": number, "seed": seed, "setting": setting, "steps": steps}
+    return number, done, {"walk": number, "seed": job[0], "setting": setting, "steps": steps}
 
 
 def main():
@@ -91,13 +94,16 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--first", type=int, default=0, help="walk to begin with, to go on after an interruption")
     parser.add_argument("--quirks", choices=["fixed", "as_written", "both"], default="both")
+    parser.add_argument(
+        "--check-every", type=int, default=8, help="steps between two checks of the whole machine (default %(default)s)"
+    )
     parser.add_argument("--keep-going", action="store_true", help="do not stop at the first finding")
     parser.add_argument("--replay", metavar="FILE", help="do the steps of a printed finding, showing each")
     options = parser.parse_args()
     if options.replay:
         return replay(json.loads(sys.stdin.read() if options.replay == "-" else Path(options.replay).read_text()))
     walks = -(-options.steps // WALK_STEPS)
-    jobs = ((options.seed, options.first + k, options.quirks) for k in range(walks))
+    jobs = ((options.seed, options.first + k, options.quirks, options.check_every) for k in range(walks))
     begin, done, findings = time.perf_counter(), 0, Counter()
     shown = begin
     pool = multiprocessing.Pool(options.jobs) if options.jobs > 1 else None

@@ -6,6 +6,7 @@ rules of strength "always" look at those pages and entries only. Where a task ma
 driver's folio_free, for one, may be preempted there in explored mode) nothing is looked at until it has left it.
 """
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 from gpusvm.check import exclusivity, lifetime, mapping, migration, notifier, zone_device
@@ -119,12 +120,15 @@ class Checker:
         if self.kernel.observer is self:
             self.kernel.observer = None
 
-    def check_quiescent(self) -> None:
-        """Check the whole machine; no task is inside an operation of the mm. Raises InvariantError."""
+    def check_quiescent(self, *, holders: Mapping[int, int] | None = None) -> None:
+        """Check the whole machine; no task is inside an operation of the mm. Raises InvariantError.
+
+        `holders` names references that somebody holds on purpose, by head pfn: pins, a driver's.
+        """
         if self.kernel.observer is self:
             self.flush()
             self._check_left()
-        for violation in violations(self.memory, spoilt=self.shadow):
+        for violation in violations(self.memory, holders=holders, spoilt=self.shadow):
             self.shadow.violations.append(violation)
         self._tell()
         if self.findings:

@@ -336,8 +336,16 @@ def migrate_device_coherent_folio(memory: "MemoryManager", pfn: int) -> int:
     pages.folio_lock(pfn)
     src = np.array([pfn << MIGRATE_PFN_SHIFT | MIGRATE_PFN_VALID | MIGRATE_PFN_MIGRATE], np.uint64)
     dst = np.zeros(1, np.uint64)
+    observer = memory.kernel.observer
+    if observer is not None:
+        tell(observer, "operation_begins", "migrate_device_pfns", src, 1)
     _unmap(memory, src, 1, None)
+    if observer is not None:
+        tell(observer, "operation_ends", "migrate_device_pfns", src, 1)
     if not int(src[0]) & MIGRATE_PFN_MIGRATE:
+        if observer is not None:  # it is over, as _unmap has put everything back
+            tell(observer, "operation_begins", "migrate_finalize", src, dst, 1, -1)
+            tell(observer, "operation_ends", "migrate_finalize", src, dst, 1, -1)
         return EBUSY
     new = pages.alloc_folio(0)
     if new is not None:
