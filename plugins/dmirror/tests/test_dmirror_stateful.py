@@ -72,9 +72,9 @@ def walks(quirks="fixed"):
 @pytest.mark.parametrize(
     ("where", "broken", "finding"),
     [
-        (Dmirror, "invalidate", "has page"),
-        (DmirrorDevice, "copy", "invariant 23"),
-        (PteTable, "set_write", "invariant 12"),
+        (Dmirror, "invalidate", "Disagreement: device "),
+        (DmirrorDevice, "copy", "InvariantError: invariant 23"),
+        (PteTable, "set_write", "InvariantError: invariant "),
     ],
     ids=["no_invalidation", "no_copy", "no_write_protection"],
 )
