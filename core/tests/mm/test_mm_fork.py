@@ -3,7 +3,7 @@
 from errno import ENOMEM
 
 import pytest
-from gpusvm.errors import KernelError
+from gpusvm.errors import KernelError, ModelError
 from gpusvm.mm.api import FOLL_WRITE, MMU_NOTIFY_NAMES, PROT_READ, PROT_WRITE, VM_DONTCOPY, VM_WIPEONFORK
 from gpusvm.mm.mm_struct import MMF_HAS_PINNED
 from gpusvm.mm.page import GUP_PIN_COUNTING_BIAS, PG_ANON_EXCLUSIVE, PG_LOCKED
@@ -418,4 +418,15 @@ def test_no_lock_is_left_and_no_page_locked(lab):
     assert not any(one.flags(one.pfn(i)) & PG_LOCKED for i in range(4))
     assert isinstance(child.page_table.lookup(BASE), PteTable)
     child.exit()
+    one.finish()
+
+
+def test_nobody_forks_what_is_gone(lab):
+    one = lab()
+    child = one.mm.fork("c")
+    child.mmgrab()
+    child.exit()
+    with pytest.raises(ModelError, match=r"^fork of c, whose memory is gone$"):
+        child.fork()
+    child.mmdrop()
     one.finish()

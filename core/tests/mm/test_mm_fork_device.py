@@ -16,7 +16,7 @@ from gpusvm.mm.api import (
 )
 from gpusvm.mm.mm_struct import MMF_HAS_PINNED
 from gpusvm.mm.page import GUP_PIN_COUNTING_BIAS, PG_ANON_EXCLUSIVE, PG_LOCKED
-from gpusvm.mm.pgtable import PmdKind, Pte, PteKind
+from gpusvm.mm.pgtable import PmdKind, PmdLeaf, Pte, PteKind
 
 PAGE = 4096
 BASE = 1 << 30
@@ -29,6 +29,11 @@ def read(one, mm, *pages: int) -> list[int]:
 
 def write(one, mm, *pages: int) -> list[int]:
     return [one.memory.cpu_write(mm, BASE + page * PAGE) for page in pages]
+
+
+def page_of(one, page: int, mm) -> int:
+    entry = one.entry(page, mm)
+    return entry.pfn + (page % one.nr if isinstance(entry, PmdLeaf) else 0)
 
 
 def to_device(one, n: int, *, at: int = 0) -> None:
@@ -472,3 +477,49 @@ def test_shared_pages_of_several_devices_are_unmapped_in_the_order_of_their_addr
     child.exit()
     one.mm.exit()
     one.memory.memunmap_pages(other.pgmap)
+
+
+@pytest.mark.parametrize("thp", ["never", "always"])
+def test_what_a_migration_keeps_in_every_process(lab, thp):
+    """Invariant 24: which address of whom maps it, whether it may write there, and how much each process has."""
+    one = lab(thp=thp)
+    one.map(24)
+    tokens = one.read(*range(24))
+    child = one.mm.fork()
+    wrote = write(one, child, 1, 17)
+    one.write(9)
+    grandchild = child.fork()
+    own = write(one, grandchild, 2)
+    one.mm.mprotect(BASE + 20 * PAGE, 2 * PAGE, PROT_READ)
+    mms = (one.mm, child, grandchild)
+
+    def picture():
+        entries = {(mm.name, i): one.entry(i, mm) for mm in mms for i in range(24)}
+        kept = {where: entry.write for where, entry in entries.items() if entry.kind is not PteKind.NONE}
+        pfns = [[page_of(one, i, mm) for mm in mms] for i in range(24)]
+        return kept, [[a == b for a in each for b in each] for each in pfns], [list(mm.rss) for mm in mms]
+
+    def live() -> list[int]:
+        return [word for head, order in sorted(one.device.live.items()) for word in [head] + [0] * ((1 << order) - 1)]
+
+    before = picture()
+    assert len(before[0]) == 72
+    for mm in mms:
+        one.device.migrate(mm, BASE, BASE + 8 * PAGE)
+        one.device.migrate(mm, BASE + 8 * PAGE, BASE + 20 * PAGE)
+        assert picture() == before
+        one.device.evict(live())
+        assert not one.device.live
+        assert picture() == before
+        one.check_quiescent()
+    one.device.window = 8 * PAGE
+    one.device.migrate(one.mm, BASE, BASE + 16 * PAGE)
+    found = dict(enumerate(tokens)) | {1: wrote[0], 17: wrote[1], 2: own[0]}
+    assert read(one, grandchild, *range(24)) == [found[i] for i in range(24)]
+    read(one, one.mm, *range(24))
+    read(one, child, *range(24))
+    assert picture() == before
+    grandchild.exit()
+    child.exit()
+    one.check_quiescent()
+    one.finish()

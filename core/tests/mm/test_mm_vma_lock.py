@@ -3,6 +3,7 @@
 from errno import ENOMEM
 
 import pytest
+from gpusvm.check import Checker, InvariantError
 from gpusvm.errors import CpuSignal, KernelError, ModelError
 from gpusvm.kernel import FirstChoice
 from gpusvm.mm.api import (
@@ -15,6 +16,7 @@ from gpusvm.mm.api import (
     PROT_READ,
 )
 from gpusvm.mm.mmap_lock import lock_vma_under_rcu, vma_end_read, vma_start_write
+from gpusvm.mm.zap import zap_vma_range
 
 PAGE = 4096
 BASE = 1 << 30
@@ -259,4 +261,21 @@ def test_an_access_that_is_not_allowed_is_refused_at_once(lab) -> None:
     assert one.kernel.spawn(error_of, one.write, 3, name="cpu").join().signal == SIGSEGV
     assert not one.mm.vmas[0].lock.is_locked
     one.mm.mmap_lock.up_write()
+    one.finish()
+
+
+def test_a_table_goes_only_with_its_area_locked(lab) -> None:
+    """Invariant 48, of MADV_DONTNEED."""
+    one = explored(lab)
+    one.map(16)
+    checker = Checker(one.memory).attach()
+    one.mm.madvise(BASE, 8 * PAGE, MADV_DONTNEED)
+    assert one.mm.page_table.lookup(BASE) is None
+    message = (
+        r"^invariant 48 \(vma-locked\): the table under Vma\(0x40000000-0x40010000 rw-\) is freed without mmap_lock "
+        r"held for write \[p:0x40008000, task 'main'\]$"
+    )
+    with pytest.raises(InvariantError, match=message):
+        zap_vma_range(one.memory, one.mm.vmas[0], one.va(8), one.va(16), reclaim_pt=True)
+    checker.detach()
     one.finish()

@@ -256,7 +256,11 @@ class Checker:
             address = block << pmd_shift
             if isinstance(old_entry, PteTable) and new_entry is None and not old_entry.used:
                 if self.kernel.explored:
-                    lifetime.tables_locked(shadow, mm, address, address + (1 << pmd_shift), task)
+                    lifetime.tables_locked(shadow, mm, address, address + (1 << pmd_shift), task, self._zaps(task))
+                continue
+            if isinstance(old_entry, PteTable) and isinstance(new_entry, PmdLeaf):
+                # A collapse: the table was emptied before, and what it lost is told of below.
+                changes.append(Change(mm, address, NOTHING, leaf_entry(new_entry), task, pmd=True))
                 continue
             if isinstance(old_entry, PteTable) or isinstance(new_entry, PteTable):
                 for i in range(shadow.nr):
@@ -300,11 +304,13 @@ class Checker:
             if new[1] not in shadow.owners:
                 self._own(change)
         elif old[0] == MIGRATION and new[0] == NONE and (mm, old[1]) not in moved:
-            stack = self._stacks.get(change.task, ())
-            zaps = next((one for one in reversed(stack) if one.name == "zap_range"), None)
-            migration.vanished(shadow, change, zaps)
+            migration.vanished(shadow, change, self._zaps(change.task))
         if old[0] == MIGRATION or new[0] == MIGRATION:
             migration.preserved(shadow, change)
+
+    def _zaps(self, task: Task) -> Operation | None:
+        stack = self._stacks.get(task, ())
+        return next((one for one in reversed(stack) if one.name == "zap_range"), None)
 
     def _own(self, change: Change) -> None:
         shadow = self.shadow

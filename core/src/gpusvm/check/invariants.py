@@ -470,7 +470,8 @@ def _rules() -> dict[int, Invariant]:
         "vma-locked",
         "A",
         "mm/vma.c:vms_complete_munmap_vmas, mm/mmap_lock.c",
-        "Areas change, and tables of attached areas go, only under mmap_lock held for write by the task that does so.",
+        "Areas change, and tables of attached areas go, only under mmap_lock held for write by the task that does so; "
+        "empty tables also where MADV_DONTNEED has the area locked for reading.",
         "an area is removed without mmap_lock",
     )
     rule(

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from gpusvm.check.operations import Migration, page_of
+from gpusvm.check.operations import Migration, Operation, page_of
 from gpusvm.check.rules import rule
 from gpusvm.check.shadow import OTHER, SWAP, Shadow, entry_at
 from gpusvm.kernel import Task
@@ -89,11 +89,17 @@ def vmas_locked(s: Shadow, mm: MmStruct, task: Task) -> None:
 
 
 @rule(48)
-def tables_locked(s: Shadow, mm: MmStruct, address: int, end: int, task: Task) -> None:
-    """48: so do the tables of areas that are attached; those of detached ones go under mmap_lock held for read."""
+def tables_locked(s: Shadow, mm: MmStruct, address: int, end: int, task: Task, zaps: Operation | None) -> None:
+    """48: so do the tables of areas that are attached; those of detached ones go under mmap_lock held for read.
+
+    MADV_DONTNEED frees the tables that it has emptied with no more than the area locked for reading.
+    """
     if mm.mmap_lock._writer is task:
         return
     for vma in mm.vma_tree.overlapping(address, end):
+        locked = task in mm.mmap_lock._readers or (vma.lock is not None and task in vma.lock._readers)
+        if zaps is not None and zaps.what[0] is vma and locked:
+            continue
         s.report(
             48,
             f"the table under {vma!r} is freed without mmap_lock held for write",

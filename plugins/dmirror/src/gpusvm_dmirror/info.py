@@ -34,7 +34,7 @@ INFO = DriverInfo(
         large_folios=yes("PMD folios, falling back to single pages in both directions"),
         prefetch=no("only the 32-page fault window reaches ahead"),
         mixed_units=yes("every page of a window is mapped by itself"),
-        unplug=no("chunks go only with the device"),
+        unplug=no("RELEASE gives all chunks back, but the device stays"),
     ),
     tunables=DmirrorTunables,
     quirks=DmirrorQuirks,

@@ -35,9 +35,10 @@ from gpusvm_dmirror.uapi import (
 )
 
 if TYPE_CHECKING:
+    from gpusvm_dmirror.device import DmirrorDevice
     from gpusvm_dmirror.mirror import Dmirror
 
-__all__ = ["snapshot"]
+__all__ = ["mkentry", "snapshot"]
 
 _PAGES: Final = 32
 
@@ -78,25 +79,25 @@ def _window(mirror: "Dmirror", start: int, end: int) -> bytes:
                 mirror.mm.mmap_lock.up_read()
             with mirror.mutex:
                 if not memory.mmu_interval_read_retry(notifier, range_.notifier_seq):
-                    return bytes(_entry(mirror, word) for word in words.tolist())
+                    return bytes(mkentry(mirror.device, word) for word in words.tolist())
     finally:
         memory.mmu_interval_notifier_remove(notifier)
 
 
-def _entry(mirror: "Dmirror", word: int) -> int:
-    """Describe one word (dmirror_mkentry)."""
+def mkentry(device: "DmirrorDevice", word: int) -> int:
+    """Describe one word of hmm_range_fault by a byte, as `device` sees it (dmirror_mkentry)."""
     if word & HMM_PFN_ERROR:
         return PROT_ERROR
     if not word & HMM_PFN_VALID:
         return PROT_NONE
-    memory = mirror.memory
+    memory = device.memory
     pfn = word & HMM_PFN_PFN_MASK
     pgmap = memory.page_pgmap(pfn)
     entry = PROT_NONE
     if pgmap is not None and pgmap.type == MEMORY_DEVICE_PRIVATE:
-        entry = PROT_DEV_PRIVATE_LOCAL if pgmap.owner is mirror.device else PROT_DEV_PRIVATE_REMOTE
+        entry = PROT_DEV_PRIVATE_LOCAL if pgmap.owner is device else PROT_DEV_PRIVATE_REMOTE
     elif pgmap is not None and pgmap.type == MEMORY_DEVICE_COHERENT:
-        entry = PROT_DEV_COHERENT_LOCAL if pgmap.owner is mirror.device else PROT_DEV_COHERENT_REMOTE
+        entry = PROT_DEV_COHERENT_LOCAL if pgmap.owner is device else PROT_DEV_COHERENT_REMOTE
     elif pfn == memory.zero_pfn:
         entry = PROT_ZERO
     entry |= PROT_WRITE if word & HMM_PFN_WRITE else PROT_READ
