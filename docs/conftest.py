@@ -1,4 +1,4 @@
-"""Run the Python blocks of the how-to pages, each page in an empty directory of its own."""
+"""Run the Python blocks of the how-to pages and case studies, each page in an empty directory of its own."""
 
 import os
 import tempfile
@@ -21,5 +21,5 @@ def _leave(namespace: dict[str, Any]) -> None:
 
 
 pytest_collect_file = Sybil(
-    parsers=[PythonCodeBlockParser()], patterns=["how-to/*.md"], setup=_enter, teardown=_leave
+    parsers=[PythonCodeBlockParser()], patterns=["how-to/*.md", "case-studies/*.md"], setup=_enter, teardown=_leave
 ).pytest()

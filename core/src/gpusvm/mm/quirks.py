@@ -123,7 +123,7 @@ class MmQuirks:
         "When a compound source gets small destinations, its PMD migration entry is split in one mm only",
         where="mm/migrate_device.c:migrate_vma_split_unmapped_folio",
         consequence="A forked process that shares the block maps 2 MiB from the first of the new pages on, and reads "
-        "whatever lies behind it",
+        "whatever lies behind it; seen on 7.3.4, which stops in remove_migration_pte with CONFIG_DEBUG_VM",
     )
     mm_q18: Variant = quirk(
         "After the split of a fault folio its lock and reference go over to the fault page's new folio, which may be "
