@@ -8,7 +8,7 @@ may be left.
 
 import errno
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from attrs import define, evolve, field, frozen
@@ -17,7 +17,7 @@ from gpusvm.driver import read_spec
 from gpusvm.errors import CpuSignal, KernelError
 from gpusvm.gpu import ATOMIC, STALE
 from gpusvm.gpu import WRITE as MAPPED_WRITE
-from gpusvm.kernel import Kernel
+from gpusvm.kernel import Choices, Kernel
 from gpusvm.mm import Geometry, MemoryManager, MmStruct
 from gpusvm.mm.api import (
     FOLL_LONGTERM,
@@ -99,9 +99,11 @@ class Pair:
 class World:
     """Hold both models; `step` does one step to both and compares."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(
+        self, setting: Setting, *, mode: Literal["timed", "explored"] = "timed", choices: Choices | None = None
+    ) -> None:
         self.setting = setting
-        self.kernel = Kernel(mode="timed", checked=True)
+        self.kernel = Kernel(mode=mode, choices=choices, checked=True)
         self.geometry = Geometry(pmd_order=setting.pmd_order)
         spec = read_spec("dmirror", {"dmirror": INFO}, quirks=setting.quirks)
         self.memory = MemoryManager(
