@@ -1,7 +1,8 @@
 """Several tasks do to processes and devices what random walks do, in explored order; there is no second model here.
 
 What must hold is what always holds: the invariants in every page-table-lock section, contents, and that nothing is
-left at the end. What an operation answers depends on the order, so only that it is an errno or a signal of the ordinary kind.
+left at the end. What an operation answers depends on the order, so only that it is an errno or a signal of the ordinary
+kind.
 """
 
 import errno
