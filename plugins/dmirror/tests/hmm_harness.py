@@ -9,7 +9,7 @@ import errno
 
 import numpy as np
 from attrs import define
-from gpusvm.check import check_quiescent
+from gpusvm.check import Checker
 from gpusvm.errors import KernelError
 from gpusvm.kernel import Kernel
 from gpusvm.mm import Geometry, MemoryManager
@@ -64,6 +64,9 @@ class Hmm:
             tunables=DmirrorTunables(chunk_bytes=chunk_pages * PAGE),
             quirks=quirks,
         )
+        self.checker = Checker(self.memory)
+        if mode == "explored":  # a timed machine of real size would take seven times as long
+            self.checker.attach()
         self.free_at_start = self.memory.pages.allocator.free_pages
         self.mm = self.memory.mm_alloc("hmm-tests")
         self.coherent = minors[0] >= 2
@@ -91,7 +94,7 @@ class Hmm:
         return self.memory.geometry.pmd_nr if self.memory._huge_zero_pfn is not None else 0
 
     def check_machine(self):
-        check_quiescent(self.memory)
+        self.checker.check_quiescent()
         contents = self.memory.contents
         assert (contents.mismatch_count, contents.mismatches) == (0, [])
 
