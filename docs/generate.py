@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from generators import console, contract, costs, drivers, locks, mm_quirks, symbols
+from generators import console, contract, costs, drivers, invariants, locks, mm_quirks, symbols
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 REFERENCE: Final = ROOT / "docs" / "reference"
@@ -22,6 +22,7 @@ PAGES: Final[dict[str, Callable[[Path], str]]] = {
     "mm-quirks.md": mm_quirks.page,
     "costs.md": costs.page,
     "lock-order.md": locks.page,
+    "invariants.md": invariants.page,
 }
 
 

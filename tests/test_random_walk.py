@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import attrs
 import pytest
-from gpusvm.check import check_quiescent
+from gpusvm.check import Checker
 from gpusvm.errors import CpuSignal, KernelError
 from gpusvm.explore import Program, random_walk
 from gpusvm.kernel import Choices
@@ -36,13 +36,14 @@ def program(driver: str, *bodies: Body) -> Program:
             mode="explored",
             choices=choices,
         )
+        checker = Checker.of(bench.memory)
         addr = bench.map(8 * 4096)
         bench.cpu_write(addr, 8)
         tasks = [bench.kernel.spawn(body, bench, addr, name=body.__name__) for body in bodies]
         for task in tasks:
             task.join()
         bench.kernel.settle()
-        check_quiescent(bench.memory)
+        checker.check_quiescent()
         bench.close()
 
     return run

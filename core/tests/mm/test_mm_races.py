@@ -6,6 +6,7 @@ from errno import EBUSY, EFAULT, EINVAL, ENOMEM, EPERM
 
 import numpy as np
 import pytest
+from gpusvm.check import Checker
 from gpusvm.errors import CpuSignal, KernelError
 from gpusvm.kernel import SeededChoices
 from gpusvm.mm import MmQuirks
@@ -116,6 +117,7 @@ def test_everybody_at_once(lab, thp: str, seed: int) -> None:
     # As written, MM-S3 leaves a device page locked for ever when a CPU faults inside a large folio that is mapped by
     # PTEs: seed 220 with huge pages shows it.
     one = lab(thp=thp, mode="explored", choices=SeededChoices(seed), quirks=MmQuirks(mm_s3="fixed"))
+    checker = Checker.of(one.memory)
     one.device.window = 8 * PAGE
     one.map(N, write=False)
     mirror = Mirror(one)
@@ -138,5 +140,6 @@ def test_everybody_at_once(lab, thp: str, seed: int) -> None:
     with mirror.lock:
         mirror.check()
     one.check_quiescent()
+    checker.check_quiescent()
     one.memory.mmu_interval_notifier_remove(mirror.sub)
     one.finish()

@@ -37,6 +37,7 @@ from gpusvm.mm.pgtable import PageTable, PmdLeaf, PteTable
 
 __all__ = ["Checker"]
 
+_WRITE_ENDS = frozenset({"up_write", "downgrade_write"})
 _LOCK_STEPS = frozenset({"mutex_lock", "down_read", "down_write", "spin_lock"})
 
 
@@ -115,6 +116,12 @@ class Checker:
         kernel.observer = self
         return self
 
+    @classmethod
+    def of(cls, memory: MemoryManager) -> "Checker":
+        """Return the checker that listens to a machine; attach one if none does."""
+        observer = memory.kernel.observer
+        return observer if isinstance(observer, cls) else cls(memory).attach()
+
     def detach(self) -> None:
         """Listen no longer."""
         if self.kernel.observer is self:
@@ -142,12 +149,14 @@ class Checker:
 
     def flush(self) -> None:
         """Look at what was touched since the last yield point; the running task is outside of any section."""
-        task = self.kernel.current
-        self._look(task)
+        self._flush(whole=True)
+
+    def _flush(self, *, whole: bool = False) -> None:
+        touched = self._look(self.kernel.current, whole=whole)
         if self._half:
             self._deferred = True
-            return
-        self._settle()
+        elif whole or touched or self._told():
+            self._settle()
 
     def _tell(self) -> None:
         found = self.shadow.violations
@@ -183,43 +192,51 @@ class Checker:
             self._half.pop(task, None)
         if operation in _LOCK_STEPS:
             self._locking(task, operation, what)
+        elif operation in _WRITE_ENDS:
+            self._check_vmas(what)
         if self._half:
             self._deferred = True
             return
-        if whole or touched or self._heard:
+        if whole or touched or self._told():
             self._settle()
 
     def leaves(self, task: Task) -> None:
         """Do so where it waits or ends."""
-        self._look(task)
-        if not self._half:
-            self._settle()
+        if self._look(task, whole=False) or self._told():
+            if not self._half:
+                self._settle()
+
+    def _check_vmas(self, released: object) -> None:
+        # Whoever holds mmap_lock for write may have changed areas; as he lets go of it, it is noted that he has.
+        explored = self.kernel.explored
+        for mm in self.memory.mms:
+            changes = mm.vma_tree.changes
+            if changes != self._vma_changes.get(mm, 0):
+                self._vma_changes[mm] = changes
+                if explored and mm.mmap_lock is not released and not mm.mmap_lock.is_write_locked:
+                    lifetime.vmas_locked(self.shadow, mm, self.kernel.current)
+
+    def _told(self) -> bool:
+        return self._heard or bool(self._changes or self.shadow.violations)
 
     def _look(self, task: Task, *, whole: bool = True) -> bool:
         # Whether some struct page has changed.
         if self._tables or self._pmds:
             self._absorb()
         shadow = self.shadow
-        for mm in self.memory.mms:
-            changes = mm.vma_tree.changes
-            if changes != self._vma_changes.get(mm, 0):
-                self._vma_changes[mm] = changes
-                if self.kernel.explored:
-                    lifetime.vmas_locked(shadow, mm, task)
-        zones = self.memory.pages.zones
-        if len(zones) != len(shadow.zones):
-            shadow.zones = {zone: shadow.zones.get(zone) or ZoneShadow(zone) for zone in zones}
+        if whole:
+            zones = self.memory.pages.zones
+            if len(zones) != len(shadow.zones):
+                shadow.zones = {zone: shadow.zones.get(zone) or ZoneShadow(zone) for zone in zones}
         touched = False
         for each in shadow.zones.values():
-            zone = each.zone
-            if not whole and zone.used == each.nr:
-                # What `look` would find, without the call: this is what most steps do.
-                if each.m_flags.tobytes() == each.seen[0] and each.m_refs.tobytes() == each.seen[1]:
-                    continue
+            if not whole and each.zone.used == each.nr and each.same():
+                continue
             found = each.look(whole=whole)
             if found is None:
                 continue
             touched = True
+            zone = each.zone
             flags, base, locks = zone.m_flags, zone.base, shadow.locks
             for i in found.tolist():
                 each.touched[i] = None
@@ -331,8 +348,10 @@ class Checker:
     def _settle(self) -> None:
         self._heard = False
         shadow = self.shadow
-        self._check_touched()
+        if self._changes or any(each.touched for each in shadow.zones.values()):
+            self._check_touched()
         self._check_mms()
+        self._check_vmas(None)
         given = self._given
         for each in shadow.zones.values():
             if each.lost:
@@ -426,24 +445,20 @@ class Checker:
     # --- page tables and struct pages
 
     def ptes_changing(self, table: PteTable, mask: int) -> None:
-        self._heard = True
         before = self._tables.get(table)
         if before is None:
             before = self._tables[table] = Before(table, self.kernel.current)
         before.mask |= mask
 
     def pmd_changing(self, page_table: PageTable, block: int) -> None:
-        self._heard = True
         key = (page_table, block)
         if key not in self._pmds:
             self._pmds[key] = (page_table.entries.get(block), self.kernel.current)
 
     def mapped(self, zone: Zone, index: "Index | int") -> None:
-        self._heard = True
         mapping.mapped_before_referenced(self.shadow, zone, index)
 
     def put(self, zone: Zone, index: "Index | int") -> None:
-        self._heard = True
         mapping.put_before_uncounted(self.shadow, zone, index)
         if self._migrations or self._left:
             self._forget_destinations(zone, index)
@@ -534,7 +549,6 @@ class Checker:
             self.shadow.spoilt_mms[mm] = "mm_s5"
 
     def callback_begins(self, sub: Any, range_: MmuNotifierRange) -> None:
-        self._heard = True
         if sub in self._removed:
             notifier.callback_after_removal(self.shadow, sub, range_)
         self._calling.setdefault(self.kernel.current, []).append((sub, range_, self._hits.get(sub, 0)))
@@ -571,14 +585,12 @@ class Checker:
             notifier.removed_while_called(self.shadow, sub, tasks)
 
     def sequence_set(self, sub: MmuIntervalNotifier, cur_seq: int) -> None:
-        self._heard = True
         self._hits[sub] = self._hits.get(sub, 0) + 1
         subs = sub.mm.notifiers
         if subs is not None:
             notifier.subscription_sequence(self.shadow, sub.mm, subs, sub)
 
     def read_began(self, sub: MmuIntervalNotifier, seq: int) -> None:
-        self._heard = True
         notifier.read_begin_collides(self.shadow, sub, seq)
         filtered = len(self._filtered.get(sub, ()))
         self._readers[self.kernel.current, sub] = (seq, self._hits.get(sub, 0), filtered)
@@ -662,7 +674,7 @@ class Checker:
             if self.shadow.violations:
                 self._tell()
             return
-        self.flush()
+        self._flush()
         task = self.kernel.current
         operation = self._begin(name, task, what)
         self._stacks.setdefault(task, []).append(operation)
@@ -710,7 +722,7 @@ class Checker:
         if name in {"hmm_dma_map_pfn", "hmm_dma_unmap_pfn"}:
             self._dma(name, *what)
             return
-        self.flush()
+        self._flush()
         stack = self._stacks.get(task)
         shadow = self.shadow
         if name == "change_protection":
@@ -760,6 +772,8 @@ class Checker:
                 check(shadow, one, words)
             migration.source_words(shadow, one, words, dst)
             one.words = words
+            if not any(words):
+                self._migrations.pop(_key(one.src), None)  # whoever finds nothing collected need not finalize
         elif name == "migrate_pages":
             words = one.src[: one.npages].tolist()
             migration.migrate_bits(shadow, one, words)

@@ -206,13 +206,11 @@ class ZoneShadow:
 
         Without `whole` only flags and references are compared: nothing that the mm does to a page leaves both.
         """
-        zone = self.zone
-        if zone.used != self.nr:
+        if self.zone.used != self.nr:
             self._grow()
             whole = True
         seen = self.seen
-        flags, refs = self.m_flags.tobytes(), self.m_refs.tobytes()
-        if flags == seen[0] and refs == seen[1] and not whole:
+        if not whole and self.same():
             return None
         changed: npt.NDArray[np.bool_] | None = None
         for k, view in enumerate(self.views):
@@ -226,6 +224,11 @@ class ZoneShadow:
                 if not k:
                     self.lost += (old & ~new & PG_ANON_EXCLUSIVE).nonzero()[0].tolist()
         return None if changed is None else changed.nonzero()[0]
+
+    def same(self) -> bool:
+        """Tell whether flags and references of all pages known so far are as they were; most steps ask only that."""
+        seen = self.seen
+        return self.m_flags.tobytes() == seen[0] and self.m_refs.tobytes() == seen[1]
 
     def _grow(self) -> None:
         # New pages differ from the zeros that they were.
