@@ -330,9 +330,11 @@ def contents(s: Shadow, change: Change, vma: Vma | None) -> None:
         wanted = known.expected_many(change.mm, np.arange(vpn, vpn + nr)).tolist()
     if found == wanted:
         return
+    held = s.holding(zone, np.arange(i, i + nr)).tolist() if known.tainted_pfns else ()
     for k, (token, expected) in enumerate(zip(found, wanted, strict=True)):
         if token != expected:
-            quirk = known.tainted_vpns.get((change.mm, vpn + k)) or known.tainted_pfns.get(pfn + k)
+            quirk = known.tainted_vpns.get((change.mm, vpn + k))
+            quirk = quirk or (known.tainted_pfns.get(held[k]) if held else None)
             quirk = quirk or s.misplaced.get((change.mm, (vpn + k) << s.page_shift))
             s.report(
                 23,

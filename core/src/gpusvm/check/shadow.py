@@ -384,12 +384,17 @@ class Shadow:
                     return vma
         return None
 
-    def tokens(self, zone: Zone, where: Pfns) -> npt.NDArray[np.int64]:
-        """Return what pages of a zone hold; a driver's dummies hold what the pages behind them do."""
+    def holding(self, zone: Zone, where: Pfns) -> Pfns:
+        """Return the pages that hold what pages of a zone do: a driver's dummies have other pages behind them."""
         backing_of = self.zone(zone.base).backing_of
-        if backing_of is None:
+        pfns: Pfns = where + zone.base if backing_of is None else backing_of(where + zone.base)
+        return pfns
+
+    def tokens(self, zone: Zone, where: Pfns) -> npt.NDArray[np.int64]:
+        """Return what pages of a zone hold."""
+        if self.zone(zone.base).backing_of is None:
             return zone.token[where]
-        pfns = backing_of(where + zone.base)
+        pfns = self.holding(zone, where)
         found = np.zeros(len(pfns), np.int64)
         for behind, index, part in self.memory.pages.split(pfns):
             found[part] = behind.token[index]
