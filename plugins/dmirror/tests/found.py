@@ -27,6 +27,15 @@ FOUND = {
             ["pin", {"p": 2, "page": 46}],
         ],
     ),
+    "a_split_in_three_processes_is_counted": (
+        {"pmd_order": 2, "thp": "always", "window": 4, "quirks": "fixed"},
+        [
+            ["touch", {"p": 1, "page": 6, "n": 1, "write": 1}],
+            ["fork", {"p": 3}],
+            ["fork", {"p": 0}],
+            ["to_device", {"p": 1, "dev": 3, "page": 0, "n": 5}],
+        ],
+    ),
     "a_childs_own_file_keeps_a_page_that_went_home": (
         {"pmd_order": 2, "thp": "never", "window": 4, "quirks": "fixed"},
         [

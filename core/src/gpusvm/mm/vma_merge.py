@@ -117,10 +117,11 @@ def merge_new(
         _take_over_anon_vma(memory, left, right)
     if copied_from is not None:
         _take_over_anon_vma(memory, target, copied_from)
+    gone: list[Vma] = []
     if left is not None and right is not None:
         vma_start_write(right)
-        _remove_merged(memory, right)
-    _set_range(memory, target, min(start, target.start), max(end, target.end))
+        gone.append(right)
+    _take_in(memory, target, min(start, target.start), max(end, target.end), gone)
     return target
 
 
@@ -161,10 +162,15 @@ def _take_over_anon_vma(memory: "MemoryManager", target: Vma, source: Vma) -> No
             memory.rmap.anon_vma_clone(target, source)
 
 
-def _remove_merged(memory: "MemoryManager", vma: Vma) -> None:
-    # vma_complete, for an area that another has taken in
-    vma.mm.vma_tree.remove(vma)
-    memory.rmap.unlink_vma(vma)
+def _take_in(memory: "MemoryManager", target: Vma, start: int, end: int, gone: list[Vma]) -> None:
+    # vma_prepare to vma_complete, for an area that takes others in. A rmap walk that comes between must find their
+    # pages, so they are forgotten last.
+    with rmap_locked(target):
+        for vma in gone:
+            vma.mm.vma_tree.remove(vma)
+        _set_range(memory, target, start, end)
+    for vma in gone:
+        memory.rmap.unlink_vma(vma)
 
 
 def modify_flags(memory: "MemoryManager", vma: Vma, start: int, end: int, flags: int) -> Vma:
@@ -208,16 +214,13 @@ def _merge_existing(memory: "MemoryManager", vma: Vma, start: int, end: int, fla
         vma_start_write(left)
         vma_start_write(right)
         _take_over_anon_vma(memory, left, vma if right.anon_vma is None else right)
-        _remove_merged(memory, vma)
-        _remove_merged(memory, right)
-        _set_range(memory, left, left.start, right.end)
+        _take_in(memory, left, left.start, right.end, [vma, right])
         return left
     if left is not None:
         vma_start_write(left)
         _take_over_anon_vma(memory, left, vma)
         if end == vma.end:
-            _remove_merged(memory, vma)
-            _set_range(memory, left, left.start, end)
+            _take_in(memory, left, left.start, end, [vma])
             return left
         # The neighbour below takes the front part: its end and our start move to `end`.
         with rmap_locked(left):
@@ -229,8 +232,7 @@ def _merge_existing(memory: "MemoryManager", vma: Vma, start: int, end: int, fla
     vma_start_write(right)
     _take_over_anon_vma(memory, right, vma)
     if start == vma.start:
-        _remove_merged(memory, vma)
-        _set_range(memory, right, start, right.end)
+        _take_in(memory, right, start, right.end, [vma])
         return right
     with rmap_locked(right):
         adjust_trans_huge(memory, vma, start)
