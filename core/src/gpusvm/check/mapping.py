@@ -37,30 +37,36 @@ def refcount(s: Shadow, shadow: ZoneShadow, head: int) -> None:
         s.report(2, f"the folio has {refs} references, and {maps} entries map it", **s.folio(shadow, head))
 
 
+def _short(zone: Zone, index: "Index | int") -> list[int]:
+    """Return the folios of a batch that have fewer references than mappings."""
+    if isinstance(index, int):
+        return [index] if zone.m_refcount[index] < zone.m_mapcount[index] else []
+    few = zone.refcount[index] < zone.mapcount[index]
+    return [i for i, short in zip(positions(index), few.tolist(), strict=True) if short] if few.any() else []
+
+
 @rule(4)
 def mapped_before_referenced(s: Shadow, zone: Zone, index: "Index | int") -> None:
     """4: what has just been counted as a mapping has its reference already."""
-    for i in [index] if isinstance(index, int) else positions(index):
-        if zone.m_refcount[i] < zone.m_mapcount[i]:
-            s.report(
-                4,
-                f"a mapping is counted before its reference is taken: refcount {zone.m_refcount[i]}, "
-                f"mapcount {zone.m_mapcount[i]}",
-                pfns=(zone.base + i,),
-            )
+    for i in _short(zone, index):
+        s.report(
+            4,
+            f"a mapping is counted before its reference is taken: refcount {zone.m_refcount[i]}, "
+            f"mapcount {zone.m_mapcount[i]}",
+            pfns=(zone.base + i,),
+        )
 
 
 @rule(4)
 def put_before_uncounted(s: Shadow, zone: Zone, index: "Index | int") -> None:
     """4: what has just lost a reference has one for each mapping still counted."""
-    for i in [index] if isinstance(index, int) else positions(index):
-        if zone.m_refcount[i] < zone.m_mapcount[i]:
-            s.report(
-                4,
-                f"a mapping's reference is put before the mapping is uncounted: refcount {zone.m_refcount[i]}, "
-                f"mapcount {zone.m_mapcount[i]}",
-                pfns=(zone.base + i,),
-            )
+    for i in _short(zone, index):
+        s.report(
+            4,
+            f"a mapping's reference is put before the mapping is uncounted: refcount {zone.m_refcount[i]}, "
+            f"mapcount {zone.m_mapcount[i]}",
+            pfns=(zone.base + i,),
+        )
 
 
 @rule(5)
