@@ -111,8 +111,9 @@ def migrate_vma_setup(memory: "MemoryManager", args: MigrateVma) -> None:
         # Only the first word of a block can be compound.
         at = slice((-args.start >> geometry.page_shift) & (geometry.pmd_nr - 1), args.npages, geometry.pmd_nr)
         both = MIGRATE_PFN_MIGRATE | MIGRATE_PFN_COMPOUND
-        compound = sum(word & both == both for word in args.src[at].tolist())
-        args.cpages += compound * (geometry.pmd_nr - 1)
+        for word in args.src[at].tolist():
+            if word & both == both:
+                args.cpages += geometry.pmd_nr - 1
 
 
 def _check_collected(memory: "MemoryManager", src: Words, fault_page: int | None) -> None:
@@ -120,6 +121,15 @@ def _check_collected(memory: "MemoryManager", src: Words, fault_page: int | None
 
     As written, MM-S3 collects the head of a split fault folio unlocked; only in checked mode.
     """
+    head = int(src[0])
+    if head & MIGRATE_PFN_COMPOUND and head & MIGRATE_PFN_VALID and len(src) == memory.geometry.pmd_nr:
+        # One block, whose other words are 0: no need for arrays.
+        pfn = head >> MIGRATE_PFN_SHIFT
+        zone = memory.pages.zone(pfn)
+        i = pfn - zone.base
+        if head & MIGRATE_PFN_MIGRATE and zone.m_flags[i] & (PG_LOCKED | PG_LRU) == PG_LOCKED:
+            if not zone.m_mapcount[i]:
+                return
     words = src[src & MIGRATE_PFN_VALID != 0]
     if not len(words):
         return
@@ -645,7 +655,7 @@ def folio_migrate_mapping(memory: "MemoryManager", src: int, dst: int, is_fault:
     pages = memory.pages
     zone, to = pages.zone(src), pages.zone(dst)
     i, j = src - zone.base, dst - to.base
-    if memory.kernel.checked:
+    if memory.kernel.checked and (not to.m_flags[j] & PG_LOCKED or to.m_mapcount[j] or to.m_refcount[j] != 1):
         check_destinations(to, slice(j, j + 1))
     mapping = zone.m_mapping[i]
     if zone.m_refcount[i] != zone.m_mapcount[i] + 1 + is_fault + (mapping < 0):
