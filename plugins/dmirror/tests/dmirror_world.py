@@ -517,9 +517,12 @@ class World:
         if area is not None and area.object is not None:
             return
         wanted = 0 if area is not None and area.writable() else errno.EFAULT
+        before = self._entry(pair.mm, page)
         pfns, got = self.answer(self._pin, pair, page)
         if got == errno.ENOMEM and self.excused:
             return
+        if got == errno.EBUSY and before.device is not None and self.memory.folio_order(before.data):
+            return  # a large coherent folio cannot be moved for it
         self.expect(f"pin {page} of {pair.model.name}", got, wanted)
         if not got:
             pair.pins.append((page, int(pfns[0])))
@@ -701,6 +704,11 @@ class World:
         device = self.devices[dev]
         room = not device.coherent or len(device.pool.free_pages) >= n
         movable = [room and self._movable(pair, at) for at in range(page, page + good)]
+        # Where a pinned folio cannot be split, the rest of its block is skipped.
+        for k, at in enumerate(range(page, page + good)):
+            if not movable[k] and self._is_pinned_folio(pair, at):
+                end = min(good, k + self.geometry.pmd_nr - (BASE // PAGE + at) % self.geometry.pmd_nr)
+                movable[k:end] = [False] * (end - k)
         done, got = self.answer(file.ioctl.migrate_to_dev, self.at(page), n)
         # Where pages of two windows are mapped at one another's old place, the CLEAR of the second hits the first.
         if got == errno.ENOENT and (self.excused or not all(movable) or self._windows(pair, page, n) > 1):
@@ -724,6 +732,13 @@ class World:
             at = min(end, at + self.geometry.pmd_size, vma.end)
             count += 1
         return count
+
+    def _is_pinned_folio(self, pair: Pair, page: int) -> bool:
+        pfn = self._entry(pair.mm, page).data
+        if pfn < 0:
+            return False
+        head = self.memory.folio_head(pfn)
+        return self.memory.folio_order(head) > 0 and self.memory.pages.folio_maybe_dma_pinned(head)
 
     def _movable(self, pair: Pair, page: int) -> bool:
         """Tell whether nothing can keep a page of private memory from a device: it is in system memory, or nowhere."""
