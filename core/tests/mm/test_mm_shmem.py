@@ -5,7 +5,15 @@ from errno import EOPNOTSUPP
 import numpy as np
 import pytest
 from gpusvm.errors import CpuSignal, KernelError
-from gpusvm.mm.api import PROT_READ, PROT_WRITE, VM_SHARED, HmmRange
+from gpusvm.mm.api import (
+    MREMAP_DONTUNMAP,
+    MREMAP_FIXED,
+    MREMAP_MAYMOVE,
+    PROT_READ,
+    PROT_WRITE,
+    VM_SHARED,
+    HmmRange,
+)
 from gpusvm.mm.mm_struct import MM_SHMEMPAGES
 from gpusvm.mm.page import PG_ANON_EXCLUSIVE, PG_DIRTY, PG_SWAPBACKED
 from gpusvm.mm.pgtable import PteKind
@@ -146,6 +154,23 @@ def test_every_process_is_checked_against_the_writes_of_all(lab):
         (two.name, token, 77),
     ]
     two.exit()
+
+
+@pytest.mark.parametrize("low_first", [True, False])
+def test_the_last_write_of_a_batch_counts_whichever_address_it_goes_to(lab, low_first):
+    """A soak found it: after MREMAP_DONTUNMAP a page of an object has two addresses, and one batch may write both."""
+    one = lab()
+    start = shared(one, 4, at=8)
+    flags = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP
+    one.mm.mremap(start, 4 * PAGE, 4 * PAGE, flags=flags, new_addr=BASE)
+    one.read(0, 8)
+    pfn = one.pfn(0)
+    assert one.pfn(8) == pfn
+    vpns = np.array([BASE // PAGE, start // PAGE], np.int64)
+    one.memory.contents.write_many(one.mm, vpns if low_first else vpns[::-1], np.array([pfn, pfn]))
+    assert one.read(0) == one.read(8) == [one.memory.contents.token(pfn)]
+    one.check_quiescent()
+    one.finish()
 
 
 def test_every_shared_mmap_makes_an_object_and_areas_of_one_object_merge(lab):

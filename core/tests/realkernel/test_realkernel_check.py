@@ -94,7 +94,9 @@ def test_what_a_sequence_leaves_behind_is_a_difference(write, echo):
     assert difference.got.startswith("LedgerError: ")
 
 
-def test_processes_find_the_same(write, echo):
+def test_processes_find_the_same(write, echo, monkeypatch, pytestconfig):
+    # The executor of the test is pickled by its module's name, which the processes have to find.
+    monkeypatch.syspath_prepend(pytestconfig.rootpath)
     sequences = [[("say 1", f"0 0 0 0 {i % 4}")] for i in range(25)]
     path = write(*sequences)
     serial = check(path, registry=echo())

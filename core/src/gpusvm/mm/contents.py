@@ -227,13 +227,24 @@ class Contents:
             expected[inside[there]] = area.file.tokens[index[there]]
 
     def _note_in_areas(self, mm: MmApi, vpns: Pfns, tokens: Tokens) -> None:
-        # What is written to shared memory is noted at the object.
+        # What is written to shared memory is noted at the object. A page of it may have two addresses in a batch: what
+        # is written last counts, whichever area it goes through.
+        noted: dict[File, tuple[Pfns, Pfns]] = {}  # where in the batch, and at which page of the object
         for area in self._areas.get(mm, ()):
             if area.file is None or not area.flags & VM_SHARED:
                 continue
             start = area.start >> self._shift
             inside = np.flatnonzero((vpns >= start) & (vpns < area.end >> self._shift))
-            area.file.tokens[vpns[inside] - start + area.pgoff] = tokens[inside]
+            if not len(inside):
+                continue
+            index = vpns[inside] - start + area.pgoff
+            before = noted.get(area.file)
+            if before is not None:
+                inside, index = np.concatenate((before[0], inside)), np.concatenate((before[1], index))
+            noted[area.file] = inside, index
+        for file, (inside, index) in noted.items():
+            order = np.argsort(inside)
+            file.tokens[index[order]] = tokens[inside[order]]
 
     def copied_from_file(self, area: "Area", address: int) -> None:
         """Note that a private mapping of a file has a copy of its own of one page, as the file is now."""
