@@ -4,7 +4,7 @@ from errno import EFAULT, EINVAL, ENOMEM
 
 import numpy as np
 import pytest
-from gpusvm.errors import CpuSignal, KernelError
+from gpusvm.errors import CpuSignal, KernelError, ModelError
 from gpusvm.mm.api import (
     MADV_DONTNEED,
     MREMAP_DONTUNMAP,
@@ -633,4 +633,12 @@ def test_leaves_keep_what_they_are(lab) -> None:
     assert [one.entry(64 + i).kind for i in (0, 8, 16)] == [PmdKind.THP, PmdKind.HUGE_ZERO, PmdKind.PRIVATE]
     assert not isinstance(table_of(one, 64 + 24), PteTable)
     one.check_quiescent()
+    one.finish()
+
+
+def test_a_fixed_place_has_to_be_given(lab):
+    one = lab()
+    one.map(4)
+    with pytest.raises(ModelError, match=r"^mremap with MREMAP_FIXED moves to new_addr, and that was not given$"):
+        one.mm.mremap(BASE, 4 * PAGE, 4 * PAGE, flags=MREMAP_MAYMOVE | MREMAP_FIXED)
     one.finish()

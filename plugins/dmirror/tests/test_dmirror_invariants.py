@@ -1,6 +1,8 @@
 """The checker of the mm's invariants on dmirror, whose device pages have other pages behind them."""
 
 from gpusvm.check import Checker
+from gpusvm.mm.api import MADV_HUGEPAGE, PROT_READ, PROT_WRITE
+from hmm_harness import Hmm
 
 PAGE, PMD = 4096, 2 << 20
 
@@ -20,3 +22,22 @@ def test_what_mm_s1_misplaces_stays_put_down_to_it_wherever_the_folio_moves(benc
     found = {(each.addresses, each.known) for each in checker.known if each.addresses and each.addresses[0][1] in there}
     assert found == {((("bench", to),), "mm_s1"), ((("bench", to + PAGE),), "mm_s1")}
     assert checker.findings == []
+
+
+def test_what_mm_q17_leaves_in_a_child_is_known_and_no_end_of_the_check():
+    """The child's block reaches beyond the pages that the device has."""
+    machine = Hmm(0)
+    addr = machine.mm.mmap(None, PMD, PROT_READ | PROT_WRITE)
+    machine.mm.madvise(addr, PMD, MADV_HUGEPAGE)
+    machine.memory.cpu_write(machine.mm, addr)
+    child = machine.mm.fork("child")
+    checker = Checker(machine.memory, collect=True).attach()
+    machine.fd.ioctl.flags(1)
+    machine.fd.ioctl.migrate_to_dev(addr, 512)
+    checker.flush()
+    checker.detach()
+    assert checker.findings == []
+    first = child.page_table.entries[addr >> 21].pfn
+    assert [(each.invariant, each.addresses, each.pfns, each.known) for each in checker.known] == [
+        (35, (("child", addr),), (first,), "mm_q17")
+    ]

@@ -323,6 +323,8 @@ def contents(s: Shadow, change: Change, vma: Vma | None) -> None:
     i = pfn - zone.base
     if not zone.m_mapping[i - zone.m_head_off[i]] and kind != ZERO:
         return  # a driver's page: nobody knows what it should hold
+    if change.pmd and kind != ZERO and not zone.m_order[i]:
+        return  # a block mapped from a small page: others say so (35), and what lies behind it may be no page at all
     if nr == 1 and (zone.pgmap is None or s.zone(pfn).backing_of is None):
         found, wanted = [zone.m_token[i]], [known.expected(change.mm, vpn)]
     else:

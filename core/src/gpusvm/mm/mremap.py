@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import define
 
-from gpusvm.errors import KernelError
+from gpusvm.errors import KernelError, ModelError
 from gpusvm.mm.api import (
     MREMAP_DONTUNMAP,
     MREMAP_FIXED,
@@ -64,6 +64,8 @@ def mremap(
     Takes mmap_lock for write. A move to a fixed place without a resize may span several areas and gaps: each area is
     moved by itself, in order, and a failure leaves those before it moved (remap_move).
     """
+    if flags & MREMAP_FIXED and new_addr is None:
+        raise ModelError("mremap with MREMAP_FIXED moves to new_addr, and that was not given")
     page = memory.geometry.page_size
     old_len, new_len = -(-old_len // page) * page, -(-new_len // page) * page
     vrm = _Remap(memory, mm, old_addr, old_len, new_len, flags, new_addr or 0)

@@ -44,6 +44,8 @@ def load_recording(path: Path, target: OperationTarget) -> Recording:
     document = _document(path)
     if not isinstance(document, list):
         raise InputError(f"{path}: expected a list of sequences, got {_kind(document)}")
+    if not document:
+        raise InputError(f"{path}: expected sequences, got an empty list")
     forms = {**PROCESS_OPERATIONS, **target.operations}
     sequences = tuple(
         _sequence(each, f"{path}: sequence {number}", forms, target) for number, each in enumerate(document)
