@@ -23,6 +23,9 @@ class Drawn:
         self.widths.append(n)
         return choice
 
+    def pick_task(self, candidates, running):
+        return self.pick(len(candidates), "task")
+
 
 def kernel_of(mode, data):
     return Kernel(mode=mode, choices=Drawn(data))

@@ -1,6 +1,6 @@
 """The kernel a driver runs in: tasks, choices, clock, locks and lockdep, work, references, failure injection, trace."""
 
-from gpusvm.kernel.choices import Choices, FirstChoice, RecordedChoices, SeededChoices
+from gpusvm.kernel.choices import ABANDON, Abandoned, Choices, FirstChoice, RecordedChoices, SeededChoices
 from gpusvm.kernel.core import Kernel
 from gpusvm.kernel.costs import Costs
 from gpusvm.kernel.lockdep import Lockdep, LockMap
@@ -16,6 +16,8 @@ from gpusvm.kernel.wait import Completion, WaitQueue
 from gpusvm.kernel.work import Work, Workqueue
 
 __all__ = [
+    "ABANDON",
+    "Abandoned",
     "Choices",
     "Completion",
     "Costs",

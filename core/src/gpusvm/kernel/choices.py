@@ -1,9 +1,22 @@
 """Own all nondeterminism: which task goes next, which injected failure happens, every choice of data."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    from gpusvm.kernel.task import Task
+    from gpusvm.kernel.timers import Timer
 
 _MASK = (1 << 64) - 1
+
+ABANDON: Final = -1
+"""What pick_task returns to end the execution here: main gets Abandoned raised where it waits."""
+
+
+class Abandoned(Exception):  # noqa: N818  # no error: whoever explores has seen enough of this execution
+    """Tell main that Choices ended the execution; the kernel can only be closed then."""
 
 
 class Choices(Protocol):
@@ -17,7 +30,16 @@ class Choices(Protocol):
     widths: list[int]
 
     def pick(self, n: int, label: str) -> int:
-        """Return an int in ``range(n)``; `label` says what for ("task", "inject:SITE"). It is not called for n = 1."""
+        """Return an int in ``range(n)``; `label` says what for ("inject:SITE", or whose data it is). It is not called
+        for n = 1.
+        """
+        ...
+
+    def pick_task(self, candidates: Sequence[Task | Timer], running: Task | None) -> int:
+        """Return the index of the candidate that goes on, or ABANDON. `running` is the task at the yield point, which
+        is then candidate 0 (the last one if it spins for another); None if it cannot go on. It is not called for one
+        candidate.
+        """
         ...
 
 
@@ -32,6 +54,9 @@ class FirstChoice:
         self.taken.append(0)
         self.widths.append(n)
         return 0
+
+    def pick_task(self, candidates: Sequence[Task | Timer], running: Task | None) -> int:
+        return self.pick(len(candidates), "task")
 
 
 class SeededChoices:
@@ -51,6 +76,9 @@ class SeededChoices:
         self.taken.append(choice)
         self.widths.append(n)
         return choice
+
+    def pick_task(self, candidates: Sequence[Task | Timer], running: Task | None) -> int:
+        return self.pick(len(candidates), "task")
 
 
 class RecordedChoices:
@@ -75,3 +103,6 @@ class RecordedChoices:
         self.taken.append(choice)
         self.widths.append(n)
         return choice
+
+    def pick_task(self, candidates: Sequence[Task | Timer], running: Task | None) -> int:
+        return self.pick(len(candidates), "task")

@@ -355,6 +355,11 @@ class Kernel:
         """Make it a choice whether the sites (None: all) fail when passed, `failures_max` times in all."""
         self.injector.explore(sites, failures_max)
 
+    def set_choices(self, choices: Choices) -> None:
+        """Let other choices decide from now on, about tasks, data and failures."""
+        self.choices = choices
+        self.injector.set_choices(choices)
+
     @property
     def inject_sites(self) -> dict[str, int]:
         """Return how often each site was passed, in the order in which they were first reached."""

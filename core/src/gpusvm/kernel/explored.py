@@ -7,6 +7,7 @@ from heapq import heappop
 from typing import TYPE_CHECKING
 
 from gpusvm.errors import ModelError
+from gpusvm.kernel.choices import Abandoned
 from gpusvm.kernel.scheduler import Scheduler
 from gpusvm.kernel.task import Task
 
@@ -63,14 +64,14 @@ class ExploredScheduler(Scheduler):
                 step(task, label, what)
         if self.heap or self._due:
             self._collect()
-        others = len(self._ready) + len(self._due)
-        if not others:
+        if not self._ready and not self._due:
             return
-        choice = kernel.choices.pick(others + 1, "task")
+        choice = kernel.choices.pick_task([task, *self._candidates()], task)
         if choice:
-            following = self._take(choice - 1)
-            insort(self._ready, task)
-            self.go(following)
+            following = self._take(choice - 1) if choice > 0 else self._abandon()
+            if following is not task:
+                insort(self._ready, task)
+                self.go(following)
             self.resumed(task)
 
     def cond_resched(self) -> None:
@@ -91,9 +92,12 @@ class ExploredScheduler(Scheduler):
             self._collect()
         turn = bisect_right(self._ready, task)
         self._ready = self._ready[turn:] + self._ready[:turn]
-        n = len(self._ready) + len(self._due)
-        choice = self.kernel.choices.pick(n + 1, "task")
-        following = self._take(choice) if choice < n else self._resume(task)
+        candidates = [*self._candidates(), task]
+        choice = self.kernel.choices.pick_task(candidates, task)
+        if choice < 0:
+            following = self._abandon()
+        else:
+            following = self._take(choice) if choice < len(candidates) - 1 else self._resume(task)
         self._ready.sort()
         if following is not task:
             insort(self._ready, task)
@@ -115,9 +119,10 @@ class ExploredScheduler(Scheduler):
         self._step()
         while True:
             self._collect()
-            n = len(self._ready) + len(self._due)
-            if n:
-                return self._take(self.kernel.choices.pick(n, "task") if n > 1 else 0)
+            candidates = self._candidates()
+            if candidates:
+                choice = self.kernel.choices.pick_task(candidates, None) if len(candidates) > 1 else 0
+                return self._take(choice) if choice >= 0 else self._abandon()
             at = self.top()
             if self._until:
                 ns, task = min(self._until)
@@ -136,6 +141,14 @@ class ExploredScheduler(Scheduler):
         task = self.kernel.current
         self._until.append((ns, task))
         self.leave(task)
+
+    def _candidates(self) -> list[Task | Timer]:
+        if self._due:
+            return [*self._ready, *(timer for _, timer in self._due)]
+        return [*self._ready]
+
+    def _abandon(self) -> Task:
+        return self.interrupt_main(Abandoned())
 
     def _resume(self, task: Task) -> Task:
         task.time_ns = self.now

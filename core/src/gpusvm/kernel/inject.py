@@ -30,6 +30,10 @@ class Injector:
         self._budget = 0
         self.quiet = True  # nothing armed, nothing explored
 
+    def set_choices(self, choices: Choices) -> None:
+        """Let other choices decide about explored failures."""
+        self._choices = choices
+
     def arm(self, site: str, nth: int = 1, times: int = 1) -> None:
         """Let `site` fail on its nth passing from now on, and on the next times - 1."""
         if nth < 1 or times < 1:

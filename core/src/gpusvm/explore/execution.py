@@ -1,0 +1,111 @@
+"""Run a scenario once under given choices, and say what broke."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from gpusvm.check import InvariantError
+from gpusvm.errors import DeadlockError, GpusvmError, KernelError, LedgerError, LockdepError, ModelError
+from gpusvm.explore.scheduler import SchedulerChoices
+from gpusvm.kernel import Abandoned, FirstChoice
+
+if TYPE_CHECKING:
+    from gpusvm.explore.scheduler import Scheduler
+    from gpusvm.explore.world import Outcome, World
+    from gpusvm.kernel import Choices
+
+__all__ = ["Execution", "Failure", "execute"]
+
+
+@frozen(kw_only=True)
+class Failure:
+    """Say what broke: the kind of oracle, the invariant or rule by name, and the whole message."""
+
+    kind: str
+    invariant: str
+    message: str
+
+
+@frozen(kw_only=True)
+class Execution:
+    """Hold what one execution was: the answers that repeat it, how it went, and what broke, if anything did."""
+
+    taken: tuple[int, ...]
+    widths: tuple[int, ...]
+    labels: tuple[str, ...]
+    steps: int
+    outcomes: tuple[Outcome, ...]
+    abandoned: bool
+    failure: Failure | None
+
+
+def execute(world: World, scheduler: Scheduler, *, failures_max: int = 0) -> Execution:
+    """Run the tasks of the world's scenario to their end in the order that `scheduler` says, and check everything.
+
+    The scheduler has begun the execution (`new_execution`). At most `failures_max` injection sites fail, where it says
+    so. Afterwards the scenario's `end` runs, the machine comes to rest and is torn down. The world is used up until it
+    is reset.
+    """
+    choices = SchedulerChoices(scheduler)
+    kernel = world.kernel
+    before = kernel.sched.steps  # type: ignore[attr-defined]  # an explored kernel's scheduler counts them
+    failure: Failure | None = None
+    abandoned = False
+    try:
+        _run(world, choices, failures_max)
+    except Abandoned:
+        abandoned = True
+    except (GpusvmError, AssertionError) as error:
+        failure = classify(error)
+    return Execution(
+        taken=tuple(choices.taken),
+        widths=tuple(choices.widths),
+        labels=tuple(choices.labels),
+        steps=kernel.sched.steps - before,  # type: ignore[attr-defined]  # as above
+        outcomes=tuple(world.outcomes),
+        abandoned=abandoned,
+        failure=failure,
+    )
+
+
+def _run(world: World, choices: Choices, failures_max: int) -> None:
+    kernel, scenario = world.kernel, world.scenario
+    tasks = [kernel.spawn(world.run_task, operations, name=name) for name, operations in scenario.tasks.items()]
+    kernel.set_choices(choices)
+    kernel.explore_failures(failures_max=failures_max)
+    for task in tasks:
+        task.join()
+    kernel.settle()
+    kernel.explore_failures(failures_max=0)
+    kernel.set_choices(FirstChoice())
+    if world.checker is not None:
+        world.checker.check_quiescent()
+    world.run_task(scenario.end)
+    kernel.settle()
+    contents = world.machine.memory.contents
+    if contents.mismatch_count:
+        raise ModelError(f"{contents.mismatch_count} reads did not see the last write; {contents.mismatches[0]}")
+    if world.checker is not None:
+        world.checker.check_quiescent()
+        world.checker.detach()
+    world.machine.teardown()
+
+
+def classify(error: BaseException) -> Failure:
+    """Say which oracle an exception comes from."""
+    message = f"{error}"
+    match error:
+        case InvariantError():
+            return Failure(kind="invariant", invariant=str(error.violations[0].invariant), message=message)
+        case LockdepError():
+            return Failure(kind="lockdep", invariant="I-LOCK", message=message)
+        case LedgerError():
+            return Failure(kind="ledger", invariant="I-REF", message=message)
+        case DeadlockError():
+            return Failure(kind="deadlock", invariant="I-PROG", message=message)
+        case KernelError():
+            return Failure(kind="errno", invariant="I-ERRNO", message=message)
+        case _:
+            return Failure(kind="error", invariant=type(error).__name__, message=message)
