@@ -3,6 +3,7 @@
 from gpusvm.kernel.choices import ABANDON, Abandoned, Choices, FirstChoice, RecordedChoices, SeededChoices
 from gpusvm.kernel.core import Kernel
 from gpusvm.kernel.costs import Costs
+from gpusvm.kernel.footprint import EVERYTHING, Footprint
 from gpusvm.kernel.lockdep import Lockdep, LockMap
 from gpusvm.kernel.locks import Mutex, SpinLock
 from gpusvm.kernel.refs import Gauges, Kref, Ledger
@@ -17,11 +18,13 @@ from gpusvm.kernel.work import Work, Workqueue
 
 __all__ = [
     "ABANDON",
+    "EVERYTHING",
     "Abandoned",
     "Choices",
     "Completion",
     "Costs",
     "FirstChoice",
+    "Footprint",
     "Gauges",
     "Kernel",
     "Kref",

@@ -12,6 +12,7 @@ from gpusvm.errors import InputError, LockdepError, ModelError, nearest
 from gpusvm.kernel.choices import Choices, FirstChoice
 from gpusvm.kernel.costs import Costs
 from gpusvm.kernel.explored import ExploredScheduler
+from gpusvm.kernel.footprint import Footprint
 from gpusvm.kernel.inject import Injector
 from gpusvm.kernel.lockdep import Lockdep, LockMap
 from gpusvm.kernel.locks import Mutex, SpinLock
@@ -89,7 +90,8 @@ class Kernel:
 
     ``observer`` is None or an object with methods that are looked up by name when something happens: in explored mode
     ``step(task, operation, what)`` at each yield point, `what` being the lock, queue or (object, field) that is touched
-    next, and ``leaves(task)`` when the running task waits or has ended. ``charged`` sums the ns that were charged to
+    next, and ``leaves(task)`` when the running task waits or has ended. ``footprint`` is None or, in explored mode, is
+    told what each step touches. ``charged`` sums the ns that were charged to
     tasks or accounted for engines, by event. Close a kernel that may have waiting tasks, or use it as a context
     manager.
     """
@@ -110,6 +112,7 @@ class Kernel:
         self.costs = costs
         self.choices: Choices = FirstChoice() if choices is None else choices
         self.observer: Any = None
+        self.footprint: Footprint | None = None
         self.stats = Stats()
         self.gauges = Gauges()
         self.ledger = Ledger(checked=checked)
@@ -194,12 +197,20 @@ class Kernel:
         """
         self.sched.cpu_relax()
 
-    def step(self) -> None:
+    def step(self, what: object = None, *, write: bool = True) -> None:
         """Begin an atomic step, such as a section under a page-table lock: a yield point in explored mode, nothing
-        otherwise.
+        otherwise. `what` names what the section touches, `write` whether it may change it.
         """
         if self.explored:
-            self.yield_point("step", None)
+            self.yield_point("step" if write else "step_read", what)
+
+    def touch(self, what: object, *, write: bool = True) -> None:
+        """Note that the running step touches `what`, which no lock operation and no field of a model object names.
+
+        It costs nothing unless footprints are recorded. `what` is an object with a stable identity, or a tuple of such.
+        """
+        if self.footprint is not None:
+            self.footprint.touch(what, write)
 
     # -- tasks
 

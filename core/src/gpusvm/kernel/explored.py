@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 from gpusvm.errors import ModelError
 from gpusvm.kernel.choices import Abandoned
+from gpusvm.kernel.footprint import EVERYTHING, READS
 from gpusvm.kernel.scheduler import Scheduler
 from gpusvm.kernel.task import Task
 
 if TYPE_CHECKING:
     from gpusvm.kernel.core import Kernel
+    from gpusvm.kernel.footprint import Footprint
     from gpusvm.kernel.timers import Timer
 
 STEP_NS = 1000
@@ -37,11 +39,17 @@ class ExploredScheduler(Scheduler):
         self._until: list[tuple[int, Task]] = []
 
     def wake(self, task: Task) -> None:
+        footprint = self.kernel.footprint
+        if footprint is not None:
+            footprint.touch(task.waiting_on, True)
         task.waiting_on = None
         self.unschedule(task)
         insort(self._ready, task)
 
     def add(self, task: Task) -> None:
+        footprint = self.kernel.footprint
+        if footprint is not None:
+            footprint.spawned(task, self.kernel.current)
         insort(self._ready, task)
 
     def drop(self, task: Task) -> None:
@@ -62,6 +70,8 @@ class ExploredScheduler(Scheduler):
             step = getattr(kernel.observer, "step", None)
             if step is not None:
                 step(task, label, what)
+        if kernel.footprint is not None:
+            kernel.footprint.step(task, label, what, label not in READS)
         if self.heap or self._due:
             self._collect()
         if not self._ready and not self._due:
@@ -83,6 +93,8 @@ class ExploredScheduler(Scheduler):
             return
         task = self.kernel.current
         self._step()
+        if self.kernel.footprint is not None:
+            self.kernel.footprint.step(task, "cpu_relax", None, False)
         self._collect()
         if not self._ready and not self._due:
             at = self.top()
@@ -116,6 +128,8 @@ class ExploredScheduler(Scheduler):
             leaves = getattr(observer, "leaves", None)
             if leaves is not None:
                 leaves(self.kernel.current)
+        if self.kernel.footprint is not None and not self.kernel.closing:
+            self._left(self.kernel.footprint, self.kernel.current)
         self._step()
         while True:
             self._collect()
@@ -136,6 +150,18 @@ class ExploredScheduler(Scheduler):
                 return self.stuck()
             assert at is not None
             self.now = max(self.now, at)
+
+    def _left(self, footprint: Footprint, task: Task) -> None:
+        # What `task`, which cannot go on now, goes on with when it can.
+        if task.done:
+            footprint.touch(task, True)
+            footprint.ended(task)
+        elif task.waiting_on is not None:
+            footprint.step(task, "woken", task.waiting_on, True)
+        elif task in self.settlers or any(other is task for _, other in self._until):
+            footprint.step(task, "settled", EVERYTHING, True)
+        else:
+            footprint.step(task, "slept", None, False)
 
     def run_until(self, ns: int) -> None:
         task = self.kernel.current
@@ -174,4 +200,7 @@ class ExploredScheduler(Scheduler):
             return self._resume(self._ready.pop(choice))
         _, timer = self._due.pop(choice - len(self._ready))
         self.unschedule(timer)
-        return self._resume(self.timer_task(timer, self.now))
+        task = self.timer_task(timer, self.now)
+        if self.kernel.footprint is not None:
+            self.kernel.footprint.spawned(task, timer)
+        return self._resume(task)
