@@ -11,6 +11,7 @@ from greenlet import GreenletExit, getcurrent, greenlet
 
 from gpusvm.errors import DeadlockError, LockdepError
 from gpusvm.kernel.deadlock import find_circle, report
+from gpusvm.kernel.greenlets import IdleGreenlets
 from gpusvm.kernel.place import caller
 from gpusvm.kernel.task import Task, Waitable
 
@@ -37,7 +38,7 @@ class Scheduler(ABC):
         self.tasks: dict[int, Task] = {}  # alive, in spawn order
         self.spawned = 0
         self.settlers: list[Task] = []
-        self._idle: list[greenlet] = []  # to be used again: a new one costs 30 us, for the system maps its stack
+        self._idle = IdleGreenlets()
         self.failures: list[Task] = []  # failed, and nobody has been told
         self.main = self.new_task(None, name="main", daemon=False, args=(), at=0)
         self.root = self.main.greenlet = getcurrent()
