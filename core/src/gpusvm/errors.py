@@ -7,6 +7,7 @@
     ├── KernelError    an errno that a modelled kernel function returns; the number is part of the contract
     ├── ModelError     the model was violated: an invariant, lockdep, the ledger, the contents of memory
     │   ├── DeadlockError   nothing can run and someone waits, or tasks wait for each other in a circle
+    │   ├── LivelockError   tasks run and get nowhere, or one keeps its CPU from the task that it waits for
     │   ├── LedgerError     a reference, mapping or the like was put twice, put by a stranger, or never put
     │   └── LockdepError    a rule about locks was broken: order, context, ownership
     ├── PluginError    a driver plugin cannot be loaded, or breaks the contract of ``gpusvm.driver``
@@ -25,6 +26,7 @@ __all__ = [
     "InputError",
     "KernelError",
     "LedgerError",
+    "LivelockError",
     "LockdepError",
     "ModelError",
     "PluginError",
@@ -69,6 +71,10 @@ class ModelError(GpusvmError):
 
 class DeadlockError(ModelError):
     """Report that nothing can run though someone waits; the message lists who waits for what, who holds it, where."""
+
+
+class LivelockError(ModelError):
+    """Report tasks that run and get nowhere; the message names who runs, where, and who waits for that."""
 
 
 class LedgerError(ModelError):

@@ -11,6 +11,7 @@ from greenlet import GreenletExit, getcurrent
 from gpusvm.errors import InputError, LockdepError, ModelError, nearest
 from gpusvm.kernel.choices import Choices, FirstChoice
 from gpusvm.kernel.costs import Costs
+from gpusvm.kernel.cpus import CpuScheduler
 from gpusvm.kernel.explored import ExploredScheduler
 from gpusvm.kernel.footprint import Footprint
 from gpusvm.kernel.inject import Injector
@@ -88,6 +89,10 @@ class Kernel:
     primitive is a point where `choices` decide who goes on, and a step costs 1 us. A `checked` kernel has lockdep and a
     ledger with named holders. `costs` gives the ns of each charged event; without it nothing costs anything.
 
+    In explored mode every task has a CPU of its own, unless `cpus` says how many there are: then one task at a time
+    runs on each, and a `preemptive` kernel lets another have the CPU at any operation, one that is not only where a
+    task waits, ends, returns to user space or asks (`cond_resched`). See `gpusvm.kernel.cpus`.
+
     ``observer`` is None or an object with methods that are looked up by name when something happens: in explored mode
     ``step(task, operation, what)`` at each yield point, `what` being the lock, queue or (object, field) that is touched
     next, and ``leaves(task)`` when the running task waits or has ended. ``footprint`` is None or, in explored mode, is
@@ -103,11 +108,19 @@ class Kernel:
         choices: Choices | None = None,
         costs: Costs | None = None,
         checked: bool = True,
+        cpus: int | None = None,
+        preemptive: bool = True,
     ) -> None:
         if mode not in {"timed", "explored"}:
             raise InputError(f"kernel mode {mode!r}: {nearest(mode, ['timed', 'explored'])}")
+        if cpus is not None and (mode == "timed" or cpus < 1):
+            raise InputError(f"a kernel of {cpus} CPUs in {mode} mode: CPUs count in explored mode, from 1")
+        if cpus is None and not preemptive:
+            raise InputError("a kernel without preemption needs a number of CPUs that its tasks keep")
         self.mode: Mode = mode
         self.explored = mode == "explored"
+        self.cpus = cpus or 0  # 0: every task has its own
+        self.preemptive = preemptive
         self.checked = checked
         self.costs = costs
         self.choices: Choices = FirstChoice() if choices is None else choices
@@ -127,7 +140,7 @@ class Kernel:
         self._atomic = _Atomic(self)
         self.sched: Scheduler
         if self.explored:
-            explored = ExploredScheduler(self)
+            explored = CpuScheduler(self, cpus, preemptive=preemptive) if cpus else ExploredScheduler(self)
             self.sched = explored
             self.yield_point: Callable[[str, object], None] = explored.yield_point
             self.resched: Callable[[], None] = _nothing
@@ -192,10 +205,30 @@ class Kernel:
     def cpu_relax(self) -> None:
         """Let others go first, in a loop that waits for them without sleeping; raise DeadlockError if nobody is left.
 
-        In timed mode the running task spins until the next task or timer is due. In explored mode choice 0 is the next
-        task in turn. It may be called in atomic context, as the kernel's may.
+        It keeps its CPU meanwhile. In timed mode the running task spins until the next task or timer is due. In
+        explored mode choice 0 is the next task in turn. It may be called in atomic context, as the kernel's may.
         """
         self.sched.cpu_relax()
+
+    def give_way(self) -> None:
+        """Let others go first if any can, in a loop that tries again at once and does not ask to be rescheduled.
+
+        It keeps its CPU meanwhile. In timed mode it is ``cond_resched``.
+        """
+        self.sched.give_way()
+
+    def exit_to_user_mode(self) -> None:
+        """Return to user space for a moment, where others may get the CPU whatever the kernel's preemption model.
+
+        Nothing where CPUs do not count: there is an operation of the task's own before and after.
+        """
+        if self.cpus:
+            self.sched.cond_resched()
+
+    @property
+    def smp_processor_id(self) -> int:
+        """Return the number of the CPU that the running task is on; 0 for a softirq and where CPUs do not count."""
+        return self.current.cpu or 0
 
     def step(self, what: object = None, *, write: bool = True) -> None:
         """Begin an atomic step, such as a section under a page-table lock: a yield point in explored mode, nothing
@@ -214,14 +247,18 @@ class Kernel:
 
     # -- tasks
 
-    def spawn(self, fn: Callable[..., Any], *args: Any, name: str, daemon: bool = False) -> Task:
+    def spawn(
+        self, fn: Callable[..., Any], *args: Any, name: str, daemon: bool = False, cpu: int | None = None
+    ) -> Task:
         """Start a task at the running task's time.
 
         What it raises comes out of ``join``, or, if nobody joins, in main where that is next switched to. A daemon may
-        wait for ever.
+        wait for ever. With `cpu` it runs on that CPU only; otherwise, where CPUs count, it begins on the next in turn.
         """
         sched = self.sched
         task = sched.new_task(fn, name=name, daemon=daemon, args=args, at=self.current.time_ns)
+        if cpu is not None:
+            sched.bind(task, cpu)
         sched.add(task)
         return task
 

@@ -76,7 +76,10 @@ class ExploredScheduler(Scheduler):
             self._collect()
         if not self._ready and not self._due:
             return
-        choice = kernel.choices.pick_task([task, *self._candidates()], task)
+        others = self._candidates()
+        if not others:
+            return
+        choice = kernel.choices.pick_task([task, *others], task)
         if choice:
             following = self._take(choice - 1) if choice > 0 else self._abandon()
             if following is not task:
@@ -88,20 +91,35 @@ class ExploredScheduler(Scheduler):
         self.yield_point("cond_resched", None)
 
     def cpu_relax(self) -> None:
-        # Choice 0 is the next task in turn and not the running one, or a loop that waits for another would never end.
         if self.kernel.closing:
             return
-        task = self.kernel.current
-        self._step()
-        if self.kernel.footprint is not None:
-            self.kernel.footprint.step(task, "cpu_relax", None, False)
-        self._collect()
-        if not self._ready and not self._due:
+        self._relax("cpu_relax")
+        while not self._candidates():
             at = self.top()
             if at is None:
                 self.spins()
             self.now = max(self.now, at)
             self._collect()
+        self._give_way()
+
+    def give_way(self) -> None:
+        if self.kernel.closing:
+            return
+        self._relax("give_way")
+        if self._candidates():
+            self._give_way()
+
+    def _relax(self, label: str) -> None:
+        kernel = self.kernel
+        self._step()
+        kernel.current.time_ns = self.now
+        if kernel.footprint is not None:
+            kernel.footprint.step(kernel.current, label, None, False)
+        self._collect()
+
+    def _give_way(self) -> None:
+        # Choice 0 is the next task in turn and not the running one, or a loop that waits for another would never end.
+        task = self.kernel.current
         turn = bisect_right(self._ready, task)
         self._ready = self._ready[turn:] + self._ready[:turn]
         candidates = [*self._candidates(), task]
@@ -198,7 +216,10 @@ class ExploredScheduler(Scheduler):
     def _take(self, choice: int) -> Task:
         if choice < len(self._ready):
             return self._resume(self._ready.pop(choice))
-        _, timer = self._due.pop(choice - len(self._ready))
+        return self._fire(choice - len(self._ready))
+
+    def _fire(self, due: int) -> Task:
+        _, timer = self._due.pop(due)
         self.unschedule(timer)
         task = self.timer_task(timer, self.now)
         if self.kernel.footprint is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
-from gpusvm.errors import DeadlockError, LockdepError
+from gpusvm.errors import DeadlockError, InputError, LockdepError
 from gpusvm.kernel.deadlock import find_circle, report
 from gpusvm.kernel.greenlets import IdleGreenlets
 from gpusvm.kernel.place import caller
@@ -70,6 +70,10 @@ class Scheduler(ABC):
         """Let others go first even if they are due only later."""
 
     @abstractmethod
+    def give_way(self) -> None:
+        """Let others go first if any can, in a loop that may also end by itself."""
+
+    @abstractmethod
     def run_until(self, ns: int) -> None:
         """Run all that is due up to and including `ns`; the running task's time is at least `ns` then."""
 
@@ -111,6 +115,10 @@ class Scheduler(ABC):
         self.tasks[self.spawned] = task
         self.spawned += 1
         return task
+
+    def bind(self, task: Task, cpu: int) -> None:
+        """Let a new task run on one CPU only."""
+        raise InputError(f"task {task.name!r} is bound to CPU {cpu}, and this kernel does not count its CPUs")
 
     def timer_task(self, timer: Timer, at: int) -> Task:
         """Return the task in whose softirq context a due timer fires."""

@@ -38,7 +38,8 @@ class Task(Waitable):
 
     ``time_ns`` is the task's own virtual time. ``held`` lists what lockdep has it holding, in order (checked kernels
     only). ``preempt_count`` > 0 means atomic context. ``in_notifier`` > 0 means inside an mmu notifier callback; the mm
-    counts it.
+    counts it. ``cpu`` is the CPU that it runs on, or ran on last, and ``bound`` that it may run on no other; None where
+    CPUs do not count, and for a softirq (`gpusvm.kernel.cpus`).
     """
 
     __slots__ = (
@@ -46,8 +47,10 @@ class Task(Waitable):
         "_in_notifier",
         "args",
         "atomic_site",
+        "bound",
         "chain",
         "counted",
+        "cpu",
         "daemon",
         "done",
         "entry",
@@ -102,6 +105,8 @@ class Task(Waitable):
         self.preempt_count = 0
         self.atomic_site: Any = None  # (code, instruction) where preempt_count left 0
         self._in_notifier = 0
+        self.cpu: int | None = None
+        self.bound = False
         self.chain: Chain = kernel.lockdep.root
         self.held: list[Any] = []
 

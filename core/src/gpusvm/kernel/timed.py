@@ -87,6 +87,9 @@ class TimedScheduler(Scheduler):
         task.time_ns = max(task.time_ns, at)
         self.cond_resched()
 
+    def give_way(self) -> None:
+        self.cond_resched()
+
     def run_until(self, ns: int) -> None:
         task = self.kernel.current
         self.schedule(task, max(ns, task.time_ns), counts=not task.daemon, last=True)

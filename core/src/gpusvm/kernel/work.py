@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from gpusvm.errors import ModelError
+from gpusvm.errors import InputError, ModelError
 from gpusvm.kernel.lockdep import LockMap
 from gpusvm.kernel.task import Task, Waitable
 from gpusvm.kernel.timers import Timer
@@ -88,17 +88,22 @@ class Work(Waitable):
 
 
 class Workqueue(Waitable):
-    """Run queued works in order, `max_active` at a time, in tasks ``kworker/NAME:n`` that live while there is work."""
+    """Run queued works in order, `max_active` at a time, in tasks ``kworker/NAME:n`` that live while there is work.
 
-    __slots__ = ("_flushers", "_kernel", "_map", "_seq", "_workers", "_works", "max_active", "name")
+    What is queued on one CPU has workers there, bound to it, ``kworker/NAME/CPU:n``, `max_active` on each CPU.
+    """
+
+    __slots__ = ("_cpu", "_flushers", "_kernel", "_map", "_percpu", "_seq", "_workers", "_works", "max_active", "name")
     kind = "workqueue"
 
-    def __init__(self, kernel: Kernel, name: str, max_active: int = 1) -> None:
+    def __init__(self, kernel: Kernel, name: str, max_active: int = 1, *, cpu: int | None = None) -> None:
         if max_active < 1:
             raise ModelError(f"workqueue {name!r}: max_active is {max_active} and counts from 1")
         self.name = name
         self.max_active = max_active
         self._kernel = kernel
+        self._cpu = cpu  # of the workers, if they are bound
+        self._percpu: dict[int, Workqueue] = {}  # what is queued on one CPU (struct pool_workqueue)
         self._works: list[Work] = []
         self._workers: list[tuple[Task, Work | None] | None] = [None] * max_active
         self._flushers: list[tuple[int, Task]] = []
@@ -115,6 +120,20 @@ class Workqueue(Waitable):
         work.pending = True
         self._insert(work)
         return True
+
+    def queue_on(self, cpu: int, work: Work) -> bool:
+        """Queue `work` on one CPU, whose worker runs it when it gets that CPU (queue_work_on).
+
+        The kernel counts its CPUs; InputError for one that there is not.
+        """
+        queue = self._percpu.get(cpu)
+        if queue is None:
+            if not 0 <= cpu < self._kernel.cpus:
+                raise InputError(
+                    f"work {work.name!r} is queued on CPU {cpu}, and this kernel counts {self._kernel.cpus}"
+                )
+            queue = self._percpu[cpu] = Workqueue(self._kernel, f"{self.name}/{cpu}", self.max_active, cpu=cpu)
+        return queue.queue(work)
 
     def queue_delayed(self, work: Work, delay_ns: int) -> bool:
         """Queue `work` in `delay_ns` and return True, or return False if it is pending already (queue_delayed_work)."""
@@ -137,6 +156,8 @@ class Workqueue(Waitable):
             kernel.yield_point("flush_workqueue", self)
         self._touch(None)
         self._wait_for(self._seq)
+        for queue in self._percpu.values():
+            queue._wait_for(queue._seq)
 
     def drain(self) -> None:
         """Wait until nothing is queued or running, however often works queue each other (drain_workqueue)."""
@@ -146,7 +167,7 @@ class Workqueue(Waitable):
     @property
     def busy(self) -> bool:
         """Say whether something is queued or running."""
-        return self._oldest() <= self._seq
+        return self._oldest() <= self._seq or any(queue.busy for queue in self._percpu.values())
 
     def _insert(self, work: Work) -> None:
         self._seq += 1
@@ -155,9 +176,11 @@ class Workqueue(Waitable):
         self._works.append(work)
         for slot, worker in enumerate(self._workers):
             if worker is None:
-                task = self._kernel.spawn(self._worker, slot, name=f"kworker/{self.name}:{slot}")
-                self._workers[slot] = (task, None)
+                self._workers[slot] = (self._spawn_worker(slot), None)
                 return
+
+    def _spawn_worker(self, slot: int) -> Task:
+        return self._kernel.spawn(self._worker, slot, name=f"kworker/{self.name}:{slot}", cpu=self._cpu)
 
     def _worker(self, slot: int) -> None:
         # process_one_work() in a loop, until nothing is left that may run now
@@ -188,14 +211,15 @@ class Workqueue(Waitable):
                             kernel.sched.wake(waiter)
                         self._progress()
                 assert work._seq >= seq
+                if kernel.cpus:
+                    kernel.cond_resched()  # a work that queues itself does not keep the CPU (process_one_work)
         finally:
             self._workers[slot] = None
             if not kernel.closing:
                 self._progress()
                 if self._works and any(work.running is None for work in self._works):
                     # only after a work that raised: the rest still gets its worker
-                    again = kernel.spawn(self._worker, slot, name=f"kworker/{self.name}:{slot}")
-                    self._workers[slot] = (again, None)
+                    self._workers[slot] = (self._spawn_worker(slot), None)
 
     def _touch(self, work: Work | None) -> None:
         """Let lockdep see that whoever flushes waits for what the works take (touch_work_lockdep_map)."""
