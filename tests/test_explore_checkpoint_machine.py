@@ -1,10 +1,12 @@
 """A whole machine, with its checker, is put back before each execution: the same choices leave the same trace."""
 
 import pytest
+from attrs import evolve
 from gpusvm.check import Checker
 from gpusvm.errors import KernelError
 from gpusvm.explore.checkpoint import Checkpoint
 from gpusvm.kernel import SeededChoices
+from gpusvm.machine import load_topology
 from gpusvm.mm import Geometry
 from gpusvm.plugins import load_drivers
 from gpusvm.testing import Bench
@@ -15,7 +17,12 @@ PAGE = 4096
 class World:
     def __init__(self, driver: str) -> None:
         self.bench = Bench(
-            driver, mode="explored", choices=SeededChoices(0), geometry=Geometry(pmd_order=2), vram_bytes=1 << 20
+            driver,
+            mode="explored",
+            choices=SeededChoices(0),
+            geometry=Geometry(pmd_order=2),
+            topology=evolve(load_topology("single"), ram_bytes=128 * PAGE),
+            vram_bytes=16 * PAGE,
         )
         self.bench.kernel.tracer.on = True
         self.checker = Checker(self.bench.memory).attach()
@@ -60,4 +67,5 @@ def test_fifty_executions_leave_the_traces_of_fresh_machines(driver):
         again = world.execute(seed)
         assert again == fresh[seed]
         saved.restore()
+    assert saved.array_bytes < 1 << 17  # what is put back is as small as the machine
     assert len({result[0] for result in fresh.values()}) > 1

@@ -4,7 +4,7 @@ import errno
 
 import numpy as np
 import pytest
-from gpusvm.driver import ChunkPool, FreeList
+from gpusvm.driver import ChunkPool, FreeList, chunk_pages
 from gpusvm.drm import DrmDevice
 from gpusvm.errors import KernelError
 from gpusvm.kernel import Kernel
@@ -50,6 +50,23 @@ def make_live(memory, pool, pfns, order=0):
 def drop(memory, pfns):
     memory.folios_unlock(np.array(pfns))
     memory.folios_put(np.array(pfns))
+
+
+@pytest.mark.parametrize(
+    ("order", "chunk", "vram", "pages"),
+    [
+        (9, 256 << 20, 16 << 20, 65536),  # as in the kernel, whether it fits or not
+        (9, 256 << 20, None, 65536),
+        (3, 256 << 20, None, 1024),
+        (3, 2 << 20, None, 512),
+        (2, 256 << 20, 16 * 4096, 8),
+        (2, 256 << 20, 15 * 4096, 4),
+        (2, 256 << 20, 4 * 4096, 4),
+        (2, 256 << 20, 1 << 30, 512),
+    ],
+)
+def test_a_chunk_follows_a_small_machine(order, chunk, vram, pages):
+    assert chunk_pages(chunk, Geometry(pmd_order=order), vram_bytes=vram) == pages
 
 
 def test_a_free_list_is_the_linked_list_of_the_kernel():

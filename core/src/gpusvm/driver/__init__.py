@@ -1,7 +1,7 @@
 """What a driver plugin implements: what it declares, the protocols of its objects, and the shared fault pipeline."""
 
 from gpusvm.driver.capabilities import Capabilities, Capability, no, yes
-from gpusvm.driver.chunk import Chunk, ChunkPool, FreeList
+from gpusvm.driver.chunk import Chunk, ChunkPool, FreeList, chunk_pages
 from gpusvm.driver.contract import ABI, DeviceSpec, DriverInfo, Host
 from gpusvm.driver.fault import (
     ACCESS_ATOMIC,
@@ -57,6 +57,7 @@ __all__ = [
     "Variant",
     "Vm",
     "all_fixed",
+    "chunk_pages",
     "format_size",
     "no",
     "parse_size",

@@ -18,13 +18,22 @@ from attrs import define
 
 from gpusvm.drm import DrmDevice, DrmPagemap
 from gpusvm.errors import KernelError
-from gpusvm.mm.api import MEMORY_DEVICE_PRIVATE, DevPagemap, DevPagemapOps, MemoryManagerApi, MmApi, Pfns, Words
+from gpusvm.mm.api import (
+    MEMORY_DEVICE_PRIVATE,
+    DevPagemap,
+    DevPagemapOps,
+    Geometry,
+    MemoryManagerApi,
+    MmApi,
+    Pfns,
+    Words,
+)
 
 if TYPE_CHECKING:
     from gpusvm.drm.addr import Orders, PagemapAddrs, Protos
     from gpusvm.kernel import Kernel
 
-__all__ = ["Chunk", "ChunkPool", "FreeList", "Populate"]
+__all__ = ["Chunk", "ChunkPool", "FreeList", "Populate", "chunk_pages"]
 
 Populate = Callable[[int, int, MmApi], None]
 """Migrate [start, end) of an mm to the device, its mmap_lock held."""
@@ -96,6 +105,22 @@ class Chunk:
     def end(self) -> int:
         """Return the pfn behind the last."""
         return self.pagemap.start_pfn + self.pagemap.nr_pages
+
+
+def chunk_pages(chunk_bytes: int, geometry: Geometry, *, vram_bytes: int | None = None) -> int:
+    """Return how many pages a chunk of `chunk_bytes` has in a machine of a geometry.
+
+    A machine whose PMDs are smaller than real ones is small as a whole: there a chunk has 128 PMDs at most, as one of
+    256 MiB has, and of `vram_bytes`, if it is taken from there, at most half, but not less than one PMD.
+    """
+    pages = chunk_bytes >> geometry.page_shift
+    if geometry.pmd_order >= Geometry().pmd_order:
+        return pages
+    pages = min(pages, geometry.pmd_nr << 7)
+    if vram_bytes is not None:
+        half = vram_bytes >> geometry.page_shift + 1
+        pages = min(pages, max(geometry.pmd_nr, 1 << max(half.bit_length() - 1, 0)))
+    return pages
 
 
 class ChunkPool:

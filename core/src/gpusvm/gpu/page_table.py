@@ -33,8 +33,8 @@ Vpns = npt.NDArray[np.int64]
 Perms = npt.NDArray[np.uint8]
 Bools = npt.NDArray[np.bool_]
 
-# A mapping outside every reserved window opens one of this many pages (1 GiB of 4 KiB pages), aligned to it.
-_WINDOW_PAGES: Final = 1 << 18
+# A mapping outside every reserved window opens one of this many PMDs (1 GiB), aligned to it.
+_WINDOW_PMDS: Final = 1 << 9
 
 
 @define(eq=False)
@@ -307,8 +307,9 @@ class GpuPageTable:
             if window.base <= vpn and end_vpn <= window.end:
                 self._last = window
                 return window
-        base = vpn & -_WINDOW_PAGES
-        self._last = self.reserve(base, max(base + _WINDOW_PAGES, end_vpn))
+        pages = self.memory.geometry.pmd_nr * _WINDOW_PMDS
+        base = vpn & -pages
+        self._last = self.reserve(base, max(base + pages, end_vpn))
         return self._last
 
 

@@ -28,7 +28,8 @@ __all__ = ["WRITER_BITS", "Contents", "Mismatch", "describe_token"]
 
 WRITER_BITS: Final = 8
 MISMATCHES_KEPT: Final = 16
-# Pages per window of expected tokens: 8 GiB of addresses, 16 MiB of virtual memory that NumPy commits page by page.
+# Pages per window of expected tokens, at most: 8 GiB of addresses, 16 MiB of virtual memory that NumPy commits page by
+# page. A machine with less RAM has windows of its size: what is put back before each execution is copied whole.
 WINDOW_SHIFT: Final = 21
 
 # In a private mapping of a file, where 0 means that there is no copy yet: a copy of zeros.
@@ -109,6 +110,7 @@ class Contents:
         "_expected",
         "_shift",
         "_version",
+        "_window_shift",
         "kernel",
         "known",
         "mismatch_count",
@@ -125,6 +127,7 @@ class Contents:
         self.pages: Final = pages
         self.mode: Final = mode
         self._shift: Final = pages.geometry.page_shift
+        self._window_shift: Final = min(pages.ram_pages.bit_length(), WINDOW_SHIFT)
         self.reads_checked = 0
         self.mismatch_count = 0
         self.mismatches: list[Mismatch] = []  # the first few; mismatch_count has them all
@@ -141,14 +144,14 @@ class Contents:
         windows = self._expected.get(mm)
         if windows is None:
             windows = self._expected[mm] = {}
-        window = windows.get(vpn >> WINDOW_SHIFT)
+        window = windows.get(vpn >> self._window_shift)
         if window is None:
-            window = windows[vpn >> WINDOW_SHIFT] = np.zeros(1 << WINDOW_SHIFT, np.int64)
+            window = windows[vpn >> self._window_shift] = np.zeros(1 << self._window_shift, np.int64)
         return window
 
     def expected(self, mm: MmApi, vpn: int) -> int:
         """Return the token that a read of one page must find."""
-        token = int(self._window(mm, vpn)[vpn & ((1 << WINDOW_SHIFT) - 1)])
+        token = int(self._window(mm, vpn)[vpn & ((1 << self._window_shift) - 1)])
         return self._in_area(mm, vpn, token) if self._areas else token
 
     def expected_many(self, mm: MmApi, vpns: Pfns) -> Tokens:
@@ -159,16 +162,17 @@ class Contents:
         return tokens
 
     def _private(self, mm: MmApi, vpns: Pfns) -> Tokens:
-        number = int(vpns[0]) >> WINDOW_SHIFT
-        base = number << WINDOW_SHIFT
+        shift = self._window_shift
+        number = int(vpns[0]) >> shift
+        base = number << shift
         at = vpns - base
-        if int(at.min()) >= 0 and int(at.max()) < 1 << WINDOW_SHIFT:
+        if int(at.min()) >= 0 and int(at.max()) < 1 << shift:
             return self._window(mm, base).take(at)
         found = np.empty(len(vpns), np.int64)
-        numbers = vpns >> WINDOW_SHIFT
+        numbers = vpns >> shift
         for number in np.unique(numbers).tolist():
             there = numbers == number
-            found[there] = self._window(mm, number << WINDOW_SHIFT)[vpns[there] - (number << WINDOW_SHIFT)]
+            found[there] = self._window(mm, number << shift)[vpns[there] - (number << shift)]
         return found
 
     # --- areas of files and drivers
@@ -252,7 +256,7 @@ class Contents:
             return
         vpn = address >> self._shift
         token = area.file.token(vpn - (area.start >> self._shift) + area.pgoff)
-        self._window(area.mm, vpn)[vpn & ((1 << WINDOW_SHIFT) - 1)] = token or COPIED_ZEROS
+        self._window(area.mm, vpn)[vpn & ((1 << self._window_shift) - 1)] = token or COPIED_ZEROS
 
     def read_file(self, file: "File", index: int, pfn: int) -> int:
         """Check a read of one page of a file by a system call; the token found."""
@@ -278,26 +282,27 @@ class Contents:
     def _expect(self, mm: MmApi, vpns: Pfns, tokens: Tokens) -> None:
         if self._areas:
             self._note_in_areas(mm, vpns, tokens)
-        number = int(vpns[0]) >> WINDOW_SHIFT
-        base = number << WINDOW_SHIFT
+        shift = self._window_shift
+        number = int(vpns[0]) >> shift
+        base = number << shift
         at = vpns - base
-        if int(at.min()) >= 0 and int(at.max()) < 1 << WINDOW_SHIFT:
+        if int(at.min()) >= 0 and int(at.max()) < 1 << shift:
             self._window(mm, base)[at] = tokens
             return
-        numbers = vpns >> WINDOW_SHIFT
+        numbers = vpns >> shift
         for number in np.unique(numbers).tolist():
             there = numbers == number
-            self._window(mm, number << WINDOW_SHIFT)[vpns[there] - (number << WINDOW_SHIFT)] = tokens[there]
+            self._window(mm, number << shift)[vpns[there] - (number << shift)] = tokens[there]
 
     def forget(self, mm: MmApi, vpn: int, end: int) -> None:
         """Forget what the pages [vpn, end) held: they were unmapped, so a new mapping there reads zeros."""
         windows = self._expected.get(mm)
         if windows is None:
             return
-        first, last = vpn >> WINDOW_SHIFT, (end - 1) >> WINDOW_SHIFT
+        first, last = vpn >> self._window_shift, (end - 1) >> self._window_shift
         for number in [number for number in windows if first <= number <= last]:
-            base = number << WINDOW_SHIFT
-            windows[number][max(vpn - base, 0) : min(end - base, 1 << WINDOW_SHIFT)] = 0
+            base = number << self._window_shift
+            windows[number][max(vpn - base, 0) : min(end - base, 1 << self._window_shift)] = 0
         if self.tainted_vpns:
             for key in [key for key in self.tainted_vpns if key[0] is mm and vpn <= key[1] < end]:
                 del self.tainted_vpns[key]
@@ -309,10 +314,10 @@ class Contents:
             return
         at = vpn
         while at < end:
-            stop = min(end, ((at >> WINDOW_SHIFT) + 1) << WINDOW_SHIFT)
-            window = windows.get(at >> WINDOW_SHIFT)
+            stop = min(end, ((at >> self._window_shift) + 1) << self._window_shift)
+            window = windows.get(at >> self._window_shift)
             if window is not None:
-                first = at & ((1 << WINDOW_SHIFT) - 1)
+                first = at & ((1 << self._window_shift) - 1)
                 self._window(child, at)[first : first + stop - at] = window[first : first + stop - at]
             at = stop
         if self.tainted_vpns:
@@ -325,10 +330,10 @@ class Contents:
         windows = self._expected.get(mm)
         if windows is None:
             return
-        inside = (1 << WINDOW_SHIFT) - 1
+        inside = (1 << self._window_shift) - 1
         while n:
             some = min(n, inside + 1 - (vpn & inside), inside + 1 - (to & inside))
-            window = windows.get(vpn >> WINDOW_SHIFT)
+            window = windows.get(vpn >> self._window_shift)
             if window is not None:
                 at = vpn & inside
                 self._window(mm, to)[to & inside : (to & inside) + some] = window[at : at + some]
@@ -384,7 +389,7 @@ class Contents:
         if self.mode == "none":
             return found
         self.reads_checked += 1
-        expected = int(self._window(mm, vpn)[vpn & ((1 << WINDOW_SHIFT) - 1)])
+        expected = int(self._window(mm, vpn)[vpn & ((1 << self._window_shift) - 1)])
         if self._areas:
             expected = self._in_area(mm, vpn, expected)
         if found != expected:
@@ -399,7 +404,7 @@ class Contents:
         token = self._version << WRITER_BITS | writer
         zone = self.pages.zone(pfn)
         zone.m_token[pfn - zone.base] = token
-        self._window(mm, vpn)[vpn & ((1 << WINDOW_SHIFT) - 1)] = token
+        self._window(mm, vpn)[vpn & ((1 << self._window_shift) - 1)] = token
         if self._areas:
             self._note_in_areas(mm, np.array([vpn]), np.array([token]))
         if self.tainted_vpns or self.tainted_pfns:

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from gpusvm.driver import Chunk, ChunkPool, DriverInfo, FaultAccounts, Host
+from gpusvm.driver import Chunk, ChunkPool, DriverInfo, FaultAccounts, Host, chunk_pages
 from gpusvm.drm import DrmDevice, DrmPagemap
 from gpusvm.errors import KernelError
 from gpusvm.mm.api import (
@@ -122,7 +122,7 @@ class DmirrorDevice:
         self.pool = self.embedding = DmirrorPool(
             host.kernel,
             host.memory,
-            chunk_pages=tunables.chunk_bytes >> host.memory.geometry.page_shift,
+            chunk_pages=chunk_pages(tunables.chunk_bytes, host.memory.geometry),
             owner=self,
             ops=DmirrorPagemapOps(self),
             on_new=_attach_backing,

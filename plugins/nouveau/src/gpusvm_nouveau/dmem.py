@@ -7,7 +7,7 @@ queued folio by folio with one fence for a window, and migrate_vma_pages runs wh
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from gpusvm.driver import Chunk, ChunkPool
+from gpusvm.driver import Chunk, ChunkPool, chunk_pages
 from gpusvm.drm import DMA_BIDIRECTIONAL, Bo, BoManager, Buddy, constant_u8
 from gpusvm.errors import KernelError
 from gpusvm.gpu import D2H, H2D, READ, WRITE, runs
@@ -76,7 +76,7 @@ class NouveauDmem:
     def __init__(self, host: "Host", device: "NouveauDevice") -> None:
         memory = host.memory
         geometry = memory.geometry
-        chunk_pages = host.tunables.chunk_bytes >> geometry.page_shift
+        pages = chunk_pages(host.tunables.chunk_bytes, geometry, vram_bytes=host.device.vram_bytes)
         self.device = device
         self.kernel = host.kernel
         self.memory = memory
@@ -89,12 +89,12 @@ class NouveauDmem:
         self.pool = ChunkPool(
             host.kernel,
             memory,
-            chunk_pages=chunk_pages,
+            chunk_pages=pages,
             owner=device.device,
             ops=self,
             # nouveau_dmem_chunk_alloc links all but one page of each 2 MiB, counting on without the gap, so that what
             # is lost is the end of the chunk: 128 of 65536 pages.
-            lost_pages=chunk_pages >> geometry.pmd_order,
+            lost_pages=pages >> geometry.pmd_order,
             on_new=self._pin,
         )
         self.bo_mapping = ChunkBoMapping(self.pool)
