@@ -127,3 +127,15 @@ def test_the_table_is_a_dictionary_of_pages(steps: list[tuple[str, int, int, int
         found = zip(table.pfns(first, end).tolist(), table.perms(first, end).tolist(), strict=True)
         for vpn, (pfn, perm) in enumerate(found, first):
             assert (perm and (pfn, perm)) == (model.get(vpn, 0))
+
+
+def test_a_mapping_may_span_windows() -> None:
+    _, table = make()
+    edge = 3 << 18
+    table.map_run(edge - 2, 100, 1, READ)
+    table.map_run(edge - 1, 200, 3, READ | WRITE)
+    table.map_run(edge + 100, 300, 1, READ)
+    assert table.mapped_pages == 5
+    assert table.pfns(edge - 2, edge + 2).tolist() == [100, 200, 201, 202]
+    assert not table.missing(vpns(edge - 2, edge - 1, edge + 1, edge + 100), NEED_OF_OP[np.array([0, 1, 1, 0])]).any()
+    assert table.unmap(edge - 2, edge + 101) == 5

@@ -308,8 +308,17 @@ class GpuPageTable:
                 self._last = window
                 return window
         pages = self.memory.geometry.pmd_nr * _WINDOW_PMDS
-        base = vpn & -pages
-        self._last = self.reserve(base, max(base + pages, end_vpn))
+        base, end = vpn & -pages, -(-end_vpn // pages) * pages
+        met = [window for window in self._windows if base < window.end and window.base < end]
+        if met:
+            # It begins or ends inside windows: one that holds them all takes their place.
+            self._windows = [window for window in self._windows if window not in met]
+            base, end = min(base, *(window.base for window in met)), max(end, *(window.end for window in met))
+        self._last = self.reserve(base, end)
+        for window in met:
+            at = slice(window.base - base, window.end - base)
+            self._last.perm[at] = window.perm
+            self._last.pfn[at] = window.pfn
         return self._last
 
 
