@@ -157,7 +157,7 @@ class NotifierWindow:
         """
         memory = self.memory
         kernel = memory.kernel
-        self.seq = seq = memory.mmu_interval_read_begin(self.notifier)
+        seq = self.begin()  # anew at every attempt: an old one is invalid for ever
         pages = (self.end - self.start) >> memory.geometry.page_shift
         words = np.zeros(pages, np.uint64)
         lock = self.notifier.mm.mmap_lock

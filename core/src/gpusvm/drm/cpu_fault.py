@@ -1,5 +1,7 @@
 """drivers/gpu/drm/drm_pagemap.c:__drm_pagemap_migrate_to_ram, as of Linux 7.3.4: a CPU touches what a device has."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from gpusvm.drm.ram import RamPages, retire_migrated_pages, skip_retired_pages
@@ -13,6 +15,14 @@ from gpusvm.mm.api import (
     VmFault,
 )
 
+if TYPE_CHECKING:
+    from gpusvm.drm.devmem import Devmem
+
+
+def timeslice_lasts(devmem: "Devmem", now_ns: int) -> bool:
+    """Tell whether the device may keep an allocation a little longer, so that it gets something done with it."""
+    return now_ns < devmem.timeslice_expiration_ns
+
 
 def migrate_to_ram(memory: MemoryManagerApi, vmf: VmFault) -> None:
     """Bring the allocation that holds the faulting page home, as far as the VMA and one window of its size reach.
@@ -24,7 +34,7 @@ def migrate_to_ram(memory: MemoryManagerApi, vmf: VmFault) -> None:
     zdd = page_zdd(memory, vmf.page)
     devmem = zdd.devmem
     kernel = memory.kernel
-    if kernel.now_ns < devmem.timeslice_expiration_ns:
+    if timeslice_lasts(devmem, kernel.now_ns):
         return
     # ALIGN_DOWN(addr, size), ALIGN(addr + 1, size): the kernel's bit arithmetic, also for sizes that are no power of
     # two

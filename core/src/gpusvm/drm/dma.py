@@ -77,12 +77,23 @@ class DmaDevice:
         """Map rows of ``1 << order`` pages (dma_map_page, once a row); EFAULT when a mapping fails, nothing mapped
         then.
         """
+        addrs = self.map_rows(pfns, order, direction)
+        if len(addrs) < len(pfns):
+            self.unmap_pages(len(addrs))
+            raise KernelError(EFAULT, f"{self.name}: dma_map_page failed")
+        return addrs
+
+    def map_rows(self, pfns: Pfns, order: Orders, direction: int) -> Words:
+        """Do so, and leave what is mapped when one fails, the last: the addresses of the rows before it then."""
         n = len(pfns)
         if not n:
             return np.zeros(0, np.uint64)
         kernel = self.kernel
         if kernel.inject("dma.map"):
-            raise KernelError(EFAULT, f"{self.name}: dma_map_page failed")
+            n -= 1
+            if not n:
+                return np.zeros(0, np.uint64)
+            pfns = pfns[:n]
         kernel.charge("dma_map_per_folio", n)
         if n == 1:
             addrs = np.array((int(pfns[0]) << self.page_shift | self.offset,), np.uint64)

@@ -352,6 +352,9 @@ class GpuSvm:
         mm = self.mm
         if not mm.mmget_not_zero():
             raise KernelError(EFAULT, "the mm is gone")
+        if self.kernel.inject("gpusvm.evict"):
+            evict_without_memory(mm)
+            raise KernelError(ENOMEM, "injected at gpusvm.evict")
         try:
             self.memory.hmm_range_fault_unlocked_timeout(
                 HmmRange(
@@ -412,3 +415,8 @@ class GpuSvm:
         held = lock.is_locked if isinstance(lock, RwSemaphore) else lock.locked
         if not held:
             raise ModelError(f"{self.name}: ranges are looked up or removed without the driver's lock {lock.name!r}")
+
+
+def evict_without_memory(mm: MmApi) -> None:
+    """Leave range_evict when there is no memory for its array of pfns: the address space is held by then."""
+    mm.mmput()

@@ -5,7 +5,7 @@ only; anything else is handled as arrays with one row an entry.
 """
 
 from errno import EBUSY, EINVAL, ENOENT, ENOMEM, EOPNOTSUPP
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,13 @@ _DEFAULT_DETAILS = MigrateDetails()
 _VALID = np.uint64(MIGRATE_PFN_VALID)
 _MIGRATE = np.uint64(MIGRATE_PFN_MIGRATE)
 _COMPOUND = np.uint64(MIGRATE_PFN_COMPOUND)
+# Whatever the range consists of moves, the memory of other devices too.
+_SOURCES: Final = (
+    MIGRATE_VMA_SELECT_SYSTEM
+    | MIGRATE_VMA_SELECT_DEVICE_COHERENT
+    | MIGRATE_VMA_SELECT_DEVICE_PRIVATE
+    | MIGRATE_VMA_SELECT_COMPOUND
+)
 _SHIFT = np.uint64(MIGRATE_PFN_SHIFT)
 
 
@@ -85,10 +92,7 @@ def migrate_to_devmem(
             src=np.zeros(npages, np.uint64),
             dst=np.zeros(npages, np.uint64),
             pgmap_owner=dpagemap.pagemap.owner,
-            flags=MIGRATE_VMA_SELECT_SYSTEM
-            | MIGRATE_VMA_SELECT_DEVICE_COHERENT
-            | MIGRATE_VMA_SELECT_DEVICE_PRIVATE
-            | MIGRATE_VMA_SELECT_COMPOUND,
+            flags=_SOURCES,
         )
         memory.migrate_vma_setup(args)
         if not args.cpages:
@@ -106,8 +110,7 @@ class _Migration:
         "_details",
         "_devmem",
         "_dpagemap",
-        "_init_n",
-        "_init_order0",
+        "_live",
         "_memory",
         "_npages",
         "_zdd",
@@ -131,6 +134,7 @@ class _Migration:
         self._args = args
         self._npages = npages
         self._details = details
+        self._live = -1  # how many of the driver's pages are initialised, and so ours to give back; -1: it named none
         self.copied = 0
 
     def run(self) -> None:
@@ -151,7 +155,7 @@ class _Migration:
                 raise KernelError(EBUSY, f"raced while finalizing: {moved} of {needed} pages moved")
         finally:
             if moved is None:  # aborted: let core put everything back
-                args.dst[:] = 0
+                self._forget_destinations()
                 memory.migrate_vma_pages(args)
             memory.migrate_vma_finalize(args)
         tracer = memory.kernel.tracer
@@ -181,6 +185,7 @@ class _Migration:
         self._zdd.kref.get("folio")
         self._zdd.set_run(dst_pfn, npages)
         memory.set_zone_device_data(dst_pfn, self._zdd)
+        self._live = npages
         dst = pfns[:1]
         orders = constant_u8(order, 1)
         try:
@@ -245,11 +250,10 @@ class _Migration:
         dst_words = (dst.view(np.uint64) << _SHIFT) | _VALID
         if sizes is not None:
             dst_words |= compound * _COMPOUND
-        live = 0  # how many of dst are initialised, and so are ours to give back
         try:
             for first, last, peer, ops in self._runs(src, device, some_device):
                 self._init_pages(dst[first:last], order[first:last])
-                live = last
+                self._live = last
                 rows = slice(first, last)
                 if peer is not None:
                     assert ops is not None
@@ -263,8 +267,7 @@ class _Migration:
                     n = last - first if sizes is None else _pages(order[rows])
                     self._copy_from_system(src[rows], dst[rows], order[rows], n)
         except BaseException:
-            memory.folios_unlock(dst[:live])
-            memory.folios_put(dst[:live])
+            self._give_back(dst)
             raise
         args.dst[at] = dst_words
         self._landed()
@@ -275,7 +278,20 @@ class _Migration:
         pfns = devmem.ops.populate_devmem_pfn(devmem, self._npages)
         if len(pfns) != self._npages:
             raise ModelError(f"populate_devmem_pfn of {devmem.drm.name} gave {len(pfns)} of {self._npages} pages")
+        self._live = 0
         return pfns
+
+    def _give_back(self, dst: Pfns) -> None:
+        """Unlock and put the destination pages that are initialised; the others never were locked, and nobody's."""
+        live = dst[: self._live]
+        self._memory.folios_unlock(live)
+        self._memory.folios_put(live)
+
+    def _forget_destinations(self) -> None:
+        """Leave nothing in dst that the core would take for a destination: the driver has filled all of it with pfns of
+        its own, which are in no encoding that the core knows.
+        """
+        self._args.dst[:] = 0
 
     def _not_consecutive(self, pfn: int) -> ModelError:
         nr = self._memory.geometry.pmd_nr

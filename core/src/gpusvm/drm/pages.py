@@ -18,7 +18,7 @@ from gpusvm.drm.addr import (
 from gpusvm.drm.device import DrmDevice
 from gpusvm.drm.dma import IovaState
 from gpusvm.drm.zdd import Zdd, page_zdd
-from gpusvm.errors import KernelError
+from gpusvm.errors import KernelError, ModelError
 from gpusvm.mm.api import (
     HMM_PFN_ORDER_SHIFT,
     HMM_PFN_PFN_MASK,
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from gpusvm.drm.pagemap import DrmPagemap
 
 HMM_RANGE_DEFAULT_TIMEOUT_NS: Final = 1_000_000_000
-_ORDER_SHIFT = np.uint64(HMM_PFN_ORDER_SHIFT)
-_ORDER_FIELD = np.uint64(0x1F << HMM_PFN_ORDER_SHIFT)
+_ORDER_BITS: Final = 0x1F << HMM_PFN_ORDER_SHIFT
+_ORDER_FIELD = np.uint64(_ORDER_BITS)
 _PFN_MASK = np.uint64(HMM_PFN_PFN_MASK)
 _WRITE = np.uint64(HMM_PFN_WRITE)
 
@@ -126,9 +126,9 @@ def get_pages(
     kernel = gpusvm.kernel
     memory = gpusvm.memory
     lock = gpusvm.notifier_lock
-    deadline_ns = kernel.current.time_ns + HMM_RANGE_DEFAULT_TIMEOUT_NS
+    begun_ns = kernel.current.time_ns
     while True:
-        if kernel.current.time_ns > deadline_ns:
+        if time_left(begun_ns, kernel.current.time_ns) < 0:
             raise KernelError(EBUSY, f"[{start:#x}, {end:#x}) is invalidated again and again")
         if pages.dma_addr is not None:
             seq = memory.mmu_interval_read_begin(notifier)
@@ -151,10 +151,10 @@ def get_pages(
             end=end,
             hmm_pfns=np.zeros((end - start) >> memory.geometry.page_shift, np.uint64),
             default_flags=HMM_PFN_REQ_FAULT if ctx.read_only else HMM_PFN_REQ_FAULT | HMM_PFN_REQ_WRITE,
-            dev_private_owner=ctx.device_private_page_owner,
+            dev_private_owner=page_owner(gpusvm, ctx),
         )
         try:
-            memory.hmm_range_fault_unlocked_timeout(hmm_range, max(deadline_ns - kernel.current.time_ns, 1))
+            memory.hmm_range_fault_unlocked_timeout(hmm_range, max(time_left(begun_ns, kernel.current.time_ns), 1))
         finally:
             mm.mmput()
         lock.down_read()
@@ -170,6 +170,16 @@ def get_pages(
             lock.up_read()
 
 
+def time_left(begun_ns: int, now_ns: int) -> int:
+    """Return what is left of the time for all attempts together: with a new budget for each it might never end."""
+    return begun_ns + HMM_RANGE_DEFAULT_TIMEOUT_NS - now_ns
+
+
+def page_owner(gpusvm: "GpuSvm", ctx: "GpuSvmCtx") -> object | None:
+    """Return whose device pages the caller can take: not every user of a gpusvm can, so that the call says it."""
+    return ctx.device_private_page_owner
+
+
 def segments(words: Words) -> tuple[Pfns, Orders]:
     """Cut hmm words into mapping segments: first pfn and order of each (drm_gpusvm_hmm_pfn_to_order).
 
@@ -177,12 +187,10 @@ def segments(words: Words) -> tuple[Pfns, Orders]:
     """
     n = len(words)
     word = int(words[0])
-    order = (word >> HMM_PFN_ORDER_SHIFT) & 0x1F
-    if order:
-        pfn = word & HMM_PFN_PFN_MASK
-        size = (1 << order) - (pfn & ((1 << order) - 1))
-        if size >= n and not n & (n - 1):
-            return np.array((pfn,), np.int64), constant_u8(n.bit_length() - 1, 1)
+    if word & _ORDER_BITS:
+        order = hmm_pfn_to_order(word, n)
+        if 1 << order >= n:
+            return np.array((word & HMM_PFN_PFN_MASK,), np.int64), constant_u8(order, 1)
     elif not (words & _ORDER_FIELD).any():
         return (words & _PFN_MASK).view(np.int64), constant_u8(0, n)
     # some large mappings among small ones: as many steps as there are segments, small ones taken together
@@ -192,21 +200,29 @@ def segments(words: Words) -> tuple[Pfns, Orders]:
     i = 0
     while i < n:
         word = int(words[i])
-        order = (word >> HMM_PFN_ORDER_SHIFT) & 0x1F
-        if not order:
+        if not word & _ORDER_BITS:
             following = int(np.searchsorted(large, i))
             j = int(large[following]) if following < len(large) else n
             firsts.append((words[i:j] & _PFN_MASK).view(np.int64))
             orders.append(constant_u8(0, j - i))
             i = j
             continue
-        pfn = word & HMM_PFN_PFN_MASK
-        size = min((1 << order) - (pfn & ((1 << order) - 1)), n - i)
-        order = size.bit_length() - 1
-        firsts.append(np.array((pfn,), np.int64))
+        order = hmm_pfn_to_order(word, n - i)
+        firsts.append(np.array((word & HMM_PFN_PFN_MASK,), np.int64))
         orders.append(constant_u8(order, 1))
         i += 1 << order
     return np.concatenate(firsts), np.concatenate(orders)
+
+
+def hmm_pfn_to_order(word: int, left: int) -> int:
+    """Return the order of the segment that begins with an hmm word, `left` pages before the end of the range.
+
+    HMM tells the order of the CPU's mapping, which may have begun before this page and may go on behind the range: both
+    are taken off (drm_gpusvm_hmm_pfn_to_order).
+    """
+    size = 1 << ((word >> HMM_PFN_ORDER_SHIFT) & 0x1F)
+    size -= word & HMM_PFN_PFN_MASK & (size - 1)
+    return min(size, left).bit_length() - 1
 
 
 def _map(gpusvm: "GpuSvm", pages: GpuSvmPages, words: Words, ctx: "GpuSvmCtx") -> None:
@@ -215,101 +231,162 @@ def _map(gpusvm: "GpuSvm", pages: GpuSvmPages, words: Words, ctx: "GpuSvmCtx") -
     """
     memory = gpusvm.memory
     kernel = gpusvm.kernel
-    drm = pages.drm
     npages = len(words)
+    size_bytes = npages << memory.geometry.page_shift
     direction = DMA_TO_DEVICE if ctx.read_only else DMA_BIDIRECTIONAL
     pfns, order = segments(words)
     n = len(pfns)
     kernel.charge("get_pages_per_entry", n)
     if n == 1:
-        all_device = memory.is_device_private(int(pfns[0]))
         device = None
-        any_device = all_device
+        any_device = memory.is_device_private(int(pfns[0]))
     else:
         device = memory.device_private_mask(pfns)
         any_device = bool(device.any())
-        all_device = any_device and bool(device.all())
     dpagemap: DrmPagemap | None = None
+    refusal: tuple[int, KernelError] | None = None
     if any_device:
         first = 0 if device is None or device[0] else int(device.argmax())
         zdd = page_zdd(memory, int(pfns[first]))
         dpagemap = zdd.dpagemap
         if device is not None:
-            _check_mixture(zdd, pfns, device, ctx)
+            refusal = _mixture(zdd, pfns, device, ctx)
     elif ctx.devmem_only:
         raise KernelError(EFAULT, "system pages, and device memory is wanted")
-
-    if all_device:
-        assert dpagemap is not None
-        addr, proto = dpagemap.ops.device_map(dpagemap, drm, pfns, order, direction)
-        pages._system_rows = 0
-    elif not any_device:
-        pages._iova = iova = drm.dma.iova_try_alloc(npages << memory.geometry.page_shift)
-        addr = _map_system(pages, iova, pfns, order, direction)
-        proto = constant_u8(DRM_INTERCONNECT_SYSTEM, n)
-        pages._system_rows = n
-    else:
-        assert dpagemap is not None
-        assert device is not None
-        system = ~device
-        # the reservation is only tried when page 0 is a system page
-        iova = None if device[0] else drm.dma.iova_try_alloc(npages << memory.geometry.page_shift)
-        pages._iova = iova
-        addr = np.empty(n, np.uint64)
-        addr[system] = _map_system(pages, iova, pfns[system], order[system], direction)
-        pages._system_rows = int(system.sum())
-        try:
-            device_addr, device_proto = dpagemap.ops.device_map(dpagemap, drm, pfns[device], order[device], direction)
-        except BaseException:
-            _unmap_system(pages)
-            raise
-        addr[device] = device_addr
-        proto = np.zeros(n, np.uint8)
-        proto[device] = device_proto
-    pages.dma_addr = PagemapAddrs(pfns, addr, order, proto, direction, npages)
+    try:
+        if refusal is None:
+            _map_rows(pages, pfns, order, device, dpagemap, direction, npages, size_bytes)
+        else:
+            # The kernel finds out as it goes: what comes before is mapped by then.
+            last, error = refusal
+            if last:
+                assert device is not None
+                device = device[:last]
+                met = dpagemap if device.any() else None
+                order = order[:last]
+                _map_rows(pages, pfns[:last], order, device, met, direction, _pages(order), size_bytes)
+            raise error
+    except BaseException:
+        err_unmap(pages)
+        pages.dma_addr = None
+        raise
+    if kernel.checked:
+        _check_covered(order, npages)
     if dpagemap is not None:
-        dpagemap.get("gpusvm_pages")
-        pages.dpagemap = dpagemap
-        pages.has_devmem_pages = True
+        pages_mapped(pages, dpagemap)
         may_write = ctx.read_only or int(np.bitwise_and.reduce(words)) & HMM_PFN_WRITE
         pages.protected = None if may_write else np.flatnonzero(words & _WRITE == 0)
     pages.has_dma_mapping = True
 
 
-def _check_mixture(zdd: "Zdd", pfns: Pfns, device: Bools, ctx: "GpuSvmCtx") -> None:
-    """Raise what the kernel's loop over the pages raises at the first page that does not go with those before it."""
-    pgmap = zdd.dpagemap.pagemap
-    if not ctx.allow_mixed:
-        if not device[0]:
-            if ctx.devmem_only:
-                raise KernelError(EFAULT, "a system page, and device memory is wanted")
-            raise KernelError(EOPNOTSUPP, "system pages, then device pages")
-        if not (device & zdd.covers(pfns)).all():
-            raise KernelError(EOPNOTSUPP, "pages of more than one allocation")
-        return
-    other = device & ~((pfns >= pgmap.start_pfn) & (pfns < pgmap.start_pfn + pgmap.nr_pages))
-    if ctx.devmem_only and not device.all():
-        if not other.any() or int(device.argmin()) < int(other.argmax()):
-            raise KernelError(EFAULT, "a system page, and device memory is wanted")
-    if other.any():
-        raise KernelError(EOPNOTSUPP, "pages of two pagemaps")
+def _map_rows(
+    pages: GpuSvmPages,
+    pfns: Pfns,
+    order: Orders,
+    device: Bools | None,
+    dpagemap: "DrmPagemap | None",
+    direction: int,
+    npages: int,
+    size_bytes: int,
+) -> None:
+    """Map rows of `npages` in all and leave in `pages` what is mapped, also if that ends with an error.
+
+    `device` says which are device pages, None: all or none, as there is a `dpagemap` or not. `size_bytes` is that of
+    the range.
+    """
+    dma = pages.drm.dma
+    n = len(pfns)
+    pages.dma_addr = PagemapAddrs(pfns[:0], _NO_ADDRS, order[:0], constant_u8(0, 0), direction, 0)
+    pages._system_rows = 0
+    if dpagemap is None:
+        addr = _map_system(pages, dma.iova_try_alloc(size_bytes), pfns, order, direction)
+        proto = constant_u8(DRM_INTERCONNECT_SYSTEM, n)
+    elif device is None or device.all():
+        meet_provider(pages, dpagemap)
+        addr, proto = dpagemap.ops.device_map(dpagemap, pages.drm, pfns, order, direction)
+    else:
+        system = ~device
+        # the reservation is only tried when page 0 is a system page
+        iova = None if device[0] else dma.iova_try_alloc(size_bytes)
+        addr = np.empty(n, np.uint64)
+        addr[system] = _map_system(pages, iova, pfns[system], order[system], direction)
+        meet_provider(pages, dpagemap)
+        device_addr, device_proto = dpagemap.ops.device_map(dpagemap, pages.drm, pfns[device], order[device], direction)
+        addr[device] = device_addr
+        proto = np.zeros(n, np.uint8)
+        proto[device] = device_proto
+    pages.dma_addr = PagemapAddrs(pfns, addr, order, proto, direction, npages)
 
 
 def _map_system(pages: GpuSvmPages, iova: IovaState | None, pfns: Pfns, order: Orders, direction: int) -> Words:
     dma = pages.drm.dma
-    if iova is None:
-        return dma.map_pages(pfns, order, direction)
-    try:
-        return dma.iova_link(iova, pfns, order, direction)
-    except BaseException:
-        pages._iova = None
-        dma.iova_destroy(iova)
-        raise
-
-
-def _unmap_system(pages: GpuSvmPages) -> None:
-    if pages._iova is not None:
-        pages.drm.dma.iova_destroy(pages._iova)
-        pages._iova = None
+    pages._iova = iova
+    if iova is not None:
+        addr = dma.iova_link(iova, pfns, order, direction)
     else:
-        pages.drm.dma.unmap_pages(pages._system_rows)
+        addr = dma.map_rows(pfns, order, direction)
+    pages._system_rows = len(addr)
+    if len(addr) < len(pfns):
+        raise KernelError(EFAULT, f"{dma.name}: dma_map_page failed")
+    return addr
+
+
+def meet_provider(pages: GpuSvmPages, dpagemap: "DrmPagemap") -> None:
+    """Remember whose pages are mapped, before the first of them is: whoever unwinds must find who unmaps them."""
+    dpagemap.get("gpusvm_pages")
+    pages.dpagemap = dpagemap
+
+
+def pages_mapped(pages: GpuSvmPages, dpagemap: "DrmPagemap") -> None:
+    """Publish that there are device pages of `dpagemap` among what is mapped."""
+    assert pages.dpagemap is dpagemap
+    pages.has_devmem_pages = True
+
+
+def err_unmap(pages: GpuSvmPages) -> None:
+    """Unmap what was mapped before an error (drm_gpusvm_get_pages: err_unmap).
+
+    Nothing has been published yet, and `GpuSvmPages.unmap` goes by what is: so publish it first.
+    """
+    if pages.dma_addr is not None:
+        pages.has_dma_mapping = True
+        pages.unmap()
+
+
+def _check_covered(order: Orders, npages: int) -> None:
+    """Assert that what was mapped is the range, no less and no more."""
+    mapped = _pages(order)
+    if mapped != npages:
+        raise ModelError(f"get_pages maps {mapped} pages for a range of {npages}")
+
+
+def _pages(order: Orders) -> int:
+    if len(order) == 1:
+        return 1 << int(order[0])
+    return int(np.left_shift(1, order.astype(np.int64)).sum()) if order.any() else len(order)
+
+
+def _mixture(zdd: "Zdd", pfns: Pfns, device: Bools, ctx: "GpuSvmCtx") -> tuple[int, KernelError] | None:
+    """Return the first row that does not go with those before it, and what the kernel's loop over the pages raises
+    there.
+    """
+    pgmap = zdd.dpagemap.pagemap
+    if not ctx.allow_mixed:
+        if not device[0]:
+            if ctx.devmem_only:
+                return 0, KernelError(EFAULT, "a system page, and device memory is wanted")
+            return int(device.argmax()), KernelError(EOPNOTSUPP, "system pages, then device pages")
+        mine = device & zdd.covers(pfns)
+        return (
+            None if mine.all() else (int(mine.argmin()), KernelError(EOPNOTSUPP, "pages of more than one allocation"))
+        )
+    other = device & ~((pfns >= pgmap.start_pfn) & (pfns < pgmap.start_pfn + pgmap.nr_pages))
+    if ctx.devmem_only and not device.all():
+        if not other.any() or int(device.argmin()) < int(other.argmax()):
+            return int(device.argmin()), KernelError(EFAULT, "a system page, and device memory is wanted")
+    if other.any():
+        return int(other.argmax()), KernelError(EOPNOTSUPP, "pages of two pagemaps")
+    return None
+
+
+_NO_ADDRS: Words = np.zeros(0, np.uint64)

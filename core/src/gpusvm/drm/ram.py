@@ -11,7 +11,7 @@ import numpy as np
 
 from gpusvm.drm.addr import DMA_FROM_DEVICE, Orders, constant_u8
 from gpusvm.drm.mapping import CopyMapping
-from gpusvm.errors import KernelError
+from gpusvm.errors import KernelError, ModelError
 from gpusvm.mm.api import (
     MIGRATE_PFN_COMPOUND,
     MIGRATE_PFN_MIGRATE,
@@ -132,6 +132,12 @@ class RamPages:
         self._memory.folios_lock_new(pfns)
         return pfns
 
+    def _check_not_retired(self) -> None:
+        """Assert that no page is copied out whose contents are in RAM already, and may have changed there since."""
+        retired = self.device_pfns[self._memory.zone_device_flags(self.device_pfns)]
+        if len(retired):
+            raise ModelError(f"device page {int(retired[0]):#x} is copied to RAM again, where its contents are already")
+
     def _nothing(self) -> None:
         self.npages = 0
         self.device_pfns = self.ram_pfns = np.zeros(0, np.int64)
@@ -141,18 +147,24 @@ class RamPages:
         """Let the device that owns the allocation copy (DMA direction FROM_DEVICE); on an error everything is given
         back.
         """
+        if self._memory.kernel.explored:
+            self._check_not_retired()
         mapping: CopyMapping | None = None
         try:
             mapping = CopyMapping(devmem.drm, self.ram_pfns, self.order, self.npages, DMA_FROM_DEVICE)
             devmem.ops.copy_to_ram(self.device_pfns, mapping.addrs, None)
         except BaseException:
-            if mapping is not None:
-                mapping.unmap()  # before the pages go
-            self._memory.folios_unlock(self.ram_pfns)
-            self._memory.folios_put(self.ram_pfns)
-            self._dst[:] = 0
+            self._give_back(mapping)
             raise
         mapping.unmap()
+
+    def _give_back(self, mapping: CopyMapping | None) -> None:
+        """Unmap, if anything is mapped, and free the pages after that: the device may write to them until then."""
+        if mapping is not None:
+            mapping.unmap()
+        self._memory.folios_unlock(self.ram_pfns)
+        self._memory.folios_put(self.ram_pfns)
+        self._dst[:] = 0
 
 
 _NO_ORDERS: Orders = np.zeros(0, np.uint8)

@@ -152,7 +152,7 @@ class XePagemap:
             driver.device, mm, self.devmem_ops, self.dpagemap, end - start, pre_migrate_fence=pending, container=bo
         )
         bo.devmem = devmem
-        bo.get("populate_mm")
+        self._hold(bo)
         # Held until the last page is gone: devmem_release gives it back, also when none arrives.
         driver.pm.pages_present(bo)
         try:
@@ -160,7 +160,18 @@ class XePagemap:
             migrate_to_devmem(devmem, mm, start, end, details)
         finally:
             bo.resv.unlock()
-            bo.put("populate_mm")
+            self._drop(bo)
+
+    @staticmethod
+    def _hold(bo: Bo) -> None:
+        """Keep an object while its lock is held: a CPU fault may take its last page, and so its last reference, before
+        populate_mm ends.
+        """
+        bo.get("populate_mm")
+
+    @staticmethod
+    def _drop(bo: Bo) -> None:
+        bo.put("populate_mm")
 
     # ---- the end -------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,30 @@
+"""Bugs that Linux had, each re-introduced by a switch: what exploration has to find.
+
+Production code is clean: what mends a bug is a small function or method there, with the reason in its comment, and a
+mutant replaces it by the buggy form while it is active::
+
+    with load("GS-01").active():
+        ...  # machines that boot or run here leak what get_pages mapped before an error
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+from gpusvm.conformance.mutants.drivers import DRIVERS
+from gpusvm.conformance.mutants.gpusvm import GPUSVM
+from gpusvm.conformance.mutants.mutant import Mutant, Swap
+from gpusvm.conformance.mutants.pagemap import PAGEMAP
+from gpusvm.errors import InputError, nearest
+
+__all__ = ["MUTANTS", "Mutant", "Swap", "load"]
+
+MUTANTS: Final[Mapping[str, Mutant]] = {mutant.id: mutant for mutant in (*GPUSVM, *PAGEMAP, *DRIVERS)}
+"""By id: those of drm_gpusvm, of drm_pagemap, of the drivers and of the mm."""
+
+
+def load(mutant_id: str) -> Mutant:
+    """Return the mutant of an id, in upper or lower case. InputError with the nearest id if there is none."""
+    mutant = MUTANTS.get(mutant_id.upper())
+    if mutant is None:
+        raise InputError(f"unknown mutant {mutant_id!r}, {nearest(mutant_id.upper(), MUTANTS)}")
+    return mutant

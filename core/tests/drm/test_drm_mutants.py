@@ -1,0 +1,171 @@
+"""Each mutant of drm_gpusvm and drm_pagemap shows by its own trigger, and nothing of it is left afterwards."""
+
+import pytest
+from gpusvm.conformance.mutants import load
+from gpusvm.errors import CpuSignal, KernelError, ModelError
+from gpusvm.kernel import Kernel
+from gpusvm.mm.api import MADV_DONTNEED, PROT_READ, PROT_WRITE
+
+PAGE = 4096
+BASE = 512  # a page at a PMD boundary
+
+
+def gs_01(make):
+    m = make()
+    m.mmap(BASE, 16)
+    m.write(BASE, 16)
+    m.kernel.arm("dma.map")
+    assert m.files[0].fault(BASE * PAGE, migrate=False)[-1] == "get(-14)"
+    return m
+
+
+def gs_03(make):
+    m = make(devices=2)
+    m.mmap(BASE, 16)
+    m.write(BASE, 16)
+    assert m.files[1].fault(BASE * PAGE)[-1] == "map(rw,10*16)"
+    m.mm.madvise((BASE + 8) * PAGE, 8 * PAGE, MADV_DONTNEED)
+    m.write(BASE + 8, 8)
+    assert m.files[0].fault(BASE * PAGE, migrate=False)[-1] == "get(-95)"
+    assert m.devices[1].maps == 0, "what was mapped before the error stays mapped"
+    return m
+
+
+def gs_05(make):
+    m = make(thp="always", notifier_size=64 << 10)
+    m.mmap(BASE, 512)
+    m.write(BASE, 512)
+    m.files[0].fault((BASE + 17) * PAGE, migrate=False)
+    return m
+
+
+def gs_06(make):
+    m = make()
+    m.mmap(BASE, 1)
+    m.write(BASE)
+    walk = m.memory.hmm_range_fault_unlocked_timeout
+    begun = m.kernel.now_ns
+
+    def disturbed(hmm_range, timeout_ns):
+        walk(hmm_range, timeout_ns)
+        if m.kernel.now_ns < begun + 3_000_000_000:
+            m.mm.mprotect(BASE * PAGE, PAGE, PROT_READ)
+            m.mm.mprotect(BASE * PAGE, PAGE, PROT_READ | PROT_WRITE)
+            m.kernel.sleep_ns(300_000_000)
+
+    m.memory.hmm_range_fault_unlocked_timeout = disturbed
+    assert m.files[0].fault(BASE * PAGE, migrate=False)[-1] == "get(-16)", "get_pages goes on after its time"
+    return m
+
+
+def gs_08(make):
+    m = make()
+    m.mmap(BASE, 16)
+    m.write(BASE, 16)
+    m.files[0].fault(BASE * PAGE)
+    m.mm.mprotect(BASE * PAGE, 16 * PAGE, PROT_READ)
+    answer = m.files[0].fault(BASE * PAGE, migrate=False, owner=None, read_only=True)[-1]
+    assert answer == "map(ro,s0*16)", "device pages for somebody who cannot reach them"
+    return m
+
+
+def gs_10(make):
+    m = make()
+    m.mmap(BASE, 16)
+    m.write(BASE, 16)
+    assert m.files[0].populate(BASE * PAGE, 16, timeslice_ms=5) == 0
+    before = m.kernel.now_ns
+    m.read(BASE)
+    assert m.kernel.now_ns - before >= 5_000_000, "the CPU has not waited for the timeslice"
+    return m
+
+
+def gs_12(make):
+    m = make()
+    m.mmap(BASE, 16)
+    m.write(BASE, 16)
+    m.files[0].fault(BASE * PAGE, migrate=False)
+    m.kernel.arm("gpusvm.evict")
+    assert m.files[0].range_evict(BASE * PAGE) == -12
+    return m
+
+
+def dp_01(make):
+    m = make(kernel=Kernel(mode="explored"))
+    m.mmap(BASE, 1)
+    m.write(BASE)
+    assert m.files[0].populate(BASE * PAGE, 1) == 0
+    device_pfn = m.devices[0].pgmap.start_pfn
+    finalize = m.memory.migrate_vma_finalize
+
+    def held(args):
+        m.memory.folio_get(device_pfn)
+        m.memory.migrate_vma_finalize = finalize
+        finalize(args)
+
+    m.memory.migrate_vma_finalize = held
+    m.read(BASE)
+    m.write(BASE)
+    with pytest.raises(KernelError, match="device pages are left after 3 attempts"):
+        m.devices[0].evict()
+    m.memory.folio_put(device_pfn)
+    m.read(BASE)
+    return m
+
+
+def dp_02(make):
+    m = make()
+    m.mmap(BASE, 16)
+    m.write(BASE, 16)
+    assert m.files[0].populate(BASE * PAGE, 16) == 0
+    m.devices[0].fail["to_ram"] = 1
+    with pytest.raises(CpuSignal, match="SIGBUS"):
+        m.read(BASE)
+    return m
+
+
+def first_of_two_copies_fails(make):
+    m = make(devices=2)
+    m.mmap(BASE, 16)
+    m.write(BASE, 16)
+    assert m.files[0].populate(BASE * PAGE, 8) == 0
+    m.devices[0].fail["to_ram"] = 1
+    assert m.files[1].populate(BASE * PAGE, 16) == -5
+    m.read(BASE, 16)
+    return m
+
+
+def dp_14(make):
+    m = make(devices=2)
+    m.mmap(BASE, 16)
+    m.write(BASE, 16)
+    assert m.files[0].populate(BASE * PAGE, 16) == 0
+    assert m.files[1].populate(BASE * PAGE, 16) == 0, "memory of a peer does not move"
+    return m
+
+
+TRIGGERS = {
+    "GS-01": (gs_01, "ledger: not given back\n  'dma' held by 'tiny0': 15"),
+    "GS-03": (gs_03, "what was mapped before the error stays mapped\nassert 8 == 0"),
+    "GS-05": (gs_05, "get_pages maps 512 pages for a range of 16"),
+    "GS-06": (gs_06, "get_pages goes on after its time\n"),
+    "GS-08": (gs_08, "device pages for somebody who cannot reach them\n"),
+    "GS-10": (gs_10, "the CPU has not waited for the timeslice\n"),
+    "GS-12": (gs_12, "ledger: not given back\n  'mm_users'"),
+    "DP-01": (dp_01, "device page 0x10000 is copied to RAM again, where its contents are already"),
+    "DP-02": (dp_02, "ledger: not given back\n  'dma' held by 'tiny0': 16"),
+    "DP-03": (first_of_two_copies_fails, "folio"),
+    "DP-04": (first_of_two_copies_fails, "a destination in Zone(0x0-0x2001, RAM) is not locked"),
+    "DP-14": (dp_14, "memory of a peer does not move\nassert -16 == 0"),
+}
+
+
+@pytest.mark.parametrize("mutant_id", TRIGGERS)
+def test_a_mutant_shows_by_its_trigger_and_leaves_nothing(machine, mutant_id):
+    program, message = TRIGGERS[mutant_id]
+    make = lambda **how: machine(finish=False, **how)  # noqa: E731
+    program(make).finish()
+    with load(mutant_id).active(), pytest.raises((ModelError, AssertionError)) as raised:
+        program(make).finish()
+    assert str(raised.value).startswith(message)
+    program(make).finish()
