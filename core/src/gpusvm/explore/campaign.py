@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from attrs import Factory, define, field
 
 from gpusvm.explore.execution import Execution, execute
+from gpusvm.explore.stage import Stage
 
 if TYPE_CHECKING:
     from gpusvm.explore.scheduler import Scheduler
@@ -48,7 +49,10 @@ class Campaign:
     seconds: float = 0.0
     exhausted: bool = False
     coverage: Coverage = Factory(Coverage)
-    _world: World | None = field(default=None, init=False)
+    _stage: Stage = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._stage = Stage(self.boot)
 
     def run(self, *, schedules: int | None = None, seconds: float | None = None) -> Iterator[tuple[int, Execution]]:
         """Run until a budget is used up or nothing is left; yield (schedule, execution) of each that failed."""
@@ -60,7 +64,7 @@ class Campaign:
             if not self.scheduler.new_execution():
                 self.exhausted = True
                 break
-            world = self._fresh()
+            world = self._stage.ready()
             execution = execute(world, self.scheduler, failures_max=self.failures_max)
             self.schedules += 1
             self.abandoned += execution.abandoned
@@ -70,9 +74,3 @@ class Campaign:
             if execution.failure is not None:
                 yield self.schedules - 1, execution
         self.seconds = spent + perf_counter() - begun
-
-    def _fresh(self) -> World:
-        if self._world is not None:
-            self._world.kernel.close()
-        self._world = self.boot()
-        return self._world

@@ -14,12 +14,15 @@ An operation is a line ``NAME ARGUMENT…``; the arguments are page numbers, cou
 documents them at the operation of that name.
 """
 
+import json
+import re
 import tomllib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
+import attrs
 from attrs import evolve, field, frozen
 
 from gpusvm.documents import structure
@@ -83,9 +86,40 @@ class Scenario:
     ram_pages: int = 128
     source: str = field(default="", eq=False)
 
+    def to_toml(self) -> str:
+        """Write it as the table of a scenario file that reads as the same scenario."""
+        lines = ["[[scenario]]", f"name = {_text(self.name)}", f"about = {_text(self.about)}"]
+        for key in attrs.fields(Scenario):
+            value = getattr(self, key.name)
+            if key.name in _WRITTEN_APART or value == key.default:
+                continue
+            lines.append(f"{key.name} = {_value(value)}")
+        lines += [f"tasks.{_key(name)} = {_value(operations)}" for name, operations in self.tasks.items()]
+        return "\n".join(lines) + "\n"
+
     def with_tasks(self, tasks: Mapping[str, tuple[Operation, ...]]) -> "Scenario":
         """Return the same program with other operations; a task without any is left out."""
         return evolve(self, tasks={name: operations for name, operations in tasks.items() if operations})
+
+
+_WRITTEN_APART: Final = frozenset({"name", "about", "tasks", "source"})
+
+
+def _text(text: object) -> str:
+    # Where both are defined a string of JSON is a basic string of TOML; U+007F is only allowed escaped.
+    return json.dumps(str(text), ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _text(name)
+
+
+def _value(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_text, value))}]"
+    return str(value) if isinstance(value, int) else _text(value)
 
 
 def read_scenarios(text: str, *, source: str) -> list[Scenario]:

@@ -1,0 +1,44 @@
+"""Say what is explored, in a way that travels to another process: a scenario on a driver, with quirks and a mutant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Literal
+
+from attrs import field, frozen
+
+from gpusvm.explore.scenario import Scenario
+from gpusvm.explore.world import World
+from gpusvm.plugins import Installed
+
+if TYPE_CHECKING:
+    from gpusvm.driver import DriverInfo
+
+__all__ = ["Case"]
+
+
+@frozen(kw_only=True)
+class Case:
+    """Describe one machine and the program on it.
+
+    `driver` is a spec string. With `mutant`, `around` gives the context in which that bug is switched on; `boot`, and
+    whatever is done with the world, belongs inside `active`.
+    """
+
+    scenario: Scenario
+    driver: str
+    drivers: Installed | Mapping[str, DriverInfo] = field(eq=False, repr=False)
+    quirks: Literal["as_written", "fixed"] = "fixed"
+    failures_max: int = 0
+    mutant: str | None = None
+    around: Callable[[], AbstractContextManager[object]] | None = field(default=None, eq=False, repr=False)
+
+    def active(self) -> AbstractContextManager[object]:
+        """Return the context in which the mutant, if there is one, is switched on."""
+        return nullcontext() if self.around is None else self.around()
+
+    def boot(self) -> World:
+        """Boot the machine and run the scenario's setup. InputError for what cannot be."""
+        drivers = self.drivers.registry() if isinstance(self.drivers, Installed) else self.drivers
+        return World(self.scenario, self.driver, drivers=drivers, quirks=self.quirks)
