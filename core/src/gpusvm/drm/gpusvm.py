@@ -77,9 +77,9 @@ class GpuSvm:
     """Be the mirror of one mm on one GPU (struct drm_gpusvm).
 
     [mm_start, mm_start + mm_range) is mirrored, with interval notifiers over aligned windows of `notifier_size`
-    bytes. A range has one of `chunk_sizes`, powers of two in descending order; those above the size of a PMD are
-    dropped. `drm` is the device that its ranges' pages are mapped for. A driver serialises finding, inserting and
-    removing by a lock of its own.
+    bytes. A range has one of `chunk_sizes`, powers of two in descending order; one above the size of a PMD, in a
+    machine whose PMDs are small, stands for a PMD. `drm` is the device that its ranges' pages are mapped for. A driver
+    serialises finding, inserting and removing by a lock of its own.
     """
 
     def __init__(
@@ -97,11 +97,9 @@ class GpuSvm:
         chunk_sizes: tuple[int, ...],
     ) -> None:
         geometry = memory.geometry
-        chunks = tuple(size for size in chunk_sizes if size <= geometry.pmd_size)
-        if not chunks or list(chunks) != sorted(set(chunks), reverse=True):
-            raise ValueError(
-                f"chunk_sizes must descend and hold one of at most {geometry.pmd_size} bytes, got {chunk_sizes}"
-            )
+        if not chunk_sizes or list(chunk_sizes) != sorted(set(chunk_sizes), reverse=True):
+            raise ValueError(f"chunk_sizes must descend and hold one at least, got {chunk_sizes}")
+        chunks = tuple(dict.fromkeys(min(size, geometry.pmd_size) for size in chunk_sizes))
         for size in (*chunks, notifier_size):
             if size < geometry.page_size or size & (size - 1):
                 raise ValueError(f"a size must be a power of two of at least {geometry.page_size} bytes, got {size}")
