@@ -242,8 +242,10 @@ class Lab:
         choices=None,
         checked: bool = True,
         contents: str = "tokens",
+        cpus: int | None = None,
+        preemptive: bool = True,
     ) -> None:
-        self.kernel = Kernel(mode=mode, choices=choices, checked=checked)
+        self.kernel = Kernel(mode=mode, choices=choices, checked=checked, cpus=cpus, preemptive=preemptive)
         nr = 1 << pmd_order
         self.nr = nr
         self.memory = MemoryManager(

@@ -14,7 +14,7 @@ from gpusvm.mm.hugetlb import copy_hugetlb_page_range
 from gpusvm.mm.memory import restore_exclusive_pte
 from gpusvm.mm.mm_struct import MM_ANONPAGES, MMF_HAS_PINNED
 from gpusvm.mm.mmu_notifier import notifier_end, notifier_start
-from gpusvm.mm.page import PG_ANON_EXCLUSIVE, PG_LRU
+from gpusvm.mm.page import PG_ANON_EXCLUSIVE
 from gpusvm.mm.pgtable import OtherPte, PmdKind, PmdLeaf, PteKind, PteTable
 from gpusvm.mm.ptemask import indices, span
 from gpusvm.mm.rss import add_rss
@@ -240,7 +240,6 @@ class _Copy:
         memory.contents.copy_folio(new, src.m_pfn[i], 1)
         memory.contents.fork(self.src.mm, child.mm, vpn, vpn + 1)
         memory.rmap.folio_add_new_anon_rmap(new, child, src.base + (i << self.page_shift))
-        memory.pages.ram.m_flags[new] |= PG_LRU
         child.mm.rss[MM_ANONPAGES] += 1
         dst.set_present(bit, new, bit if child.flags & VM_WRITE else 0, bit)
         self.copied += 1

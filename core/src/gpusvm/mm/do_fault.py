@@ -21,7 +21,7 @@ from gpusvm.mm.api import (
 from gpusvm.mm.filemap import fault_folio, filemap_pages
 from gpusvm.mm.mm_struct import MM_ANONPAGES, MMF_UNSTABLE
 from gpusvm.mm.observer import tell
-from gpusvm.mm.page import PG_DIRTY, PG_HWPOISON, PG_LOCKED, PG_LRU
+from gpusvm.mm.page import PG_DIRTY, PG_HWPOISON, PG_LOCKED
 from gpusvm.mm.pgtable import PmdLeaf, PteTable
 from gpusvm.mm.ptemask import indices, lowest, span
 from gpusvm.mm.rss import file_counter
@@ -246,7 +246,6 @@ def _do_cow_fault(memory: "MemoryManager", vma: "Vma", address: int) -> int:
         if not table.used & bit:
             mm.rss[MM_ANONPAGES] += 1
             memory.rmap.folio_add_new_anon_rmap(new, vma, address)
-            pages.ram.m_flags[new] |= PG_LRU
             table.set_present(bit, new, bit if vma.flags & VM_WRITE else 0, bit)
             memory.contents.copied_from_file(vma, address)
             new = -1

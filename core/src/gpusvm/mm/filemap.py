@@ -138,7 +138,8 @@ class AddressSpace:
         zone = pages.ram
         zone.m_mapping[pfn] = self.id
         zone.m_index[pfn] = index
-        zone.m_flags[pfn] |= PG_LRU | PG_UPTODATE | (PG_SWAPBACKED if self.swapbacked else 0)
+        zone.m_flags[pfn] |= PG_UPTODATE | (PG_SWAPBACKED if self.swapbacked else 0)
+        pages.folio_add_lru(pfn)
         self.pages[index] = pfn
         return pfn
 

@@ -473,7 +473,7 @@ def _range_fault_locked(memory: "MemoryManager", walk: _Walk) -> None:
         if walk.pending is not None:
             if walk.pending == faulted:
                 # The fault has mended nothing: whoever keeps it from doing so has to come to it.
-                memory.refault(before)
+                memory.refault(before, in_kernel=True)
             faulted, before = walk.pending, kernel.now_ns
             kernel.step()
             walk.do_fault()

@@ -86,6 +86,8 @@ def madvise_collapse(memory: "MemoryManager", vma: "Vma", start: int, end: int) 
         raise ModelError(f"MADV_COLLAPSE of {vma!r}, which is not anonymous, is not modelled")
     if not _allowable(memory, vma):
         raise KernelError(EINVAL, f"MADV_COLLAPSE of {vma!r}, which can have no huge page")
+    if memory.pages.lru is not None:
+        memory.pages.lru.drain_all()
     low, high = -(-start // size) * size, end & -size
     last_fail = ScanResult.FAIL
     collapsed = 0

@@ -35,7 +35,7 @@ from gpusvm.mm.hugetlb import hugetlb_fault
 from gpusvm.mm.mm_struct import MM_ANONPAGES, MMF_UNSTABLE
 from gpusvm.mm.mmu_notifier import notifier_end, notifier_start
 from gpusvm.mm.observer import tell
-from gpusvm.mm.page import PG_ANON_EXCLUSIVE, PG_DIRTY, PG_LOCKED, PG_LRU, Zone
+from gpusvm.mm.page import PG_ANON_EXCLUSIVE, PG_DIRTY, PG_LOCKED, Zone
 from gpusvm.mm.pgtable import OtherPte, PmdKind, PmdLeaf, PteKind, PteTable
 from gpusvm.mm.ptemask import indices
 from gpusvm.mm.rmap_walk import mapcount_in
@@ -135,7 +135,6 @@ def _map_anon_folio_pmd(memory: "MemoryManager", vma: "Vma", block: int, pfn: in
     # map_anon_folio_pmd
     mm = vma.mm
     memory.rmap.folio_add_new_anon_rmap(pfn, vma, block << mm.page_table.pmd_shift)
-    memory.pages.ram.m_flags[pfn] |= PG_LRU
     mm.page_table.set_leaf(block, PmdKind.THP, pfn, write=bool(vma.flags & VM_WRITE), dirty=True)
     mm.rss[MM_ANONPAGES] += memory.geometry.pmd_nr
 
@@ -292,7 +291,6 @@ def _do_anonymous_page(memory: "MemoryManager", vma: "Vma", address: int, flags:
     else:
         mm.rss[MM_ANONPAGES] += 1
         memory.rmap.folio_add_new_anon_rmap(pfn, vma, address)
-        memory.pages.ram.m_flags[pfn] |= PG_LRU
         table.set_present(bit, pfn, bit if vma.flags & VM_WRITE else 0, bit)
     memory.kernel.charge("cpu_minor_fault_4k")
     return DONE
@@ -322,8 +320,6 @@ def fault_in_ptes(memory: "MemoryManager", vma: "Vma", table: PteTable, mask: in
         mm.rss[MM_ANONPAGES] += n
         shift = memory.geometry.page_shift
         memory.rmap.folios_add_new_anon_rmap(pfns, vma, table.base + (indices(mask) << shift))
-        for zone, index, _ in memory.pages.split(pfns):
-            zone.flags[index] |= PG_LRU
         table.set_present(mask, pfns, mask if vma.flags & VM_WRITE else 0, mask)
     kernel.charge("cpu_minor_fault_4k", n)
     return n
@@ -343,13 +339,26 @@ def do_swap_page(memory: "MemoryManager", vma: "Vma", address: int, flags: int, 
         return remove_device_exclusive_entry(memory, vma, address, table, i, flags)
     if flags & FAULT_FLAG_VMA_LOCK:
         return VM_FAULT_RETRY  # migrate_to_ram wants mmap_lock
-    head = pages.folio_head(pfn)
+    if not lock_device_page(memory, pages.folio_head(pfn)):
+        return DONE
+    return _migrate_to_ram(memory, VmFault(vma.mm, vma, address, pfn, pte_level=True, flags=flags))
+
+
+def lock_device_page(memory: "MemoryManager", head: int) -> bool:
+    """Lock a device-private folio that a CPU touches, and only then take a reference; False after a wait for others.
+
+    The lock comes first, as the references of several CPUs would keep each of them from migrating the page:
+    1afaeb8293c9 ("mm/migrate: Trylock device page in do_swap_page") (in v6.15). A CPU that does not get it waits, and
+    does not spin, as it may be the one that the owner of the lock waits for: b570f37a2ce4 ("mm: Fix a hmm_range_fault()
+    livelock / starvation problem") (in v7.0).
+    """
+    pages = memory.pages
     if not pages.folio_trylock(head):
         # softleaf_entry_wait_on_locked: no reference is held meanwhile, so the page may be gone afterwards.
         pages.folio_wait_locked(head)
-        return DONE
+        return False
     pages.folio_get(head)
-    return _migrate_to_ram(memory, VmFault(vma.mm, vma, address, pfn, pte_level=True, flags=flags))
+    return True
 
 
 def _do_other(memory: "MemoryManager", vma: "Vma", address: int, flags: int, table: PteTable, i: int) -> int:
@@ -538,7 +547,6 @@ def _wp_page_copy(memory: "MemoryManager", vma: "Vma", address: int, table: PteT
             memory.contents.copied_from_file(vma, start)
         table.clear(bit)
         memory.rmap.folio_add_new_anon_rmap(new, vma, start)
-        pages.ram.m_flags[new] |= PG_LRU
         table.set_present(bit, new, bit if vma.flags & VM_WRITE and not unshare else 0, 0 if unshare else bit)
         if not zero:
             memory.rmap.folio_remove_rmap_pte(old)

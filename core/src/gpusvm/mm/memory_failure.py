@@ -48,6 +48,8 @@ def memory_failure(memory: "MemoryManager", pfn: int) -> None:
         pages.allocator.take(pfn)
         zone.m_refcount[i] = 1
         return
+    if pages.lru is not None and not zone.m_flags[head] & PG_LRU:
+        pages.lru.drain_all()  # shake_folio
     if zone.m_flags[head] & PG_RESERVED or not zone.m_flags[head] & PG_LRU:
         # HWPoisonHandlable: the kernel's own, or isolated by somebody who moves it just now
         raise KernelError(EBUSY, f"page {pfn:#x} is not one that can be taken away")

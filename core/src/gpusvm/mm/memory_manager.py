@@ -211,10 +211,15 @@ class MemoryManager:
         """Write one page; the new token. CpuSignal."""
         return cpu.cpu_write(self, mm, address)
 
-    def refault(self, before_ns: int) -> None:
-        """Let others go on before a task that took a fault at `before_ns` takes the same one again."""
+    def refault(self, before_ns: int, *, in_kernel: bool = False) -> None:
+        """Let others go on before a task that took a fault at `before_ns` takes the same one again.
+
+        Where CPUs count, the way back to user space is a place to lose the CPU, and a loop `in_kernel` is none.
+        """
         kernel = self.kernel
-        if kernel.now_ns == before_ns:
+        if kernel.cpus and in_kernel:
+            kernel.give_way()
+        elif kernel.now_ns == before_ns:
             kernel.sleep_ns(REFAULT_NS)
         else:
             kernel.cond_resched()

@@ -215,6 +215,9 @@ def _unmap(memory: "MemoryManager", src: Words, npages: int, fault_page: int | N
     fault_head = -1 if fault_page is None else pages.folio_head(fault_page)
     count = 0
     restore: list[int] = []
+    lru = pages.lru
+    if lru is not None:
+        lru.drain()
     i = 0
     while i < npages:
         word = words[i]
@@ -222,7 +225,7 @@ def _unmap(memory: "MemoryManager", src: Words, npages: int, fault_page: int | N
             j = i + 1
         else:
             j = _next_compound(src, i, npages)
-            if j - i >= _BATCH:
+            if j - i >= _BATCH and pages.lru is None:
                 done = _unmap_batch(memory, src, i, j, fault_head, restore)
                 if done is not None:
                     count += done
@@ -238,6 +241,10 @@ def _unmap(memory: "MemoryManager", src: Words, npages: int, fault_page: int | N
             nr = 1 << pages.folio_order(pfn)
             if nr > 1:
                 word |= MIGRATE_PFN_COMPOUND
+            if lru is not None and pages.zone(pfn).pgmap is None and not pages.ram.m_flags[pfn] & PG_LRU:
+                # In the batch of some CPU; once a call, and whatever comes of it (allow_drain).
+                lru.drain_all()
+                lru = None
             if _unmap_one(memory, pfn, fault_head):
                 count += bool(word & MIGRATE_PFN_MIGRATE)
                 words[i] = word
@@ -274,7 +281,7 @@ def _unmap_one(memory: "MemoryManager", pfn: int, fault_head: int) -> bool:
     # migrate_vma_check_page
     if zone.m_mapcount[i] or zone.m_refcount[i] - extra > 0:
         if zone.pgmap is None:
-            zone.m_flags[i] |= PG_LRU
+            memory.pages.folio_add_lru(pfn)  # folio_putback_lru
         return False
     return True
 
@@ -744,7 +751,7 @@ def _finalize_one(memory: "MemoryManager", sw: int, dw: int, fault_head: int) ->
         else:
             memory.kernel.stats.migrated_to_device_bytes += nbytes
     if zone.pgmap is None:
-        zone.m_flags[i] |= PG_LRU
+        pages.folio_add_lru(dst)
     remove_migration_ptes(memory, src, dst)
     if src != fault_head:
         _unlock(memory, src)

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from gpusvm.errors import ModelError
 from gpusvm.kernel import Kernel, WaitQueue
 from gpusvm.mm.api import MEMORY_DEVICE_PRIVATE, DevPagemap, Geometry, Pfns
+from gpusvm.mm.lru import PG_LRU, LruBatches
 from gpusvm.mm.observer import tell
 from gpusvm.mm.page_alloc import PageAllocator
 from gpusvm.mm.ptemask import RAMP
@@ -45,8 +46,8 @@ __all__ = [
 ]
 
 # include/linux/page-flags.h, ANON_EXCLUSIVE is per page (the head's for a PMD mapping), the rest the head's.
+# PG_LRU, which is 2, comes from gpusvm.mm.lru.
 PG_LOCKED: Final = 1
-PG_LRU: Final = 2
 PG_UPTODATE: Final = 4
 PG_DIRTY: Final = 8
 PG_ANON_EXCLUSIVE: Final = 16
@@ -169,6 +170,7 @@ class PageMap:
         "geometry",
         "kernel",
         "lock_owner",
+        "lru",
         "pincounts",
         "ram",
         "ram_pages",
@@ -190,6 +192,7 @@ class PageMap:
         self.free_huge_folio: Callable[[int], None] = _no_pool
         self.pincounts: Final[dict[int, int]] = {}  # of large folios that are pinned, by head pfn
         self._waiters: dict[int, _LockWait] = {}  # by head pfn, only while somebody waits
+        self.lru = LruBatches(kernel, self.ram) if kernel.cpus else None
         self.lock_owner: Final[dict[int, str]] = {}  # folios locked one by one, in checked mode: who, for messages
 
     # --- where a pfn lies
@@ -351,6 +354,13 @@ class PageMap:
             self.free_device_folios(zone, index)
         else:
             self._free_folios(index)
+
+    def folio_add_lru(self, pfn: int) -> None:
+        """Put a system folio on the LRU, or on its way there (folio_add_lru)."""
+        if self.lru is None:
+            self.ram.m_flags[pfn] |= PG_LRU
+        else:
+            self.lru.add(pfn)
 
     # --- pins
 
@@ -549,6 +559,8 @@ class PageMap:
             raise ModelError(
                 f"bad page {i:#x} freed: mapcount {zone.m_mapcount[i]}, {'locked' if flags & PG_LOCKED else 'unlocked'}"
             )
+        if self.lru is not None:
+            self.lru.forget(i)
         order = zone.m_order[i]
         zone.m_mapping[i] = 0
         if order:
@@ -575,6 +587,9 @@ class PageMap:
             return
         if self.checked and ((zone.flags[index] & PG_LOCKED).any() or zone.mapcount[index].any()):
             raise ModelError("a bad page among many freed: mapped or locked")
+        if self.lru is not None:
+            for i in positions(index):
+                self.lru.forget(i)
         zone.mapping[index] = 0
         zone.flags[index] = 0
         zone.token[index] = POISON_FREED

@@ -206,7 +206,11 @@ class Rmap:
         zone.m_mapping[i] = anon_vma.id
         zone.m_index[i] = self.linear_index(vma, address)
         if zone.pgmap is None:
-            zone.m_flags[i] |= PG_LRU  # every caller goes on with folio_add_lru_vma
+            # Every caller goes on with folio_add_lru_vma.
+            if self.pages.lru is None:
+                zone.m_flags[i] |= PG_LRU
+            else:
+                self.pages.lru.add(pfn)
         if order == self._pmd_order:
             zone.m_entire[i] = 1
             zone.m_mapcount[i] = 1

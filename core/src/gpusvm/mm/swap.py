@@ -92,6 +92,8 @@ def swap_out(memory: "MemoryManager", mm: "MmStruct", address: int) -> int:
     if zone.pgmap is not None or not pages.folio_test_anon(page):
         raise KernelError(EINVAL, f"the page at {address:#x} is not anonymous system memory")
     head = pages.folio_head(page)
+    if pages.lru is not None:
+        pages.lru.drain()  # madvise_pageout
     if not zone.m_flags[head] & PG_LRU or not pages.folio_trylock(head):
         raise KernelError(EBUSY, f"page {page:#x} is locked or not on the LRU")
     pages.folio_get(head)
