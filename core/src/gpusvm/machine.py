@@ -103,9 +103,12 @@ class Machine:
         thp: Literal["always", "madvise", "never"] = "always",
         geometry: Geometry | None = None,
         checked: bool = True,
+        cpus: int | None = None,
+        preemptive: bool = True,
     ) -> "Machine":
         """Boot `topology` with `drivers[i]` on its device i; every device has `vram_bytes` of VRAM.
 
+        With `cpus`, in explored mode, CPUs count, and `preemptive` says where tasks lose theirs (`Kernel`).
         Raises InputError when there is not one driver for each device, or when the VRAM is smaller than the largest
         range, which is one PMD, or not a whole number of pages.
         """
@@ -124,7 +127,14 @@ class Machine:
             raise InputError(
                 f"VRAM of {vram_bytes} bytes is not a multiple of the page size ({geometry.page_size} bytes)"
             )
-        kernel = Kernel(mode=mode, choices=choices or SeededChoices(0), costs=costs, checked=checked)
+        kernel = Kernel(
+            mode=mode,
+            choices=choices or SeededChoices(0),
+            costs=costs,
+            checked=checked,
+            cpus=cpus,
+            preemptive=preemptive,
+        )
         memory = MemoryManager(
             kernel,
             geometry=geometry,

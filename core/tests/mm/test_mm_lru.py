@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from gpusvm.check import Checker
+from gpusvm.conformance.mutants import load
 from gpusvm.errors import KernelError, LivelockError
 from gpusvm.kernel import FirstChoice, SeededChoices
-from gpusvm.mm import memory as mm_memory
 from gpusvm.mm.api import (
     HMM_PFN_REQ_FAULT,
     HMM_PFN_VALID,
@@ -182,23 +182,15 @@ def found(lab, seeds, **cpus) -> list[str]:
     return messages
 
 
-def spinning(memory, head) -> bool:
-    """As do_swap_page was before v7.0: MM-01."""
-    if not memory.pages.folio_trylock(head):
-        return False
-    memory.pages.folio_get(head)
-    return True
-
-
-def test_a_cpu_that_spins_for_a_device_page_keeps_the_migration_from_draining(lab, monkeypatch):
+def test_a_cpu_that_spins_for_a_device_page_keeps_the_migration_from_draining(lab):
     assert found(lab, range(40), cpus=2, preemptive=False) == []
-    monkeypatch.setattr(mm_memory, "lock_device_page", spinning)
-    messages = found(lab, range(40), cpus=2, preemptive=False)
+    with load("MM-01").active():
+        messages = found(lab, range(40), cpus=2, preemptive=False)
     assert len(messages) == 23
     assert set(messages) == {STUCK}
 
 
-def test_the_same_loop_ends_where_a_kernel_preempts_it(lab, monkeypatch):
-    monkeypatch.setattr(mm_memory, "lock_device_page", spinning)
-    assert found(lab, range(40), cpus=2) == []
-    assert found(lab, range(40)) == []
+def test_the_same_loop_ends_where_a_kernel_preempts_it(lab):
+    with load("MM-01").active():
+        assert found(lab, range(40), cpus=2) == []
+        assert found(lab, range(40)) == []

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from gpusvm.check import InvariantError
-from gpusvm.errors import DeadlockError, GpusvmError, KernelError, LedgerError, LockdepError, ModelError
+from gpusvm.errors import DeadlockError, GpusvmError, KernelError, LedgerError, LivelockError, LockdepError, ModelError
 from gpusvm.explore.scheduler import SchedulerChoices
 from gpusvm.kernel import Abandoned, FirstChoice
 
@@ -105,6 +105,8 @@ def classify(error: BaseException) -> Failure:
             return Failure(kind="ledger", invariant="I-REF", message=message)
         case DeadlockError():
             return Failure(kind="deadlock", invariant="I-PROG", message=message)
+        case LivelockError():
+            return Failure(kind="livelock", invariant="I-PROG", message=message)
         case KernelError():
             return Failure(kind="errno", invariant="I-ERRNO", message=message)
         case _:

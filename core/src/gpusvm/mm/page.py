@@ -356,7 +356,7 @@ class PageMap:
             self._free_folios(index)
 
     def folio_add_lru(self, pfn: int) -> None:
-        """Put a system folio on the LRU, or on its way there (folio_add_lru)."""
+        """Put a system folio on the LRU, or on its way there."""
         if self.lru is None:
             self.ram.m_flags[pfn] |= PG_LRU
         else:

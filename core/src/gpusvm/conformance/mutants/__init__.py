@@ -12,13 +12,14 @@ from typing import Final
 
 from gpusvm.conformance.mutants.drivers import DRIVERS
 from gpusvm.conformance.mutants.gpusvm import GPUSVM
+from gpusvm.conformance.mutants.mm import MM
 from gpusvm.conformance.mutants.mutant import Mutant, Swap
 from gpusvm.conformance.mutants.pagemap import PAGEMAP
 from gpusvm.errors import InputError, nearest
 
 __all__ = ["MUTANTS", "Mutant", "Swap", "load"]
 
-MUTANTS: Final[Mapping[str, Mutant]] = {mutant.id: mutant for mutant in (*GPUSVM, *PAGEMAP, *DRIVERS)}
+MUTANTS: Final[Mapping[str, Mutant]] = {mutant.id: mutant for mutant in (*GPUSVM, *PAGEMAP, *DRIVERS, *MM)}
 """By id: those of drm_gpusvm, of drm_pagemap, of the drivers and of the mm."""
 
 
