@@ -50,11 +50,11 @@ def test_a_wait_and_a_wake_up_touch_the_lock():
         "other: mutex_lock m w",
         "other: woken m w",
         "main: mutex_unlock m w",
-        "  touches m w",
+        "  touches other w",
         "main: join other w",
         "main: woken other w",
         "other: mutex_unlock m w",
-        "  touches other w",
+        "  touches main w",
         "  touches other w",
         "other ends",
     ]

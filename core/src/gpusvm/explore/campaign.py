@@ -12,6 +12,7 @@ from gpusvm.explore.execution import Execution, execute
 from gpusvm.explore.stage import Stage
 
 if TYPE_CHECKING:
+    from gpusvm.explore.footprint import Footprints
     from gpusvm.explore.scheduler import Scheduler
     from gpusvm.explore.world import World
 
@@ -37,12 +38,14 @@ class Campaign:
     """Run executions of a world one after the other.
 
     ``boot`` makes the world; it is booted once and put back between executions. ``schedules``, ``steps`` and
-    ``abandoned`` count; ``exhausted`` says that the scheduler had no more to give.
+    ``abandoned`` count; ``exhausted`` says that the scheduler had no more to give. `footprints`, which a scheduler may
+    want, have to be watching.
     """
 
     boot: Callable[[], World]
     scheduler: Scheduler
     failures_max: int = 0
+    footprints: Footprints | None = None
     schedules: int = 0
     abandoned: int = 0
     steps: int = 0
@@ -52,6 +55,8 @@ class Campaign:
     _stage: Stage = field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        if self.footprints is not None:
+            self.footprints.boot()
         self._stage = Stage(self.boot)
 
     def run(self, *, schedules: int | None = None, seconds: float | None = None) -> Iterator[tuple[int, Execution]]:
@@ -65,7 +70,7 @@ class Campaign:
                 self.exhausted = True
                 break
             world = self._stage.ready()
-            execution = execute(world, self.scheduler, failures_max=self.failures_max)
+            execution = execute(world, self.scheduler, failures_max=self.failures_max, footprints=self.footprints)
             self.schedules += 1
             self.abandoned += execution.abandoned
             self.steps += execution.steps

@@ -29,6 +29,7 @@ from typing import Any, Final
 import numpy as np
 
 from gpusvm.errors import ModelError
+from gpusvm.explore.watch_log import WatchedField
 from gpusvm.kernel.greenlets import IdleGreenlets, is_greenlet, is_suspended
 
 __all__ = ["Checkpoint"]
@@ -374,7 +375,8 @@ def _slots_of(kind: type) -> tuple[tuple[str, Any], ...]:
         (name, member)
         for cls in reversed(kind.__mro__)
         if _in_python(cls)
-        for name, member in vars(cls).items()
+        for name, field in vars(cls).items()
+        for member in (field.plain if isinstance(field, WatchedField) else field,)
         if isinstance(member, types.MemberDescriptorType)
     )
 

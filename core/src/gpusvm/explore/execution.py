@@ -12,6 +12,7 @@ from gpusvm.explore.scheduler import SchedulerChoices
 from gpusvm.kernel import Abandoned, FirstChoice
 
 if TYPE_CHECKING:
+    from gpusvm.explore.footprint import Footprints
     from gpusvm.explore.scheduler import Scheduler
     from gpusvm.explore.world import Outcome, World
     from gpusvm.kernel import Choices
@@ -41,24 +42,30 @@ class Execution:
     failure: Failure | None
 
 
-def execute(world: World, scheduler: Scheduler, *, failures_max: int = 0) -> Execution:
+def execute(
+    world: World, scheduler: Scheduler, *, failures_max: int = 0, footprints: Footprints | None = None
+) -> Execution:
     """Run the tasks of the world's scenario to their end in the order that `scheduler` says, and check everything.
 
     The scheduler has begun the execution (`new_execution`). At most `failures_max` injection sites fail, where it says
-    so. Afterwards the scenario's `end` runs, the machine comes to rest and is torn down. The world is used up until it
-    is reset.
+    so. `footprints`, if given, record the steps until all tasks have ended. Afterwards the scenario's `end` runs, the
+    machine comes to rest and is torn down. The world is used up until it is reset.
     """
     choices = SchedulerChoices(scheduler)
     kernel = world.kernel
     before = kernel.sched.steps  # type: ignore[attr-defined]  # an explored kernel's scheduler counts them
     failure: Failure | None = None
     abandoned = False
+    if footprints is not None:
+        footprints.begin(kernel)
     try:
-        _run(world, choices, failures_max)
+        _run(world, choices, failures_max, footprints)
     except Abandoned:
         abandoned = True
     except (GpusvmError, AssertionError) as error:
         failure = classify(error)
+    if footprints is not None:
+        footprints.end()
     return Execution(
         taken=tuple(choices.taken),
         widths=tuple(choices.widths),
@@ -70,7 +77,7 @@ def execute(world: World, scheduler: Scheduler, *, failures_max: int = 0) -> Exe
     )
 
 
-def _run(world: World, choices: Choices, failures_max: int) -> None:
+def _run(world: World, choices: Choices, failures_max: int, footprints: Footprints | None) -> None:
     kernel, scenario = world.kernel, world.scenario
     tasks = [kernel.spawn(world.run_task, operations, name=name) for name, operations in scenario.tasks.items()]
     kernel.set_choices(choices)
@@ -78,6 +85,8 @@ def _run(world: World, choices: Choices, failures_max: int) -> None:
     for task in tasks:
         task.join()
     kernel.settle()
+    if footprints is not None:
+        footprints.end()
     kernel.explore_failures(failures_max=0)
     kernel.set_choices(FirstChoice())
     if world.checker is not None:

@@ -393,7 +393,11 @@ class Kernel:
 
     def inject(self, site: str) -> bool:
         """Return True if the operation at this site is to fail here."""
-        return self.injector.passing(site)
+        fails = self.injector.passing(site)
+        if self.footprint is not None:
+            # Who fails takes it from the others: so many failures there are in all.
+            self.footprint.touch("inject", fails or bool(self.injector.armed))
+        return fails
 
     def arm(self, site: str, nth: int = 1, times: int = 1) -> None:
         """Let `site` fail on its nth passing from now on, and on the next times - 1."""

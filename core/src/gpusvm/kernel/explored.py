@@ -41,7 +41,7 @@ class ExploredScheduler(Scheduler):
     def wake(self, task: Task) -> None:
         footprint = self.kernel.footprint
         if footprint is not None:
-            footprint.touch(task.waiting_on, True)
+            footprint.touch(task, True)
         task.waiting_on = None
         self.unschedule(task)
         insort(self._ready, task)

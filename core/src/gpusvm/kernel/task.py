@@ -146,6 +146,7 @@ class Task(Waitable):
 
     def kill(self) -> None:
         """Send it a fatal signal (SIGKILL): from now on killable waits end at once, others as they would."""
+        self.kernel.touch(self)
         self.fatal_signal_pending = True
         if self.killable and self.waiting_on is not None:
             self.waiting_on.forget(self)

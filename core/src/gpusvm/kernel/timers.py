@@ -31,6 +31,7 @@ class Timer(Waitable):
     @property
     def pending(self) -> bool:
         """Say whether it is armed and has not fired (timer_pending)."""
+        self._kernel.touch(self, write=False)
         return self.entry != 0
 
     def arm(self, at_ns: int) -> None:

@@ -43,6 +43,7 @@ class Work(Waitable):
         pending = self.pending
         self.pending = False
         if self._timer is not None:
+            queue._kernel.touch(self._timer)
             queue._kernel.sched.unschedule(self._timer)
         if self in queue._works:
             queue._works.remove(self)
@@ -145,6 +146,7 @@ class Workqueue(Waitable):
         work.pending = True
         work._queue = self
         work._timer = Timer(kernel, work.name, lambda: self._insert(work))
+        kernel.touch(work._timer)
         kernel.sched.schedule(work._timer, kernel.current.time_ns + delay_ns, counts=False)
         return True
 

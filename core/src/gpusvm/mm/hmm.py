@@ -146,12 +146,11 @@ class _Walk:
     def walk_vma(self, at: int, end: int) -> bool:
         page_table = self.mm.page_table
         pmd_shift = page_table.pmd_shift
-        entries = page_table.entries
         step = self.memory.kernel.step
         while at < end:
             block = at >> pmd_shift
             step()
-            entry = entries.get(block)
+            entry = page_table.entries.get(block)
             if entry is None:
                 stop = page_table.hole_end(at, end)
                 needed = self.need(at, stop, 0)

@@ -93,16 +93,15 @@ def walk_pmds(
     Each comes at the begin of a page-table-lock section (the walks of unmap_page_range and change_protection_range).
     """
     page_table = vma.mm.page_table
-    entries = page_table.entries
     geometry = memory.geometry
     shift, page_shift = geometry.pmd_shift, geometry.page_shift
     step = memory.kernel.step
     for block in page_table.present_blocks(start, end):
         base = block << shift
         first, stop = max(start, base), min(end, base + geometry.pmd_size)
-        if isinstance(entries.get(block), PmdLeaf) and stop - first != geometry.pmd_size:
+        if isinstance(page_table.entries.get(block), PmdLeaf) and stop - first != geometry.pmd_size:
             split_huge_pmd(memory, vma, first)
         step()
-        entry = entries.get(block)
+        entry = page_table.entries.get(block)
         if entry is not None:
             yield block, entry, span((first - base) >> page_shift, (stop - first) >> page_shift)

@@ -71,10 +71,10 @@ def _free_huge_pmd(memory: "MemoryManager", vma: "Vma", block: int, leaf: PmdLea
 def _free_ptes(memory: "MemoryManager", vma: "Vma", block: int, at: int, end: int) -> None:
     # madvise_free_pte_range, page by page: a large folio is taken whole or split, which gives the lock up.
     pages = memory.pages
-    entries = vma.mm.page_table.entries
+    page_table = vma.mm.page_table
     memory.kernel.step()
     while at < end:
-        table = entries.get(block)
+        table = page_table.entries.get(block)
         if not isinstance(table, PteTable):
             return
         bit = 1 << at

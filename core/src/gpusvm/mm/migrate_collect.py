@@ -72,14 +72,14 @@ class _Collect:
     def walk(self) -> None:
         address, end = self.args.start, self.args.end
         shift = self.geometry.pmd_shift
-        entries = self.page_table.entries
+        page_table = self.page_table
         step = self.memory.kernel.step
         while address < end:
             step()
             stop = min(end, ((address >> shift) + 1) << shift)
-            entry = entries.get(address >> shift)
+            entry = page_table.entries.get(address >> shift)
             if entry is None:
-                stop = self.page_table.hole_end(address, end)
+                stop = page_table.hole_end(address, end)
                 if self.memory.quirks.mm_s4 == "fixed":
                     stop = min(stop, ((address >> shift) + 1) << shift)
                 self.hole(address, stop)

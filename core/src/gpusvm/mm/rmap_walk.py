@@ -205,7 +205,6 @@ def _try_to_migrate_one(
     kernel = memory.kernel
     geometry = memory.geometry
     range_ = notifier_start(memory, mm, start, end, MMU_NOTIFY_CLEAR)
-    entries = mm.page_table.entries
     first = start + ((zone.m_index[pfn - zone.base] - memory.rmap.linear_index(vma, start)) << geometry.page_shift)
     done = True
     address = start
@@ -213,7 +212,7 @@ def _try_to_migrate_one(
         kernel.step()
         block = address >> geometry.pmd_shift
         stop = min(end, (block + 1) << geometry.pmd_shift)
-        entry = entries.get(block)
+        entry = mm.page_table.entries.get(block)
         if isinstance(entry, PteTable):
             at = (address - entry.base) >> geometry.page_shift
             n = (stop - address) >> geometry.page_shift
@@ -263,14 +262,13 @@ def remove_migration_ptes(
                 mapping.lock.up_read()
             return
     for vma, start, end in rmap.places(dst):
-        entries = vma.mm.page_table.entries
         first = start + ((zone.m_index[i] - rmap.linear_index(vma, start)) << shift)
         address = start
         while address < end:
             memory.kernel.step()
             block = address >> geometry.pmd_shift
             stop = min(end, (block + 1) << geometry.pmd_shift)
-            entry = entries.get(block)
+            entry = vma.mm.page_table.entries.get(block)
             if isinstance(entry, PteTable):
                 skip = (address - first) >> shift
                 at, n = (address - entry.base) >> shift, (stop - address) >> shift

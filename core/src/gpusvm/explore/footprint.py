@@ -1,0 +1,381 @@
+"""Know of every step of an execution what it touched, which steps are independent, and which orders are the same.
+
+A scheduler that wants to skip equivalent orders keeps a `Footprints`::
+
+    footprints = Footprints("gpusvm_xe")            # the driver's package, besides the model's own rooms
+    with footprints.watching():                     # while machines are booted and run
+        Campaign(boot, scheduler, footprints=footprints).run()
+        # which calls, as do others who boot and execute:
+        footprints.boot()                           # before a machine is booted
+        footprints.begin(world.kernel)              # a new execution, on a machine booted or put back
+        ...                                         # the kernel runs, the scheduler is asked
+        footprints.end()
+        footprints.steps                            # all finished steps so far, in order
+        footprints.prefix_hash                      # the same for all reorderings of independent steps
+        footprints.pending(task)                    # what a task goes on with: (label, reads, writes)
+
+``steps[i].task`` names the task by its path (the ordinals of its spawns from main on), which is the same in every order
+of independent steps; ``step.reads`` and ``step.writes`` are sets of small ints, one for each thing that is touched,
+which mean the same in all executions of one `Footprints`. Two steps of different tasks are `independent` if neither
+writes what the other touches: they may be swapped where they are adjacent, with the same state afterwards. (Steps of
+one task never are.) ``step.clock`` says what happened before it: step i happens before j, not merely earlier, if
+``footprints.happens_before(i, j)``.
+
+Time is not among what is touched: each step moves the virtual clock by 1 us, and steps that read it (timeouts,
+timeslices) may be swapped although they then read 1 us more or less. A task whose sleep or timeout ends, and a timer
+that fires, is ordered after what started it only.
+
+Without `watching` (a kernel with locks alone, no machine) only what operations name is known, and a step that names
+nothing (``kernel.step()``) conflicts with every other; a lock or another object is known by its class and name then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from attrs import frozen
+
+from gpusvm.explore.watch import watching
+from gpusvm.explore.watch_log import LOG, Key, Log
+from gpusvm.kernel import EVERYTHING, RwSemaphore, Srcu, Task, Timer
+
+if TYPE_CHECKING:
+    from gpusvm.kernel import Kernel
+
+__all__ = ["Footprints", "Path", "Step", "independent"]
+
+Path = tuple[int, ...]
+"""A task: () is main, (0,) the first that main started, (0, 2) the third that this one started. A timer's is the path
+of who made it with -1 - n appended, n counting what it made, and so are its firings', with their number."""
+
+Things = frozenset[int]
+
+# What operations on these are to each other, only their names say; of all other locks the fields are watched.
+_BY_NAME: Final = (RwSemaphore, Srcu, Task, Timer)
+_MASK: Final = (1 << 64) - 1
+# Where others have the path of the task that made them: in the names of what was there before the execution, of tasks.
+_BOOT: Final = -2
+_TASK: Final = -3
+
+
+@frozen(eq=False)
+class Step:
+    """One finished step. With `everything` it conflicts with all: it waited for them, or nothing is known of it."""
+
+    task: Path
+    number: int  # of the task's steps
+    label: str
+    reads: Things
+    writes: Things
+    everything: bool
+    clock: dict[Path, int]
+    """How many steps of each task happened before the end of this one, itself included."""
+
+
+def independent(one: Step, other: Step) -> bool:
+    """Tell whether two steps of different tasks may be swapped where they are adjacent."""
+    return not (
+        one.everything
+        or other.everything
+        or not one.writes.isdisjoint(other.writes)
+        or not one.writes.isdisjoint(other.reads)
+        or not one.reads.isdisjoint(other.writes)
+    )
+
+
+class _Aside:
+    """Let an observer look at the machine without that being logged."""
+
+    def __init__(self, observer: object, log: Log) -> None:
+        self.observer = observer
+        self.log = log
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.observer, name)
+
+        def call(*args: object) -> Any:
+            with self.log.paused():
+                return method(*args)
+
+        return call
+
+
+class Footprints:
+    """Record what each step of an execution touches; see the module. It is the kernel's `Footprint`.
+
+    `packages` are the drivers' modules or packages, by name. With `checks` what the kernel's observer (the invariants)
+    looks at counts as read by the step that it looks at, so that every state is seen that an invariant can tell apart.
+    """
+
+    def __init__(self, *packages: str, checks: bool = False) -> None:
+        self.packages = packages
+        self.checks = checks
+        self.steps: list[Step] = []
+        self.prefix_hash = 0
+        self._kernel: Kernel | None = None
+        self._watched = False
+        self._things: dict[object, int] = {}  # what is touched, by canonical name: the same in all executions
+        self._known: dict[Key, int] = {}  # the same by key, for the objects of this execution
+        self._names: dict[int, Path] = {}  # of objects, by id
+        self._booted = 0  # how many objects were made before executions began
+        self._run_objects: list[int] = []
+        self._run_keys: list[Key] = []
+        self._forget()
+
+    def _forget(self) -> None:
+        self.steps = []
+        self.prefix_hash = 0
+        self._hashes: list[int] = []
+        self._paths: dict[Task | Timer, Path] = {}
+        self._children: dict[Path, int] = {}
+        self._made: dict[Path, int] = {}
+        self._pending: dict[Task, tuple[str, Things, Things, bool]] = {}
+        self._last: dict[Path, int] = {}  # step by task
+        self._writer: dict[int, int] = {}  # last step that wrote a thing
+        self._readers: dict[int, dict[Path, int]] = {}  # steps that have read it since, by task
+        self._fence = -1  # the last step that touched everything
+        self._everything = False
+        self._chosen = 0
+
+    # ---- what a scheduler asks
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch the model's classes: boot and run machines inside."""
+        with watching(*self.packages):
+            self._watched = True
+            self.boot()
+            try:
+                yield
+            finally:
+                self._watched = False
+
+    def boot(self) -> None:
+        """Begin to boot a machine: what is made from now on has the same names as at the boot before."""
+        LOG.clear()
+        LOG.objects.clear()
+        LOG.made = self._made_at_boot
+        self._names.clear()
+        self._known.clear()
+        self._run_objects.clear()
+        self._run_keys.clear()
+        self._booted = 0
+
+    def begin(self, kernel: Kernel) -> None:
+        """Begin an execution on a machine that was just booted, or put back to the state after its boot."""
+        for which in self._run_objects:
+            LOG.objects.pop(which, None)
+            del self._names[which]
+        for key in self._run_keys:
+            del self._known[key]
+        self._run_objects.clear()
+        self._run_keys.clear()
+        self._forget()
+        self._kernel = kernel
+        kernel.footprint = self
+        if self._watched and not self.checks and kernel.observer is not None:
+            if not isinstance(kernel.observer, _Aside):
+                kernel.observer = _Aside(kernel.observer, LOG)
+        LOG.made = self._made_in_run
+        LOG.clear()
+        for task in kernel.tasks:
+            main = task is kernel.sched.main
+            self._found(task, () if main else (-1, task.index))
+            self._pending[task] = ("begins", frozenset(), frozenset(), False)
+
+    def end(self) -> None:
+        """Record no more of the execution; what was recorded stays until the next begins."""
+        if self._kernel is not None:
+            if self._kernel.current in self._pending:
+                self._finish(self._kernel.current)
+            self._kernel.footprint = None
+            if isinstance(self._kernel.observer, _Aside):
+                self._kernel.observer = self._kernel.observer.observer
+            self._kernel = None
+
+    def path(self, task: Task | Timer) -> Path:
+        """Return the path of a candidate."""
+        path = self._paths.get(task)
+        if path is None:
+            path = self._paths[task] = self._timer_path(task)
+        return path
+
+    def children(self, path: Path) -> int:
+        """Return how many tasks a task has started, or how often a timer has fired."""
+        return self._children.get(path, 0)
+
+    def running(self) -> Path:
+        """Return the path of the running task."""
+        assert self._kernel is not None
+        return self._paths[self._kernel.current]
+
+    def number(self, path: Path) -> int:
+        """Return how many steps of a task are finished."""
+        return self.steps[self._last[path]].number + 1 if path in self._last else 0
+
+    def pending(self, task: Task) -> tuple[str, Things, Things, bool]:
+        """Return the operation that a task goes on with: label, what it is known to read and write, and whether it
+        touches everything. What it touches besides is known when it has run.
+        """
+        return self._pending[task]
+
+    def happens_before(self, first: int, second: int) -> bool:
+        """Tell whether step `first` comes before step `second` in all equivalent orders, by position in `steps`."""
+        one, other = self.steps[first], self.steps[second]
+        return one is not other and other.clock.get(one.task, 0) > one.number
+
+    def chose(self, choice: int) -> None:
+        """Note a choice of data or a failure in the running step: executions that differ in it are no reorderings."""
+        self._chosen = self._chosen * 31 + choice + 1 & _MASK
+
+    # ---- what the kernel says
+
+    def spawned(self, task: Task, by: Task | Timer) -> None:
+        above = self.path(by)
+        n = self._children.get(above, 0)
+        self._children[above] = n + 1
+        self._found(task, (*above, n))
+        if isinstance(by, Task):
+            self.touch(task, True)
+        writes = {self._thing(task)}
+        if not isinstance(by, Task):
+            writes.add(self._thing(by))
+        self._pending[task] = ("starts", frozenset(), frozenset(writes), False)
+
+    def step(self, task: Task, label: str, what: object, write: bool) -> None:
+        self._finish(task)
+        everything = what is EVERYTHING or (what is None and not self._watched and label != "slept")
+        things: set[int] = set()
+        if what is not None and what is not EVERYTHING and not self._fields_tell(what):
+            things.add(self._thing(what))
+        reads: Things = frozenset(() if write else things)
+        if label == "woken":
+            things.add(self._thing(task))
+        self._pending[task] = (label, reads, frozenset(things) - reads, everything)
+
+    def touch(self, what: object, write: bool) -> None:
+        if what is EVERYTHING:
+            self._everything = True
+        elif what is not None:
+            key = self._thing(what)
+            (LOG.writes if write else LOG.reads).add((-1, key))
+
+    def ended(self, task: Task) -> None:
+        self._finish(task)
+        del self._pending[task]
+
+    # ---- parts
+
+    def _found(self, task: Task, path: Path) -> None:
+        self._paths[task] = path
+        LOG.objects[id(task)] = task
+        self._names[id(task)] = (_TASK, *path)
+        self._run_objects.append(id(task))
+
+    def _finish(self, task: Task) -> None:
+        if self._watched:
+            LOG.compare()
+        label, reads, writes, everything = self._pending[task]
+        known, translate = self._known, self._translate
+        wrote = {known[key] if key in known else translate(key) for key in LOG.writes}
+        read = {known[key] if key in known else translate(key) for key in LOG.reads}
+        LOG.clear()
+        wrote |= writes
+        read |= reads
+        read -= wrote
+        everything = everything or self._everything
+        self._everything = False
+        self._append(self._paths[task], label, frozenset(read), frozenset(wrote), everything)
+
+    def _append(self, path: Path, label: str, reads: Things, writes: Things, everything: bool) -> None:
+        me = len(self.steps)
+        before: set[int] = set()
+        if everything:
+            before.update(self._last.values())
+        else:
+            writer, readers = self._writer, self._readers
+            for thing in reads:
+                if thing in writer:
+                    before.add(writer[thing])
+                readers.setdefault(thing, {})[path] = me
+            for thing in writes:
+                if thing in writer:
+                    before.add(writer[thing])
+                writer[thing] = me
+                if thing in readers:
+                    before.update(readers.pop(thing).values())
+            if path in self._last:
+                before.add(self._last[path])
+            if self._fence >= 0:
+                before.add(self._fence)
+            before.discard(me)
+        number = 0
+        clock: dict[Path, int] = {}
+        for each in before:
+            for other, count in self.steps[each].clock.items():
+                if clock.get(other, 0) < count:
+                    clock[other] = count
+        if path in self._last:
+            number = self.steps[self._last[path]].number + 1
+        clock[path] = number + 1
+        self._last[path] = me
+        if everything:
+            self._fence = me
+        self.steps.append(
+            Step(task=path, number=number, label=label, reads=reads, writes=writes, everything=everything, clock=clock)
+        )
+        # A hash of ints is the same in every run of Python.
+        own = hash((path, number, self._chosen, *sorted(self._hashes[each] for each in before))) & _MASK
+        self._chosen = 0
+        self._hashes.append(own)
+        self.prefix_hash = (self.prefix_hash + own) & _MASK
+
+    def _fields_tell(self, what: object) -> bool:
+        # Whether the watched fields say what an operation on this touches.
+        if isinstance(what, tuple):
+            what = what[0]
+        return type(what) in LOG.watched and not isinstance(what, _BY_NAME)
+
+    def _translate(self, key: Key) -> int:
+        which, part = key
+        if which == -1:
+            return int(part)  # a thing already
+        thing = self._known[key] = self._number((self._names[which], part))
+        if self._names[which][0] != _BOOT:
+            self._run_keys.append(key)
+        return thing
+
+    def _number(self, name: object) -> int:
+        return self._things.setdefault(name, len(self._things))
+
+    def _thing(self, what: object) -> int:
+        return self._number(tuple(map(self._name, what)) if isinstance(what, tuple) else self._name(what))
+
+    def _name(self, what: object) -> object:
+        """Name an object as in every order of independent steps."""
+        if isinstance(what, str | int | bytes):
+            return what
+        name = self._names.get(id(what))
+        if name is not None and LOG.objects.get(id(what)) is what:
+            return name
+        return type(what).__name__, getattr(what, "name", "")
+
+    def _timer_path(self, timer: Task | Timer) -> Path:
+        name = self._names.get(id(timer))
+        if name is None:
+            return -1, -1 - len(self._paths)
+        return (*name[:-1], -1 - name[-1])
+
+    def _made_at_boot(self, which: int) -> None:
+        self._names[which] = (_BOOT, self._booted)
+        self._booted += 1
+
+    def _made_in_run(self, which: int) -> None:
+        kernel = self._kernel
+        path = self._paths[kernel.current] if kernel is not None else (-4,)
+        n = self._made.get(path, 0)
+        self._made[path] = n + 1
+        self._names[which] = (*path, n)
+        self._run_objects.append(which)
