@@ -14,14 +14,12 @@ import enum
 import functools
 import gc
 import re
-import sys
 import types
 import typing
 from array import array
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from importlib.machinery import EXTENSION_SUFFIXES
 from itertools import repeat
 from operator import setitem
 from typing import Any, Final
@@ -29,13 +27,12 @@ from typing import Any, Final
 import numpy as np
 
 from gpusvm.errors import ModelError
-from gpusvm.explore.watch_log import WatchedField
+from gpusvm.explore.fields import is_frozen, is_in_python, slots_of
 from gpusvm.kernel.greenlets import IdleGreenlets, is_greenlet, is_suspended
 
 __all__ = ["Checkpoint"]
 
 _ALL: Final = slice(None)
-_HEAP_TYPE: Final = 1 << 9  # Py_TPFLAGS_HEAPTYPE
 
 # What has no state, or none that can change, and refers to nothing that has.
 _CONSTANT: Final[tuple[type, ...]] = (
@@ -230,7 +227,7 @@ class _Walk:
         elif is_greenlet(what):
             if is_suspended(what):
                 raise self._refuse(what, "a task that has begun and not ended holds state in its stack")
-        elif _in_python(kind) or issubclass(kind, BaseException):
+        elif is_in_python(kind) or issubclass(kind, BaseException):
             self.objects += 1
             self._enter_instance(what, kind)
         else:
@@ -332,12 +329,12 @@ class _Walk:
     # --- instances of classes
 
     def _enter_instance(self, what: Any, kind: type) -> None:
-        frozen = _is_frozen(kind)
+        frozen = is_frozen(kind)
         for cls in kind.__mro__:
             if cls in _ENTER:
                 _ENTER[cls](self, what)
                 break
-            if not _in_python(cls) and cls is not object:
+            if not is_in_python(cls) and cls is not object:
                 if not issubclass(cls, _BASES):
                     raise self._refuse(what, f"derived from {cls.__qualname__}, whose state is out of reach")
                 break
@@ -345,7 +342,7 @@ class _Walk:
             self._each(what.args)
         setter: object = kind.__setattr__
         ordinary = setter is object.__setattr__
-        for name, member in _slots_of(kind):
+        for name, member in slots_of(kind):
             try:
                 value = member.__get__(what, kind)
             except AttributeError:
@@ -366,37 +363,6 @@ class _Walk:
                 self.instances.append(what)
             for name, value in attributes.items():
                 self._see(value, what, f".{name}")
-
-
-@functools.cache
-def _slots_of(kind: type) -> tuple[tuple[str, Any], ...]:
-    """List the slots of a class and its bases, the name of each as it is stored."""
-    return tuple(
-        (name, member)
-        for cls in reversed(kind.__mro__)
-        if _in_python(cls)
-        for name, field in vars(cls).items()
-        for member in (field.plain if isinstance(field, WatchedField) else field,)
-        if isinstance(member, types.MemberDescriptorType)
-    )
-
-
-@functools.cache
-def _is_frozen(kind: type) -> bool:
-    """Tell whether attributes of a class are set once: attrs' frozen, and tuples with names."""
-    if issubclass(kind, tuple):
-        return True
-    return getattr(kind.__setattr__, "__name__", "") == "_frozen_setattrs"
-
-
-@functools.cache
-def _in_python(kind: type) -> bool:
-    """Tell whether a class was written in Python, so that its state is in slots, a dict and a known base."""
-    if not kind.__flags__ & _HEAP_TYPE:
-        return False
-    spec = getattr(sys.modules.get(kind.__module__), "__spec__", None)
-    origin = getattr(spec, "origin", None)
-    return origin != "built-in" and not (origin or "").endswith(tuple(EXTENSION_SUFFIXES))
 
 
 _ENTER: Final[dict[type, Callable[[_Walk, Any], None]]] = {
