@@ -301,8 +301,8 @@ class _Walk:
             self.last = where
             memory.pages.folio_wait_locked(memory.pages.folio_head(table.m_pfn[i + done]))
             return False
-        if table.other & bit and table.others[i + done].kind not in {PteKind.SWAP, PteKind.MARKER_UFFD_WP}:
-            raise KernelError(EFAULT, f"the entry at {where:#x} is {table.others[i + done].kind.name}")
+        if not may_fault_in(table, i + done):
+            raise KernelError(EFAULT, f"the entry at {where:#x} is {table.entry(i + done).kind.name}")
         assert asked is not None
         write_fault = asked[1] & bit
         if memory.quirks.mm_q7 == "fixed":
@@ -415,6 +415,11 @@ def fault_in_range(memory: "MemoryManager", vma: "Vma", address: int, end: int, 
             raise KernelError(EFAULT, f"the fault at {address:#x} ended with vm_fault bits {ret:#x}")
         address = (address & -page) + page
     return True
+
+
+def may_fault_in(table: PteTable, i: int) -> bool:
+    """Tell whether a fault may make entry `i` present: device pages that are not the caller's come home by one, too."""
+    return not table.other >> i & 1 or table.others[i].kind in {PteKind.SWAP, PteKind.MARKER_UFFD_WP}
 
 
 def _need(request: int, cpu_flags: int) -> int:

@@ -7,6 +7,7 @@ does the same for many none entries of one table at once, with the same result.
 
 from typing import TYPE_CHECKING, Final
 
+from gpusvm.errors import ModelError
 from gpusvm.mm.api import (
     FAULT_FLAG_ALLOW_RETRY,
     FAULT_FLAG_KILLABLE,
@@ -203,20 +204,35 @@ def _do_huge_pmd_device_private(memory: "MemoryManager", vma: "Vma", address: in
     if flags & FAULT_FLAG_VMA_LOCK:
         return VM_FAULT_RETRY  # migrate_to_ram wants mmap_lock
     pages = memory.pages
-    if not pages.folio_trylock(leaf.pfn):
+    if not hold_fault_page(memory, leaf.pfn):
         # MM-Q9: no wait here, other than for a PTE; the task faults again, and again until the lock is free.
         if memory.quirks.mm_q9 == "fixed":
             pages.folio_wait_locked(leaf.pfn)
         elif memory.kernel.explored:
             memory.kernel.cpu_relax()
         return DONE
-    pages.folio_get(leaf.pfn)
     return _migrate_to_ram(memory, VmFault(vma.mm, vma, address, leaf.pfn, pte_level=False, flags=flags))
 
 
+def hold_fault_page(memory: "MemoryManager", head: int) -> bool:
+    """Lock a device folio that a CPU touches and take a reference, in the section that found its entry: behind that
+    the entry may go at any time, and the page and the driver's data with it. False if somebody has it locked.
+    """
+    if not memory.pages.folio_trylock(head):
+        return False
+    memory.pages.folio_get(head)
+    return True
+
+
+def release_fault_page(memory: "MemoryManager", page: int) -> None:
+    """Undo that for the folio that holds the page by now: it may have been split."""
+    head = memory.pages.folio_head(page)
+    memory.pages.folio_unlock(head)
+    memory.pages.folio_put(head)
+
+
 def _migrate_to_ram(memory: "MemoryManager", vmf: VmFault) -> int:
-    # The tail of do_swap_page and of do_huge_pmd_device_private. Unlock and put go to the folio that holds the page
-    # by then.
+    # The tail of do_swap_page and of do_huge_pmd_device_private.
     kernel = memory.kernel
     pages = memory.pages
     if vmf.flags & FAULT_FLAG_USER:
@@ -225,12 +241,13 @@ def _migrate_to_ram(memory: "MemoryManager", vmf: VmFault) -> int:
         kernel.tracer.emit("migrate_to_ram", vmf.mm.name, vmf.address, vmf.page)
     kernel.charge("cpu_fault")
     kernel.step()
-    pgmap = pages.zone(vmf.page).pgmap
+    zone = pages.zone(vmf.page)
+    pgmap = zone.pgmap
     assert pgmap is not None, f"device-private entry for pfn {vmf.page:#x} of system memory"
+    if not zone.m_refcount[pages.folio_head(vmf.page) - zone.base]:
+        raise ModelError(f"use after free: migrate_to_ram is called for page {vmf.page:#x}, which is free")
     ret = pgmap.ops.migrate_to_ram(vmf)
-    head = pages.folio_head(vmf.page)
-    pages.folio_unlock(head)
-    pages.folio_put(head)
+    release_fault_page(memory, vmf.page)
     return ret
 
 
@@ -352,13 +369,11 @@ def lock_device_page(memory: "MemoryManager", head: int) -> bool:
     does not spin, as it may be the one that the owner of the lock waits for: b570f37a2ce4 ("mm: Fix a hmm_range_fault()
     livelock / starvation problem") (in v7.0).
     """
-    pages = memory.pages
-    if not pages.folio_trylock(head):
-        # softleaf_entry_wait_on_locked: no reference is held meanwhile, so the page may be gone afterwards.
-        pages.folio_wait_locked(head)
-        return False
-    pages.folio_get(head)
-    return True
+    if hold_fault_page(memory, head):
+        return True
+    # softleaf_entry_wait_on_locked: no reference is held meanwhile, so the page may be gone afterwards.
+    memory.pages.folio_wait_locked(head)
+    return False
 
 
 def _do_other(memory: "MemoryManager", vma: "Vma", address: int, flags: int, table: PteTable, i: int) -> int:

@@ -278,14 +278,23 @@ def _itree_inv_end(memory: "MemoryManager", subs: NotifierSubscriptions, range_:
         return
     subs.invalidate_seq += 1
     if subs.deferred_list:
-        for sub in subs.deferred_list:
-            sub.deferred = False
-            if sub.in_tree:
-                subs.itree.remove(sub)
-            else:
-                subs.itree.insert(sub)
-        subs.deferred_list.clear()
+        do_deferred(memory, subs)
     subs.wq.wake_up_all()
+
+
+def do_deferred(memory: "MemoryManager", subs: NotifierSubscriptions) -> None:
+    """Change the tree as was asked while it was frozen.
+
+    Still in the section in which the sequence has grown: who waits for that, to free a subscription that is to be
+    removed here, must not see the one without the other (mmu_interval_seq_released).
+    """
+    for sub in subs.deferred_list:
+        sub.deferred = False
+        if sub.in_tree:
+            subs.itree.remove(sub)
+        else:
+            subs.itree.insert(sub)
+    subs.deferred_list.clear()
 
 
 def _classic_range_start(memory: "MemoryManager", subs: NotifierSubscriptions, range_: MmuNotifierRange) -> int:

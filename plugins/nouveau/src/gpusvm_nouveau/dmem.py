@@ -4,7 +4,7 @@ Page to buffer object: page_pgmap(page) -> container_of -> chunk -> bo, for a ch
 queued folio by folio with one fence for a window, and migrate_vma_pages runs while they are in flight.
 """
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from gpusvm.driver import Chunk, ChunkPool, chunk_pages
@@ -45,6 +45,14 @@ _WRITE = np.uint64(MIGRATE_PFN_WRITE)
 _COMPOUND = np.uint64(MIGRATE_PFN_COMPOUND)
 
 STALE_QUIRK = "pfns_map_rejected"
+
+
+class HomeCopy(NamedTuple):
+    """Be a copy to RAM that is under way: until when, of how many pages, in how many DMA mappings."""
+
+    through_ns: int
+    pages: int
+    rows: int
 
 
 class ChunkBoMapping:
@@ -133,17 +141,17 @@ class NouveauDmem:
         source = int(args.src[0]) >> MIGRATE_PFN_SHIFT
         args.dst[0] = page << MIGRATE_PFN_SHIFT | MIGRATE_PFN_VALID | (MIGRATE_PFN_COMPOUND if order else 0)
         with self.device.pm.cpu_fault():
-            through = self._copy_home(svmm, args, page, order)
-            if through is None:
+            copy = self._copy_home(svmm, args, page, order)
+            if copy is None:
                 args.dst[0] = 0
                 memory.folio_unlock(page)
                 memory.folio_put(page)
                 memory.migrate_vma_finalize(args)
                 return VM_FAULT_SIGBUS
             memory.migrate_vma_pages(args)
-            self.device.engine.wait(through)
-        memory.copy_folio(page, source, 1 << order)
-        self.device.device.dma.unmap_pages(1)
+            self.device.engine.wait(copy.through_ns)
+        memory.copy_folio(page, source, copy.pages)
+        self.device.device.dma.unmap_pages(copy.rows)
         memory.migrate_vma_finalize(args)
         return 0
 
@@ -304,21 +312,23 @@ class NouveauDmem:
 
     # ---- home ----------------------------------------------------------------------------------------------------
 
-    def _copy_home(self, svmm: "NouveauSvmm | None", args: MigrateVma, page: int, order: int) -> int | None:
-        """Clear the GPU's entries and queue the copy of a folio; when it will be through, None if DMA mapping fails."""
+    def _copy_home(self, svmm: "NouveauSvmm | None", args: MigrateVma, page: int, order: int) -> "HomeCopy | None":
+        """Clear the GPU's entries and queue the copy of a folio; None if DMA mapping fails, and then the page that was
+        to receive it must reach nobody: nothing has been written to it.
+        """
         if svmm is None:
             return self._queue_home(page, order)
         with svmm.mutex:
             svmm.invalidate_range(args.start, args.end)
             return self._queue_home(page, order)
 
-    def _queue_home(self, page: int, order: int) -> int | None:
+    def _queue_home(self, page: int, order: int) -> "HomeCopy | None":
         device = self.device
         try:
             device.device.dma.map_pages(np.array([page], np.int64), constant_u8(order, 1), DMA_BIDIRECTIONAL)
         except KernelError:
             return None
-        return device.engine.copy(D2H, self.memory.geometry.page_size << order, 1)
+        return HomeCopy(device.engine.copy(D2H, self.memory.geometry.page_size << order, 1), 1 << order, 1)
 
     # ---- the chunks ----------------------------------------------------------------------------------------------
 
@@ -350,10 +360,14 @@ class NouveauDmem:
     def fini(self) -> None:
         """Bring every page home and give the chunks back (nouveau_dmem_fini). The device is awake."""
         for chunk in list(self.pool.chunks):
-            if chunk.callocated:
-                self._evict_chunk(chunk)
+            self._evacuate(chunk)
             self.pool.remove(chunk)
             chunk.bo.put()
+
+    def _evacuate(self, chunk: Chunk) -> None:
+        """Leave no page of a process in a chunk that goes."""
+        if chunk.callocated:
+            self._evict_chunk(chunk)
 
     def _evict_chunk(self, chunk: Chunk) -> None:
         """Move a whole chunk home by pfn, with one fence (nouveau_dmem_evict_chunk)."""

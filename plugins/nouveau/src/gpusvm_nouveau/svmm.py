@@ -81,13 +81,17 @@ class NouveauSvmm:
         """End the address space (nouveau_svmm_fini). Device pages of the process stay where they are."""
         if self.closed:
             return
-        self.device.queues.flush()
+        self._drain_faults()
         self.memory.mmu_notifier_unregister(self._classic, self.mm)
         self.device.kernel.gauges.dec("notifier")
         with self.mutex:
             self.closed = True
             self.vmm.unmap(0, 1 << 64 - self._page_shift)
         self.device.forget(self)
+
+    def _drain_faults(self) -> None:
+        """Wait for the fault worker: it has looked this address space up under a lock that it no longer holds."""
+        self.device.queues.flush()
 
     def invalidate_range(self, start: int, end: int) -> None:
         """Clear the entries of [start, end), mutex held (nouveau_svmm_invalidate)."""

@@ -1,5 +1,6 @@
 """Bugs of drivers: xe, nouveau, test_hmm, and one of amdgpu's in the loop that nouveau and test_hmm share with it."""
 
+from types import SimpleNamespace
 from typing import Any, Final
 
 from gpusvm.conformance.mutants.mutant import Mutant, Swap, gone, instead
@@ -12,6 +13,13 @@ def _begin_once(window: Any) -> int:
         window.seq = window.memory.mmu_interval_read_begin(window.notifier)
     seq: int = window.seq
     return seq
+
+
+def _always_done(guard: Any) -> Any:
+    def _copy_home(dmem: Any, *how: Any) -> Any:
+        return guard(dmem, *how) or SimpleNamespace(through_ns=0, pages=0, rows=0)
+
+    return _copy_home
 
 
 DRIVERS: Final = (
@@ -29,6 +37,43 @@ DRIVERS: Final = (
             Swap("gpusvm_xe.pagemap:XePagemap._hold", gone),
             Swap("gpusvm_xe.pagemap:XePagemap._drop", gone),
         ),
+    ),
+    Mutant(
+        id="NV-01",
+        title="A copy that failed is taken for done, and the process gets whatever the page held before",
+        where="nouveau_dmem.c:nouveau_dmem_migrate_to_ram",
+        fix="835745a377a4, 6.12; CVE-2024-50096",
+        evidence="C",
+        importance="S",
+        oracle=("I-DATA",),
+        scope="nouveau",
+        drivers=("nouveau",),
+        swaps=(Swap("gpusvm_nouveau.dmem:NouveauDmem._copy_home", _always_done),),
+        needs_failure=True,
+    ),
+    Mutant(
+        id="NV-04",
+        title="The fault worker uses an address space that has been freed meanwhile",
+        where="nouveau_svm.c:nouveau_svmm_fini",
+        fix="b46ddaf08234",
+        evidence="T+V",
+        importance="S",
+        oracle=("I-LIFE",),
+        scope="nouveau",
+        drivers=("nouveau",),
+        swaps=(Swap("gpusvm_nouveau.svmm:NouveauSvmm._drain_faults", gone),),
+    ),
+    Mutant(
+        id="NV-06",
+        title="The device goes while processes have pages on it",
+        where="nouveau_dmem.c:nouveau_dmem_fini",
+        fix="6.1",
+        evidence="T/C",
+        importance="A",
+        oracle=("I-LIFE", "I-DATA"),
+        scope="nouveau",
+        drivers=("nouveau",),
+        swaps=(Swap("gpusvm_nouveau.dmem:NouveauDmem._evacuate", gone),),
     ),
     Mutant(
         id="KF-05",
