@@ -30,7 +30,7 @@ def made(mutant_id, *swaps, scope="drm"):
 
 
 def test_load_by_id_in_either_case():
-    assert load("gs-01") is load("GS-01") is MUTANTS["GS-01"]
+    assert load("mm-03B") is load("MM-03b") is MUTANTS["MM-03b"]
 
 
 def test_an_unknown_id_is_answered_with_the_nearest():

@@ -24,8 +24,9 @@ MUTANTS: Final[Mapping[str, Mutant]] = {mutant.id: mutant for mutant in (*GPUSVM
 
 
 def load(mutant_id: str) -> Mutant:
-    """Return the mutant of an id, in upper or lower case. InputError with the nearest id if there is none."""
-    mutant = MUTANTS.get(mutant_id.upper())
+    """Return the mutant of an id, in whatever case. InputError with the nearest id if there is none."""
+    by_name = {name.upper(): mutant for name, mutant in MUTANTS.items()}
+    mutant = by_name.get(mutant_id.upper())
     if mutant is None:
         raise InputError(f"unknown mutant {mutant_id!r}, {nearest(mutant_id.upper(), MUTANTS)}")
     return mutant
