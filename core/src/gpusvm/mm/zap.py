@@ -82,6 +82,10 @@ def zap_range(
     shift, order = memory.geometry.page_shift, memory.geometry.pmd_order
     zapped = 0
     for block, entry, mask in walk_pmds(memory, vma, start, end):
+        if stays:
+            # In the section that clears the entries, which freeing their pages may leave: others can map anew then.
+            first, last = max(start >> shift, block << order), min(end >> shift, (block + 1) << order)
+            memory.contents.forget(mm, first, last)
         if isinstance(entry, PmdLeaf):
             _zap_huge_pmd(memory, mm, block, entry, gather)
             zapped += 1
@@ -94,10 +98,6 @@ def zap_range(
             zapped += _zap_ptes(memory, entry, mask, gather, anonymous=vma.is_anonymous)
             if reclaim_pt and not entry.used and start <= entry.base and entry.base + memory.geometry.pmd_size <= end:
                 mm.page_table.clear(block)
-        if stays:
-            # Before anybody can map the pages anew.
-            first, last = max(start >> shift, block << order), min(end >> shift, (block + 1) << order)
-            memory.contents.forget(mm, first, last)
     if not stays:
         memory.contents.forget(mm, start >> shift, end >> shift)
     memory.kernel.charge("zap_per_page", zapped)
