@@ -35,6 +35,7 @@ def migrate_to_ram(memory: MemoryManagerApi, vmf: VmFault) -> None:
     devmem = zdd.devmem
     kernel = memory.kernel
     if timeslice_lasts(devmem, kernel.now_ns):
+        kernel.retried(by_clock=True)
         return
     # ALIGN_DOWN(addr, size), ALIGN(addr + 1, size): the kernel's bit arithmetic, also for sizes that are no power of
     # two

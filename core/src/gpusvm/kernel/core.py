@@ -125,6 +125,7 @@ class Kernel:
         self.costs = costs
         self.choices: Choices = FirstChoice() if choices is None else choices
         self.observer: Any = None
+        self.on_retry: Callable[[bool], None] | None = None
         self.footprint: Footprint | None = None
         self.stats = Stats()
         self.gauges = Gauges()
@@ -216,6 +217,15 @@ class Kernel:
         It keeps its CPU meanwhile. In timed mode it is ``cond_resched``.
         """
         self.sched.give_way()
+
+    def retried(self, *, by_clock: bool = False) -> None:
+        """Note that the running task begins again what it has just tried in vain.
+
+        `by_clock`: and will until its time has come, whatever others do. Whoever looks for tasks that get nowhere hears
+        of it (``on_retry``), in explored mode.
+        """
+        if self.on_retry is not None:
+            self.on_retry(by_clock)
 
     def exit_to_user_mode(self) -> None:
         """Return to user space for a moment, where others may get the CPU whatever the kernel's preemption model.

@@ -53,6 +53,7 @@ class CpuScheduler(ExploredScheduler):
         self.preemptive = preemptive
         self.watchdog_steps = WATCHDOG_STEPS
         self._on: list[Task | None] = [None] * cpus
+        self._since_ns = [0] * cpus  # when the task on it came
         self._alone = 0  # operations in a row of a task that nobody else could interrupt
         self._in_turn = 0
         self._offered: list[Task] = []
@@ -139,6 +140,14 @@ class CpuScheduler(ExploredScheduler):
 
     # -- who may have one
 
+    def kept_off(self, task: Task, since_ns: int) -> bool:
+        if task.cpu is None:
+            return False
+        cpus = [task.cpu] if task.bound else range(self.cpus)
+        return not self.preemptive and all(
+            self._on[cpu] is not None and self._on[cpu] is not task and self._since_ns[cpu] <= since_ns for cpu in cpus
+        )
+
     def _candidates(self) -> list[Task | Timer]:
         self._offered = [task for task in self._ready if self._cpu_for(task) is not None]
         if self._offered or self._due:
@@ -178,6 +187,7 @@ class CpuScheduler(ExploredScheduler):
         place = self._cpu_for(task)
         if place is not None:
             task.cpu = cpu = place
+        self._since_ns[cpu] = self.now
         self._on[cpu] = task  # main, when it is told that something failed, has its CPU whoever is there
 
     def _leave_cpu(self, task: Task) -> None:

@@ -6,7 +6,7 @@ from bisect import bisect_right, insort
 from heapq import heappop
 from typing import TYPE_CHECKING
 
-from gpusvm.errors import ModelError
+from gpusvm.errors import LivelockError
 from gpusvm.kernel.choices import Abandoned
 from gpusvm.kernel.footprint import EVERYTHING, READS
 from gpusvm.kernel.scheduler import Scheduler
@@ -138,7 +138,7 @@ class ExploredScheduler(Scheduler):
         self.now += STEP_NS
         self.steps += 1
         if self.steps > self.steps_max:
-            raise ModelError(f"no end after {self.steps_max} steps: tasks keep each other busy")
+            raise LivelockError(f"no end after {self.steps_max} steps: tasks keep each other busy")
 
     def next_task(self) -> Task:
         observer = self.kernel.observer
@@ -185,6 +185,20 @@ class ExploredScheduler(Scheduler):
         task = self.kernel.current
         self._until.append((ns, task))
         self.leave(task)
+
+    @property
+    def runnable(self) -> list[Task]:
+        """List the tasks that could go on now, without the running one."""
+        return [*self._ready]
+
+    def kept_off(self, task: Task, since_ns: int) -> bool:
+        """Tell whether a runnable task could not go on at any time since `since_ns`, as others kept all CPUs."""
+        return False
+
+    @property
+    def waits_for_clock(self) -> bool:
+        """Tell whether anything is due, or will be at some time, that a task cannot bring about."""
+        return bool(self._due) or self.top() is not None
 
     def _candidates(self) -> list[Task | Timer]:
         if self._due:

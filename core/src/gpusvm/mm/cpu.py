@@ -199,7 +199,7 @@ def _allowed(vma: Vma, *, write: bool) -> bool:
 def cpu_fault(memory: "MemoryManager", mm: "MmStruct", address: int, *, write: bool) -> None:
     """Take one page fault of a CPU, which may mend nothing: the access is then tried again (do_user_addr_fault)."""
     kernel = memory.kernel
-    before = kernel.now_ns
+    before_ns = kernel.now_ns
     flags = FAULT_FLAG_USER | FAULT_FLAG_ALLOW_RETRY | FAULT_FLAG_KILLABLE | (FAULT_FLAG_WRITE if write else 0)
     device_faults = kernel.stats.cpu_faults
     ret = _fault_under_vma_lock(memory, mm, address, flags, write=write) if kernel.explored else VM_FAULT_RETRY
@@ -215,7 +215,7 @@ def cpu_fault(memory: "MemoryManager", mm: "MmStruct", address: int, *, write: b
             # pagefault_out_of_memory: the access is tried again, and whoever is to blame may be gone by then.
             mm.oom_in_a_row += 1
             if mm.oom_in_a_row < OOM_MAX:
-                memory.refault(before)
+                memory.refault(before_ns)
                 return
             raise CpuSignal(SIGKILL, address)
         if ret & (VM_FAULT_SIGBUS | VM_FAULT_HWPOISON | VM_FAULT_HWPOISON_LARGE):
@@ -224,7 +224,7 @@ def cpu_fault(memory: "MemoryManager", mm: "MmStruct", address: int, *, write: b
     mm.oom_in_a_row = 0
     if kernel.stats.cpu_faults == device_faults:
         kernel.stats.cpu_minor_faults += 1
-    memory.refault(before)
+    memory.refault(before_ns)
 
 
 def _fault_under_vma_lock(memory: "MemoryManager", mm: "MmStruct", address: int, flags: int, *, write: bool) -> int:
@@ -263,6 +263,7 @@ def _touch(memory: "MemoryManager", mm: "MmStruct", address: int, *, write: bool
     # Fault until the page table allows the access; the page that it reaches.
     page_table = mm.page_table
     shift, inside = page_table.page_shift, page_table.pmd_nr - 1
+    again = False
     while True:
         entry = page_table.lookup(address)
         i = (address >> shift) & inside
@@ -273,6 +274,9 @@ def _touch(memory: "MemoryManager", mm: "MmStruct", address: int, *, write: bool
                 return entry.m_pfn[i]
         elif isinstance(entry, PmdLeaf) and entry.kind in _MAPPED and (entry.write or not write):
             return entry.pfn + i
+        if again:
+            memory.kernel.retried()
+        again = True
         cpu_fault(memory, mm, address, write=write)
 
 

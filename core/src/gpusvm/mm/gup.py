@@ -240,11 +240,11 @@ class _Gup:
             page = self.follow(vma, addr)
             if page >= 0:
                 return page
-            before = kernel.now_ns
+            before_ns = kernel.now_ns
             if not self.fault_in(vma, addr, unshare=page == _UNSHARE):
                 return -1
             memory = self.memory
-            memory.refault(before)
+            memory.refault(before_ns)
 
     def fault_in(self, vma: "Vma", addr: int, *, unshare: bool) -> bool:
         """Handle the fault that stands between us and the page; False if it gave the lock up (faultin_page)."""

@@ -465,7 +465,7 @@ def _range_fault_locked(memory: "MemoryManager", walk: _Walk) -> None:
     sub = range_.notifier
     seq = range_.notifier_seq
     faulted: tuple[int, int, int] | None = None
-    before = kernel.current.time_ns
+    before_ns = kernel.current.time_ns
     while True:
         # mmu_interval_check_retry
         if sub.invalidate_seq != seq:
@@ -477,8 +477,9 @@ def _range_fault_locked(memory: "MemoryManager", walk: _Walk) -> None:
         if walk.pending is not None:
             if walk.pending == faulted:
                 # The fault has mended nothing: whoever keeps it from doing so has to come to it.
-                memory.refault(before, in_kernel=True)
-            faulted, before = walk.pending, kernel.now_ns
+                kernel.retried()
+                memory.refault(before_ns, in_kernel=True)
+            faulted, before_ns = walk.pending, kernel.now_ns
             kernel.step()
             walk.do_fault()
             if not walk.locked:
@@ -521,4 +522,5 @@ def hmm_range_fault_unlocked_timeout(memory: "MemoryManager", range_: HmmRange, 
                 lock.up_read()
         if not walk.locked:
             deadline = kernel.current.time_ns + timeout_ns
+        kernel.retried()
         kernel.cond_resched()
