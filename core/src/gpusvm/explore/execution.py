@@ -8,6 +8,7 @@ from attrs import frozen
 
 from gpusvm.check import InvariantError
 from gpusvm.errors import DeadlockError, GpusvmError, KernelError, LedgerError, LivelockError, LockdepError, ModelError
+from gpusvm.explore.livelock import LivelockWatch
 from gpusvm.explore.scheduler import SchedulerChoices
 from gpusvm.kernel import Abandoned, FirstChoice
 
@@ -53,17 +54,20 @@ def execute(
     """
     choices = SchedulerChoices(scheduler)
     kernel = world.kernel
+    livelocks = LivelockWatch(world.machine.memory, lambda: len(world.outcomes))
     before = kernel.sched.steps  # type: ignore[attr-defined]  # an explored kernel's scheduler counts them
     failure: Failure | None = None
     abandoned = False
     if footprints is not None:
         footprints.begin(kernel)
+    livelocks.begin()
     try:
         _run(world, choices, failures_max, footprints)
     except Abandoned:
         abandoned = True
     except (GpusvmError, AssertionError) as error:
         failure = classify(error)
+    livelocks.end()
     if footprints is not None:
         footprints.end()
     return Execution(

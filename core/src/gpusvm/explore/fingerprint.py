@@ -39,6 +39,7 @@ from gpusvm.driver import Capabilities, DriverInfo, FaultAccounts
 from gpusvm.explore.fields import is_in_python, slots_of
 from gpusvm.explore.world import World
 from gpusvm.kernel import Costs, Gauges, Kernel, Ledger, Lockdep, LockMap, RwSemaphore, Stats, Task, Timer, Tracer
+from gpusvm.kernel.cpus import CpuScheduler
 from gpusvm.kernel.explored import ExploredScheduler
 from gpusvm.kernel.greenlets import IdleGreenlets
 from gpusvm.kernel.inject import Injector
@@ -84,8 +85,11 @@ _OPAQUE: Final[tuple[type, ...]] = (
 
 # Fields that count, or repeat what others say.
 _LEFT_OUT: Final[dict[type, frozenset[str]]] = {
-    Kernel: frozenset({"charged", "_table", "choices", "current", "observer", "footprint", "next_due", "costs"}),
+    Kernel: frozenset(
+        {"charged", "_table", "choices", "current", "observer", "footprint", "next_due", "costs", "on_retry"}
+    ),
     ExploredScheduler: frozenset({"counter", "spawned", "heap", "tasks", "_ready", "_due", "_until", "main", "busy"}),
+    CpuScheduler: frozenset({"_alone", "_offered"}),
     Injector: frozenset({"sites", "failed", "_choices"}),
     Task: frozenset({"index", "chain", "atomic_site", "_fn", "args", "greenlet", "entry", "counted"}),
     Timer: frozenset({"entry", "counted"}),

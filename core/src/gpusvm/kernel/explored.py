@@ -197,13 +197,25 @@ class ExploredScheduler(Scheduler):
 
     @property
     def waits_for_clock(self) -> bool:
-        """Tell whether anything is due, or will be at some time, that a task cannot bring about."""
-        return bool(self._due) or self.top() is not None
+        """Tell whether a timer is due, or a task sleeps that will go on by itself."""
+        return bool(self._due) or any(
+            isinstance(what, Task) and what.entry == counter for _, counter, what in self.heap
+        )
 
     def _candidates(self) -> list[Task | Timer]:
         if self._due:
             return [*self._ready, *(timer for _, timer in self._due)]
         return [*self._ready]
+
+    def fail(self, error: Exception) -> None:
+        """Raise `error` in main at once: the running task found it, and others might go on for ever."""
+        task = self.kernel.current
+        if task is self.main:
+            raise error
+        main = self.interrupt_main(error)
+        insort(self._ready, task)
+        self.go(main)
+        self.resumed(task)
 
     def _abandon(self) -> Task:
         return self.interrupt_main(Abandoned())

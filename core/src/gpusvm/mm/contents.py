@@ -549,6 +549,11 @@ class Contents:
             for k in range(nr_pages):
                 self.tainted_pfns.pop(pfn + k, None)
 
+    @property
+    def accesses(self) -> int:
+        """Count the reads that were checked and the writes, so far."""
+        return self.reads_checked + self._version
+
     # --- quirks
 
     def taint(self, mm: MmApi, vpns: Pfns, quirk: str) -> None:

@@ -274,7 +274,7 @@ def _touch(memory: "MemoryManager", mm: "MmStruct", address: int, *, write: bool
                 return entry.m_pfn[i]
         elif isinstance(entry, PmdLeaf) and entry.kind in _MAPPED and (entry.write or not write):
             return entry.pfn + i
-        if again:
+        if again and not mm.oom_in_a_row:  # which ends by itself
             memory.kernel.retried()
         again = True
         cpu_fault(memory, mm, address, write=write)
