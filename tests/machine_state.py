@@ -20,6 +20,7 @@ LEFT_OUT = {
     ("*", "_last_busy_ns"),
     ("*", "lock_owner"),
     ("RwSemaphore", "_readers"),
+    ("*", "_attempts"),
     ("World", "outcomes"),
     ("World", "checker"),
     ("World", "scenario"),

@@ -30,12 +30,18 @@ __all__ = [
     "LockdepError",
     "ModelError",
     "PluginError",
+    "errno_name",
     "nearest",
 ]
 
 
 # Python knows two names for one number and prefers POSIX's, and none for the other.
 _NAMES = {**_errno.errorcode, _errno.EOPNOTSUPP: "EOPNOTSUPP", 133: "EHWPOISON"}
+
+
+def errno_name(errno: int) -> str:
+    """Return the symbolic name of an errno, or its digits if it has none."""
+    return _NAMES.get(errno, str(errno))
 
 
 class GpusvmError(Exception):
@@ -61,7 +67,7 @@ class KernelError(GpusvmError):
         self.detail = detail
 
     def __str__(self) -> str:
-        name = f"-{_NAMES.get(self.errno, self.errno)}"
+        name = f"-{errno_name(self.errno)}"
         return f"{name}: {self.detail}" if self.detail else name
 
 

@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from attrs import Factory, define, frozen
 
@@ -19,12 +19,12 @@ from gpusvm.gpu import Link
 from gpusvm.kernel import Choices, Costs, Kernel, SeededChoices
 from gpusvm.mm import Geometry, MemoryManager, MmStruct
 
-__all__ = ["Machine", "Process", "Topology", "load_topology", "topologies"]
+__all__ = ["USER_SPACE_END", "Machine", "Process", "Topology", "load_topology", "topologies"]
 
 _SUFFIX = ".toml"
 
 # What the GPU mirrors of a process: the lower half of a 48-bit address space, as x86-64 gives it to user space.
-_USER_SPACE_END = 1 << 47
+USER_SPACE_END: Final = 1 << 47
 
 
 @frozen(kw_only=True)
@@ -176,7 +176,7 @@ class Machine:
 
     def open(self, process: Process, device: int = 0) -> Vm:
         """Open a device in `process`: a GPU address space that mirrors all of its user space."""
-        vm = self.drivers[device].vm_create(process.mm, start=0, end=_USER_SPACE_END)
+        vm = self.drivers[device].vm_create(process.mm, start=0, end=USER_SPACE_END)
         process.vms[device] = vm
         return vm
 

@@ -92,6 +92,6 @@ def test_every_capability_has_to_be_declared():
         Capabilities()
 
 
-def test_nothing_of_a_driver_info_is_optional_but_what_it_refuses():
+def test_nothing_of_a_driver_info_is_optional_but_what_it_refuses_and_how():
     optional = [each.name for each in attrs.fields(DriverInfo) if each.default is not attrs.NOTHING]
-    assert optional == ["refuse"]
+    assert optional == ["refuse", "refusals"]

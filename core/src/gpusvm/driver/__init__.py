@@ -15,6 +15,7 @@ from gpusvm.driver.fault import (
 )
 from gpusvm.driver.pipeline import FaultJob, FaultPipeline, Restart
 from gpusvm.driver.protocols import BoMapping, Driver, FaultPolicy, FaultSource, PagemapEmbedding, RuntimePmPolicy, Vm
+from gpusvm.driver.refusals import NEVER, Errnos, Refusals
 from gpusvm.driver.source import CallerFaults, FaultQueues, QueueFaults
 from gpusvm.driver.spec import DriverSpec, format_size, parse_size, read_spec, split_spec
 from gpusvm.driver.tunables import Variant, all_fixed, quirk, tunable
@@ -27,6 +28,7 @@ __all__ = [
     "ACCESS_PREFETCH",
     "ACCESS_READ",
     "ACCESS_WRITE",
+    "NEVER",
     "STAGES",
     "BoMapping",
     "CallerFaults",
@@ -38,6 +40,7 @@ __all__ = [
     "Driver",
     "DriverInfo",
     "DriverSpec",
+    "Errnos",
     "FaultAccounts",
     "FaultJob",
     "FaultPipeline",
@@ -52,6 +55,7 @@ __all__ = [
     "PagemapEmbedding",
     "QueueFaults",
     "RangeUnit",
+    "Refusals",
     "Restart",
     "RuntimePmPolicy",
     "Variant",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from attrs import Factory, field, frozen
 
 from gpusvm.driver.capabilities import Capabilities
+from gpusvm.driver.refusals import Refusals
 from gpusvm.kernel import Kernel
 from gpusvm.mm.api import MemoryManagerApi
 
@@ -69,7 +70,7 @@ class DriverInfo:
     `abi` is the contract version that it was written for; `kernel` says which Linux it follows. `tunables` and `quirks`
     are frozen attrs classes that can be built without arguments (fields from `gpusvm.driver.tunable` and `.quirk`).
     `embedding`, `bo_mapping` and `pm` are one line each. `refuse` takes (tunables, quirks) and returns one sentence for
-    every combination that cannot work, with the reason.
+    every combination that cannot work, with the reason. `refusals` states the errnos that programs may get.
     """
 
     name: str
@@ -84,3 +85,4 @@ class DriverInfo:
     make: "Callable[[Host], Driver]"
     abi: tuple[int, int] = field()
     refuse: Callable[[Any, Any], Sequence[str]] = _nothing_to_refuse
+    refusals: Refusals = field(factory=Refusals)

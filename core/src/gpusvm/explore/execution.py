@@ -10,6 +10,7 @@ from gpusvm.check import InvariantError
 from gpusvm.errors import DeadlockError, GpusvmError, KernelError, LedgerError, LivelockError, LockdepError, ModelError
 from gpusvm.explore.livelock import LivelockWatch
 from gpusvm.explore.scheduler import SchedulerChoices
+from gpusvm.explore.verdict import OutcomeError
 from gpusvm.kernel import Abandoned, FirstChoice
 
 if TYPE_CHECKING:
@@ -94,16 +95,16 @@ def _run(world: World, choices: Choices, failures_max: int, footprints: Footprin
     kernel.explore_failures(failures_max=0)
     kernel.set_choices(FirstChoice())
     if world.checker is not None:
-        world.checker.check_quiescent()
+        world.checker.check_quiescent(holders=world.holders())
     world.run_task(scenario.end)
     kernel.settle()
     contents = world.machine.memory.contents
     if contents.mismatch_count:
         raise ModelError(f"{contents.mismatch_count} reads did not see the last write; {contents.mismatches[0]}")
     if world.checker is not None:
-        world.checker.check_quiescent()
+        world.checker.check_quiescent(holders=world.holders())
         world.checker.detach()
-    world.machine.teardown()
+    world.teardown()
 
 
 def classify(error: BaseException) -> Failure:
@@ -120,7 +121,7 @@ def classify(error: BaseException) -> Failure:
             return Failure(kind="deadlock", invariant="I-PROG", message=message)
         case LivelockError():
             return Failure(kind="livelock", invariant="I-PROG", message=message)
-        case KernelError():
+        case OutcomeError() | KernelError():
             return Failure(kind="errno", invariant="I-ERRNO", message=message)
         case _:
             return Failure(kind="error", invariant=type(error).__name__, message=message)

@@ -10,8 +10,8 @@ A scenario file is TOML with any number of ``[[scenario]]`` tables; the bundled 
     tasks.gpu = ["gpu_write 0 4"]
     tasks.cpu = ["munmap 0 4"]
 
-An operation is a line ``NAME ARGUMENT…``; the arguments are page numbers, counts and words as `gpusvm.explore.world`
-documents them at the operation of that name.
+An operation is a line ``[PROCESS.]NAME[@FILE] ARGUMENT…``; docs/reference/scenarios.md has all names, from
+`gpusvm.explore.operations`.
 """
 
 import json
@@ -20,31 +20,25 @@ import tomllib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import attrs
-from attrs import evolve, field, frozen
+from attrs import Factory, evolve, field, fields, frozen
 
 from gpusvm.documents import structure
+from gpusvm.driver import Capabilities
 from gpusvm.errors import InputError, nearest
+from gpusvm.explore import operations as _operations  # noqa: F401  # registers what a line may name
+from gpusvm.explore.operation import MAIN_PROCESS, Operation, bind
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gpusvm.driver import DriverInfo
+
+_PMD_ORDER_MAX = 9
 
 __all__ = ["Operation", "Scenario", "bundled", "find_scenario", "read_scenarios"]
-
-
-@frozen
-class Operation:
-    """Name one operation of a task, with its arguments as text."""
-
-    name: str
-    args: tuple[str, ...] = ()
-
-    @classmethod
-    def parse(cls, line: str) -> "Operation":
-        name, *args = line.split()
-        return cls(name, tuple(args))
-
-    def __str__(self) -> str:
-        return " ".join((self.name, *self.args))
 
 
 @frozen(kw_only=True)
@@ -61,6 +55,9 @@ class _Document:
     pmd_order: int = 2
     vram_pages: int = 16
     ram_pages: int = 128
+    devices: int = 1
+    files: int = 1
+    settings: dict[str, str] = Factory(dict)
 
 
 @frozen(kw_only=True)
@@ -69,7 +66,9 @@ class Scenario:
 
     `tasks` maps a name to its operations, in order. `needs` names capabilities that a driver must have, `drivers` the
     drivers that it is meant for (empty: all). `standard` ones are what rates are measured on. `vram_pages` and
-    `ram_pages` are the sizes of the machine, a PMD has ``1 << pmd_order`` pages. `end` runs after all tasks.
+    `ram_pages` are the sizes of the machine, a PMD has ``1 << pmd_order`` pages. Each of `devices` has
+    the same driver, and every process opens each of them `files` times: ``@N`` is file N, on device ``N % devices``.
+    `settings` are options for a driver's spec string, by its name. `end` runs after all tasks.
     """
 
     name: str
@@ -84,6 +83,9 @@ class Scenario:
     pmd_order: int = 2
     vram_pages: int = 16
     ram_pages: int = 128
+    devices: int = 1
+    files: int = 1
+    settings: Mapping[str, str] = Factory(dict)
     source: str = field(default="", eq=False)
 
     def to_toml(self) -> str:
@@ -94,15 +96,31 @@ class Scenario:
             if key.name in _WRITTEN_APART or value == key.default:
                 continue
             lines.append(f"{key.name} = {_value(value)}")
+        lines += [f"settings.{_key(name)} = {_text(options)}" for name, options in self.settings.items()]
         lines += [f"tasks.{_key(name)} = {_value(operations)}" for name, operations in self.tasks.items()]
         return "\n".join(lines) + "\n"
+
+    @property
+    def operations(self) -> list[Operation]:
+        """List every operation, in the order of setup, tasks, end."""
+        return [*self.setup, *(each for operations in self.tasks.values() for each in operations), *self.end]
+
+    def refuses(self, info: "DriverInfo") -> str:
+        """Say why the scenario is not for a driver; empty if it is."""
+        if self.drivers and info.name not in self.drivers:
+            return f"it is for {', '.join(self.drivers)}"
+        for need in self.needs:
+            capability = getattr(info.capabilities, need)
+            if not capability:
+                return f"it needs {need}, {info.name} has {capability}"
+        return ""
 
     def with_tasks(self, tasks: Mapping[str, tuple[Operation, ...]]) -> "Scenario":
         """Return the same program with other operations; a task without any is left out."""
         return evolve(self, tasks={name: operations for name, operations in tasks.items() if operations})
 
 
-_WRITTEN_APART: Final = frozenset({"name", "about", "tasks", "source"})
+_WRITTEN_APART: Final = frozenset({"name", "about", "settings", "tasks", "source"})
 
 
 def _text(text: object) -> str:
@@ -137,28 +155,65 @@ def read_scenarios(text: str, *, source: str) -> list[Scenario]:
         read = structure(table, _Document, source=where)
         if not read.tasks or not all(read.tasks.values()):
             raise InputError(f"{where}: {read.name!r} needs at least one task, and each task an operation")
-        found.append(
-            Scenario(
-                name=read.name,
-                about=read.about,
-                tasks={name: tuple(map(Operation.parse, lines)) for name, lines in read.tasks.items()},
-                setup=tuple(map(Operation.parse, read.setup)),
-                end=tuple(map(Operation.parse, read.end)),
-                standard=read.standard,
-                needs=read.needs,
-                drivers=read.drivers,
-                thp=read.thp,
-                pmd_order=read.pmd_order,
-                vram_pages=read.vram_pages,
-                ram_pages=read.ram_pages,
-                source=source,
-            )
+        capabilities = [each.name for each in fields(Capabilities)]
+        for need in read.needs:
+            if need not in capabilities:
+                raise InputError(f"{where}.needs: unknown capability {need!r}, {nearest(need, capabilities)}")
+        scenario = Scenario(
+            name=read.name,
+            about=read.about,
+            tasks={name: _parse(lines, f"{where}.tasks.{name}") for name, lines in read.tasks.items()},
+            setup=_parse(read.setup, f"{where}.setup"),
+            end=_parse(read.end, f"{where}.end"),
+            standard=read.standard,
+            needs=read.needs,
+            drivers=read.drivers,
+            thp=read.thp,
+            pmd_order=read.pmd_order,
+            vram_pages=read.vram_pages,
+            ram_pages=read.ram_pages,
+            devices=read.devices,
+            files=read.files,
+            settings=read.settings,
+            source=source,
         )
+        _check(scenario, where)
+        found.append(scenario)
     names = [each.name for each in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"{source}: two scenarios are named {twice[0]!r}; names are unique")
     return found
+
+
+def _parse(lines: "Sequence[str]", where: str) -> tuple[Operation, ...]:
+    found = []
+    for number, line in enumerate(lines):
+        try:
+            operation = Operation.parse(line)
+            bind(operation)
+        except InputError as error:
+            raise InputError(f"{where}[{number}]: {error}") from None
+        found.append(operation)
+    return tuple(found)
+
+
+def _check(scenario: Scenario, where: str) -> None:
+    """Refuse what no machine can be: processes that nobody starts, devices that there are not, sizes too small."""
+    steps = [bind(operation) for operation in scenario.operations]
+    processes = {MAIN_PROCESS} | {step.args[0] for step in steps if step.kind.name in {"fork", "process"}}
+    for step in steps:
+        if step.process not in processes:
+            near = nearest(step.process, sorted(processes))
+            raise InputError(f"{where}: operation {str(step)!r}: no line starts a process {step.process!r}; {near}")
+        if step.file >= scenario.devices * scenario.files:
+            files = scenario.devices * scenario.files
+            raise InputError(f"{where}: operation {str(step)!r}: a process has {files} file(s), counted from 0")
+    if not 1 <= scenario.pmd_order <= _PMD_ORDER_MAX:
+        raise InputError(f"{where}: pmd_order: expected 1 to {_PMD_ORDER_MAX}, got {scenario.pmd_order}")
+    block = 1 << scenario.pmd_order
+    if scenario.vram_pages < block or scenario.ram_pages < block:
+        raise InputError(f"{where}: vram_pages and ram_pages: expected at least one block of {block} pages")
 
 
 def bundled() -> list[Scenario]:

@@ -36,7 +36,15 @@ from gpusvm.explore.watch_source import assigned
 
 __all__ = ["watching"]
 
-_ROOMS: Final = ("gpusvm.mm", "gpusvm.drm", "gpusvm.gpu", "gpusvm.driver", "gpusvm.machine", "gpusvm.explore.world")
+_ROOMS: Final = (
+    "gpusvm.mm",
+    "gpusvm.drm",
+    "gpusvm.gpu",
+    "gpusvm.driver",
+    "gpusvm.machine",
+    "gpusvm.explore.world",
+    "gpusvm.explore.place",
+)
 
 # The kernel's primitives. Of the readers of an rwsem and of SRCU, and of lockdep, statistics and ledgers, nothing: the
 # operations on the first two say by name what they are to each other; the others count, in any order.
@@ -53,7 +61,8 @@ _PRIMITIVES: Final = {
 
 # Fields that say nothing about the state, by class: what is only for people, time, and order among equals.
 _UNWATCHED: Final[dict[str, frozenset[str]]] = {
-    "World": frozenset({"outcomes"}),
+    "World": frozenset({"_attempts", "outcomes"}),
+    "Actor": frozenset({"threads"}),
     "SpinLock": frozenset({"_free_ns"}),
     "RwSemaphore": frozenset({"_readers"}),
     "Srcu": frozenset({"_index", "_readers", "_synchronizing", "_waiters"}),

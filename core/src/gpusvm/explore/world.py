@@ -1,62 +1,49 @@
-"""Be the machine that a scenario runs on, with one method for each operation that a scenario may name.
+"""Be the machine that a scenario runs on: its processes, its devices, and who is doing what at the moment.
 
-A world is booted once for a scenario and a driver, set up, and remembered; `reset` puts it back to that moment. Pages
-are numbered from 0 in one stretch of address space, which begins at a PMD boundary. An operation that its caller may
-fail (a signal, an errno) ends with that as its outcome, which `world.outcomes` records.
+A world is booted once for a scenario and a driver and set up. Pages are numbered from 0 in one stretch of address
+space, which begins at a PMD boundary. An operation that its caller may fail (a signal, an errno) ends with that as its
+outcome, which `world.outcomes` records, if there was a reason for it (`gpusvm.explore.verdict`).
 """
 
 from __future__ import annotations
 
 import errno as _errno
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
 from attrs import evolve
 
 from gpusvm.check import Checker
-from gpusvm.driver import ACCESS_ATOMIC, ACCESS_READ, ACCESS_WRITE, read_spec
-from gpusvm.errors import CpuSignal, InputError, KernelError, ModelError, nearest
-from gpusvm.explore.scenario import Operation, Scenario
-from gpusvm.gpu import NEED_OF_OP
+from gpusvm.driver import read_spec, split_spec
+from gpusvm.driver.operations import OperationHost, PageWords
+from gpusvm.errors import CpuSignal, InputError, KernelError, errno_name
+from gpusvm.explore.attempt import Attempt
+from gpusvm.explore.operation import MAIN_PROCESS, Operation, Step, bind
+from gpusvm.explore.permissions import Permissions
+from gpusvm.explore.place import Actor, GpuSpace, Place
+from gpusvm.explore.scaling import scaled
+from gpusvm.explore.verdict import judge
 from gpusvm.kernel import FirstChoice
-from gpusvm.machine import Machine, Process, load_topology
+from gpusvm.machine import USER_SPACE_END, Machine, Process, load_topology
 from gpusvm.mm import Geometry
-from gpusvm.mm.api import MADV_DONTNEED, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_NONE, PROT_READ, PROT_WRITE
+from gpusvm.mm.page import GUP_PIN_COUNTING_BIAS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Literal
 
-    from gpusvm.driver import DriverInfo, Vm
-    from gpusvm.kernel import Kernel, Task
+    from gpusvm.driver import Driver, DriverInfo
+    from gpusvm.driver.operations import OperationTarget
+    from gpusvm.explore.scenario import Scenario
+    from gpusvm.kernel import Kernel
+    from gpusvm.mm import MmStruct
 
-__all__ = ["OPERATIONS", "Outcome", "World"]
+__all__ = ["Outcome", "World"]
 
 _BASE: Final = 1 << 44
-_ACCESS: Final = {"read": ACCESS_READ, "write": ACCESS_WRITE, "atomic": ACCESS_ATOMIC}
-_PROT: Final = {"none": PROT_NONE, "ro": PROT_READ, "rw": PROT_READ | PROT_WRITE}
 
 Outcome = tuple[str, str, str]
-"""The task, the operation as text, and "ok" or the name of its errno or signal."""
-
-
-class _Fault:
-    """Be one GPU fault that a task waits for."""
-
-    __slots__ = ("access", "addr", "answered", "errno", "inst", "sm", "time_ns")
-
-    def __init__(self, kernel: Kernel, addr: int, access: int) -> None:
-        self.addr = addr
-        self.access = access
-        self.sm = 0
-        self.inst = 0
-        self.time_ns = kernel.now_ns
-        self.errno: int | None = None
-        self.answered = kernel.completion("gpu_access")
-
-    def complete(self, errno: int) -> None:
-        self.errno = errno
-        self.answered.complete()
+"""The task, the operation as text, and "ok", "skipped" or the name of its errno or signal."""
 
 
 class World:
@@ -71,20 +58,34 @@ class World:
         quirks: Literal["as_written", "fixed"] = "fixed",
         checked: bool = True,
     ) -> None:
-        """Boot the scenario's machine with the driver of a spec string, attach the checker, run the setup.
+        """Boot the scenario's machine with the driver of a spec string on each device, attach the checker, run the
+        setup.
 
-        InputError for a spec, or an operation, that there is not.
+        What the scenario sets for the driver holds where the spec says nothing. InputError for a spec, or an operation,
+        that there is not, and for a driver that the scenario is not for.
         """
         self.scenario = scenario
         self.spec = spec
         geometry = Geometry(pmd_order=scenario.pmd_order)
         self.page_size = geometry.page_size
-        for operation in (*scenario.setup, *(op for ops in scenario.tasks.values() for op in ops), *scenario.end):
-            self._look_up(operation)
-        topology = evolve(load_topology("single"), ram_bytes=scenario.ram_pages * geometry.page_size)
+        self.base = _BASE
+        name, options = split_spec(spec)
+        settings = dict(part.split("=", 1) for part in scenario.settings.get(name, "").split(",") if part)
+        merged = ",".join(f"{key}={value}" for key, value in {**settings, **options}.items())
+        found = read_spec(f"{name}:{merged}" if merged else name, dict(drivers), quirks=quirks)
+        reason = scenario.refuses(found.info)
+        if reason:
+            raise InputError(f"scenario {scenario.name!r} is not for driver {name!r}: {reason}")
+        self.info = found.info
+        self._target = _operation_target(drivers, name)
+        single = load_topology("single")
+        devices = [evolve(single.device[0], name=f"gpu{index}") for index in range(scenario.devices)]
+        topology = evolve(single, ram_bytes=scenario.ram_pages * geometry.page_size, device=tuple(devices))
+        driver = scaled(found, geometry, {**settings, **options})
+        self._steps = {operation: bind(operation) for operation in scenario.operations}
         self.machine = Machine.boot(
             topology,
-            [read_spec(spec, dict(drivers), quirks=quirks)],
+            [driver] * scenario.devices,
             vram_bytes=scenario.vram_pages * geometry.page_size,
             thp=scenario.thp,
             geometry=geometry,
@@ -92,146 +93,260 @@ class World:
             mode="explored",
             checked=True,
         )
-        self.process: Process = self.machine.process("p")
-        self.vm: Vm = self.machine.open(self.process)
         self.outcomes: list[Outcome] = []
-        self._waiting: list[_Fault] = []
+        self.actors: dict[str, Actor] = {}
+        self._attempts: list[Attempt] = []
+        self._unplugged: set[int] = set()
+        self._down: set[int] = set()
+        main = self.start(MAIN_PROCESS)
+        for index in range(scenario.devices * scenario.files):
+            self.open(main, index)
         self.checker = Checker(self.machine.memory).attach() if checked else None
         for operation in scenario.setup:
-            self.do(operation)
+            try:
+                self.do(operation)
+            except (KernelError, CpuSignal) as error:
+                raise InputError(f"scenario {scenario.name!r}: setup: {operation}: {error}") from error
         self.kernel.settle()
 
     @property
     def kernel(self) -> Kernel:
         return self.machine.kernel
 
-    def run_task(self, operations: tuple[Operation, ...]) -> None:
-        """Do the operations of one task, and record the outcome of each."""
-        task: Task = self.kernel.current
+    # ---- tasks
+
+    def run_task(self, operations: Sequence[Operation]) -> None:
+        """Do the operations of one task, and record the outcome of each. OutcomeError for one without a reason."""
+        task = self.kernel.current
         for operation in operations:
-            try:
-                self.do(operation)
-                outcome = "ok"
-            except KernelError as error:
-                outcome = _errno.errorcode.get(error.errno, str(error.errno))
-            except CpuSignal as signal:
-                outcome = str(signal).split(maxsplit=1)[0]
+            if self._is_skipped(self._steps[operation]):
+                outcome = "skipped"
+            else:
+                try:
+                    self.do(operation)
+                    outcome = "ok"
+                except KernelError as error:
+                    outcome = errno_name(error.errno)
+                except CpuSignal as signal:
+                    outcome = str(signal).split(maxsplit=1)[0]
             self.outcomes.append((task.name, str(operation), outcome))
 
     def do(self, operation: Operation) -> None:
-        """Do one operation. KernelError, CpuSignal: what its caller is told."""
-        self._look_up(operation)(self, *operation.args)
+        """Do one operation. KernelError, CpuSignal: what its caller is told; OutcomeError if there was no reason."""
+        step = self._steps[operation]
+        actor = self.actors[step.process]
+        attempt = Attempt(self.kernel.current, step, actor.permissions)
+        for other in self._attempts:
+            other.met.append(attempt)
+        span = step.args[:2] if [each.name for each in step.kind.parameters[:2]] == ["first", "pages"] else (0, 0)
+        self._attempts.append(attempt)
+        self.look(attempt, -1, range(span[0], span[0] + span[1]))
+        if step.kind.by == "thread":
+            actor.threads += 1
+        try:
+            step.kind.run(Place(self, step, actor, attempt), *step.args)
+        except (KernelError, CpuSignal) as error:
+            judge(self, actor, attempt, error)
+            raise
+        finally:
+            self._attempts.remove(attempt)
+            if step.kind.by == "thread":
+                self._leave(actor)
 
-    @staticmethod
-    def _look_up(operation: Operation) -> Callable[..., None]:
-        method = OPERATIONS.get(operation.name)
-        if method is None:
-            raise InputError(f"unknown operation {operation.name!r}, {nearest(operation.name, OPERATIONS)}")
-        return method
+    def _is_skipped(self, step: Step) -> bool:
+        """Tell whether there is nobody to do a step: its process was not started, as fork failed, or it has ended."""
+        actor = self.actors.get(step.process)
+        return actor is None or (actor.exiting and step.kind.by == "thread")
 
-    # ---- operations: the arguments are words of a scenario's line
+    def look(self, attempt: Attempt, page: int, reach: range) -> None:
+        """Let an attempt begin anew with an access of `page`; what a GPU reaches beyond `reach` is the driver's."""
+        if attempt.step.kind.by == "gpu":
+            reach = self.reach(reach.start, len(reach))
+        failures = len(self.kernel.injector.failed)
+        attempt.look(reach, page=page, failures=failures, others=self._attempts)
 
-    def map(self, first: str, pages: str, prot: str = "rw") -> None:
-        """Map anonymous memory: first page, pages, and ``rw``, ``ro`` or ``none``."""
-        self.process.mm.mmap(self._at(first), int(pages) * self.page_size, _PROT[prot])
+    # ---- processes
 
-    def cpu_read(self, first: str, pages: str) -> None:
-        """Read pages from the CPU, in order; what is found is compared with what was written last."""
-        for address in self._pages(first, pages):
-            self.kernel.step()
-            self.machine.memory.cpu_read(self.process.mm, address)
+    def start(self, name: str, mm: MmStruct | None = None) -> Actor:
+        """Begin a process: with an empty address space, or with one that fork made."""
+        if name in self.actors:
+            raise InputError(f"scenario {self.scenario.name!r}: there are two processes {name!r}")
+        if mm is None:
+            process = self.machine.process(name)
+        else:
+            process = Process(mm)
+            self.machine.processes.append(process)
+        actor = Actor(name, process, Permissions(process.mm, self.base, self._attempts))
+        self.actors[name] = actor
+        return actor
 
-    def cpu_write(self, first: str, pages: str) -> None:
-        """Write pages from the CPU, in order."""
-        for address in self._pages(first, pages):
-            self.kernel.step()
-            self.machine.memory.cpu_write(self.process.mm, address)
+    def open(self, actor: Actor, file: int) -> None:
+        """Open a device in a process, as file number `file`. KernelError of the driver's."""
+        if file in actor.spaces:
+            raise InputError(f"scenario {self.scenario.name!r}: process {actor.name!r} opens file {file} twice")
+        vm = self.driver(file).vm_create(actor.process.mm, start=0, end=USER_SPACE_END)
+        actor.process.vms[file] = vm
+        actor.spaces[file] = GpuSpace(vm)
 
-    def gpu_read(self, first: str, pages: str) -> None:
-        """Read pages from the GPU, in order; a page that faults is tried again when the fault is answered."""
-        self._gpu(first, pages, "read")
+    def space(self, actor: Actor, file: int) -> GpuSpace:
+        """Return the GPU address space behind a file of a process; ENXIO if it was not, or could not be, opened."""
+        space = actor.spaces.get(file)
+        if space is None:
+            raise KernelError(_errno.ENXIO, f"process {actor.name!r} has no file {file}")
+        return space
 
-    def gpu_write(self, first: str, pages: str) -> None:
-        """Write pages from the GPU."""
-        self._gpu(first, pages, "write")
+    def close(self, actor: Actor, file: int) -> None:
+        """Close a process's file; what waits in the hardware context ends with it. Twice does nothing."""
+        space = self.space(actor, file)
+        if space.closing:
+            return
+        space.closing = True
+        space.vm.close()
+        space.closed = True
+        for fault in list(space.waiting):
+            fault.cancel()
 
-    def gpu_atomic(self, first: str, pages: str) -> None:
-        """Do an atomic read-modify-write on each page from the GPU."""
-        self._gpu(first, pages, "atomic")
+    def exit(self, actor: Actor) -> None:
+        """Let a process end as soon as no thread of it is in an operation (the caller's own included)."""
+        if not actor.exiting:
+            actor.exiting = True
+            self._leave(actor)
 
-    def populate(self, first: str, pages: str) -> None:
-        """Migrate pages with the driver's own ioctl (prefetch, SVM_BIND, MIGRATE_TO_DEV)."""
-        start = self._at(first)
-        self.vm.populate(start, start + int(pages) * self.page_size)
+    def oom_kill(self, actor: Actor) -> None:
+        """Send SIGKILL to all threads of a process, let it end, and reap it next to that (oom_kill_process)."""
+        if actor.exiting:
+            return
+        kernel, memory, mm = self.kernel, self.machine.memory, actor.process.mm
+        actor.killed = True
+        for attempt in self._attempts:
+            if attempt.permissions is actor.permissions and attempt.step.kind.by == "thread":
+                attempt.task.kill()
+        mm.mmgrab()
+        victim = kernel.spawn(self.exit, actor, name=f"{actor.name} exit")
+        memory.oom_reap(mm)
+        victim.join()
+        mm.mmdrop()
 
-    def munmap(self, first: str, pages: str) -> None:
-        """Unmap pages."""
-        self.process.mm.munmap(self._at(first), int(pages) * self.page_size)
+    def _leave(self, actor: Actor) -> None:
+        actor.threads -= 1
+        if actor.exiting:
+            # Who is last matters now.
+            self.kernel.touch((actor, "threads"))
+        if actor.threads:
+            return
+        # do_exit: exit_mm, then exit_files
+        actor.process.mm.mmput()
+        for file in list(actor.spaces):
+            self.close(actor, file)
+        actor.gone = True
+        self.machine.processes.remove(actor.process)
 
-    def mprotect(self, first: str, pages: str, prot: str) -> None:
-        """Change the protection of pages to ``rw``, ``ro`` or ``none``."""
-        self.process.mm.mprotect(self._at(first), int(pages) * self.page_size, _PROT[prot])
+    # ---- devices
 
-    def mremap(self, first: str, pages: str, to: str) -> None:
-        """Move pages to another place, over what is there (MREMAP_FIXED)."""
-        length = int(pages) * self.page_size
-        flags = MREMAP_MAYMOVE | MREMAP_FIXED
-        self.process.mm.mremap(self._at(first), length, length, flags=flags, new_addr=self._at(to))
+    def driver(self, file: int) -> Driver:
+        """Return the driver of the device that a file is of."""
+        return self.machine.drivers[file % self.scenario.devices]
 
-    def dontneed(self, first: str, pages: str) -> None:
-        """Drop pages (MADV_DONTNEED)."""
-        self.process.mm.madvise(self._at(first), int(pages) * self.page_size, MADV_DONTNEED)
+    def reach(self, first: int, pages: int) -> range:
+        """Return the pages that matter to the driver when the GPU touches some, or the program wants them moved."""
+        refusals, block = self.info.refusals, 1 << self.scenario.pmd_order
+        end = first + pages - 1 + refusals.reach_ahead_pages
+        if refusals.reach_block:
+            return range(first & -block, (end + block - 1) & -block)
+        return range(first, end)
 
-    def close(self) -> None:
-        """Close the GPU's address space; accesses that wait in it end, as those of a context that is gone."""
-        self.vm.close()
-        waiting, self._waiting = self._waiting, []
-        for fault in waiting:
-            if fault.errno is None:
-                fault.complete(_errno.ECANCELED)
+    def is_unplugged(self, file: int) -> bool:
+        return file % self.scenario.devices in self._unplugged
 
-    # ---- parts
+    def is_in_use(self, file: int) -> bool:
+        """Tell whether any process has the device of a file open."""
+        device, devices = file % self.scenario.devices, self.scenario.devices
+        return any(
+            number % devices == device and not space.closed
+            for actor in self.actors.values()
+            for number, space in actor.spaces.items()
+        )
 
-    def _at(self, page: str) -> int:
-        return _BASE + int(page) * self.page_size
+    def unplug(self, file: int) -> None:
+        self._unplugged.add(file % self.scenario.devices)
+        self.driver(file).unplug()  # type: ignore[attr-defined]  # a scenario with it needs the capability
 
-    def _pages(self, first: str, pages: str) -> range:
-        start = self._at(first)
-        return range(start, start + int(pages) * self.page_size, self.page_size)
+    def evict(self, file: int) -> None:
+        self.driver(file).evict()  # type: ignore[attr-defined]  # a scenario with it says for which drivers it is
 
-    def _gpu(self, first: str, pages: str, how: str) -> None:
-        table, kernel = self.vm.page_table, self.kernel
-        access = _ACCESS[how]
-        need = int(NEED_OF_OP[access])
-        for address in self._pages(first, pages):
-            kernel.step()
-            while not table.access_one(address // self.page_size, need):
-                fault = _Fault(kernel, address, access)
-                self._waiting.append(fault)
-                if not self.vm.faults.submit([fault]):
-                    raise ModelError(f"the fault source took no fault on {address:#x}: its buffer is full")
-                fault.answered.wait()
-                self._waiting.remove(fault)
-                if fault.errno:
-                    raise KernelError(fault.errno, f"GPU {how} of {address:#x}")
-                kernel.step()
+    def shutdown(self, file: int) -> None:
+        """Remove the driver; the teardown leaves it alone then."""
+        device = file % self.scenario.devices
+        if device not in self._down:
+            self.driver(file).shutdown()
+            self._down.add(device)
+
+    def command(self, actor: Actor, file: int, name: str, numbers: Sequence[int]) -> None:
+        """Do an operation that the plugin offers, in the name of a process; KernelError of the driver's."""
+        target = self._target
+        if target is None or name not in target.operations:
+            raise InputError(f"scenario {self.scenario.name!r}: {self.info.name} offers no operation {name!r}")
+        if actor.commands is None:
+            actor.commands = target.start(
+                OperationHost(
+                    memory=self.machine.memory,
+                    mm=actor.process.mm,
+                    drivers=self.machine.drivers,
+                    vms=[space.vm for _, space in sorted(actor.spaces.items())],
+                    words=PageWords(self.machine.memory),
+                    address=lambda _, page: self.base + page * self.page_size,
+                )
+            )
+        filled = {"dev": file, "slot": 0}
+        rest = iter(numbers)
+        try:
+            actor.commands.execute(
+                name, [filled[each] if each in filled else next(rest) for each in target.operations[name]]
+            )
+        finally:
+            actor.commands.take_events()
+
+    # ---- holders of pages
+
+    @property
+    def holds_pages(self) -> bool:
+        return any(actor.held for actor in self.actors.values())
+
+    def holders(self) -> dict[int, int]:
+        """Return the references that third parties have, by the folio's head, as `check_quiescent` takes them."""
+        pages = self.machine.memory.pages
+        held: dict[int, int] = {}
+        for actor in self.actors.values():
+            for pfn, pinned in (each for taken in actor.held.values() for each in taken):
+                head = pages.folio_head(pfn)
+                one = GUP_PIN_COUNTING_BIAS if pinned and not pages.folio_order(head) else 1
+                held[head] = held.get(head, 0) + one
+        return held
+
+    def drop(self, actor: Actor, page: int) -> None:
+        """Give back what was taken at a page."""
+        memory = self.machine.memory
+        for pfn, pinned in actor.held.pop(page, []):
+            if pinned:
+                memory.unpin_user_pages(np.array([pfn], np.int64))
+            else:
+                memory.folio_put(memory.folio_head(pfn))
+
+    # ---- the end
+
+    def teardown(self) -> None:
+        """Drop what third parties hold, end every process and remove every device; all accounts have to be empty."""
+        for actor in self.actors.values():
+            for page in list(actor.held):
+                self.drop(actor, page)
+        for actor in self.actors.values():
+            for space in actor.spaces.values():
+                space.closing = True
+        self.machine.drivers[:] = [each for index, each in enumerate(self.machine.drivers) if index not in self._down]
+        self.machine.teardown()
 
 
-OPERATIONS: Final[Mapping[str, Callable[..., None]]] = {
-    method.__name__: method
-    for method in (
-        World.map,
-        World.cpu_read,
-        World.cpu_write,
-        World.gpu_read,
-        World.gpu_write,
-        World.gpu_atomic,
-        World.populate,
-        World.munmap,
-        World.mprotect,
-        World.mremap,
-        World.dontneed,
-        World.close,
-    )
-}
-"""What a scenario may name: each is documented at the method."""
+def _operation_target(drivers: Mapping[str, DriverInfo], name: str) -> OperationTarget | None:
+    from gpusvm.plugins import Registry
+
+    return drivers.find(name).operations if isinstance(drivers, Registry) else None

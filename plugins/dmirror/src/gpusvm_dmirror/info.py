@@ -1,8 +1,10 @@
 """Describe the driver dmirror, without building anything."""
 
+from errno import EBADF, EFAULT, EINVAL, ENOENT, ENOMEM, EPERM
 from typing import TYPE_CHECKING
 
-from gpusvm.driver import ABI, Capabilities, DriverInfo, Host, no, yes
+from attrs import evolve
+from gpusvm.driver import ABI, NEVER, Capabilities, DriverInfo, Errnos, Host, Refusals, no, yes
 
 from gpusvm_dmirror.tunables import DmirrorQuirks, DmirrorTunables, refuse
 
@@ -17,6 +19,17 @@ def _make(host: Host) -> "Driver":
 
     return DmirrorDevice(host)
 
+
+_ACCESS = Errnos(
+    unmapped={EFAULT},
+    forbidden={EFAULT, EPERM},
+    closed={EINVAL},
+    exited={EFAULT},
+    killed={EFAULT},
+    unplugged=NEVER,
+    contended=NEVER,
+    failed={ENOMEM, EFAULT},
+)
 
 INFO = DriverInfo(
     name="dmirror",
@@ -43,4 +56,14 @@ INFO = DriverInfo(
     pm="none",
     make=_make,
     refuse=refuse,
+    # test_hmm.c:dmirror_fault, dmirror_exclusive, dmirror_migrate_to_device. A fault looks a window of pages ahead.
+    refusals=Refusals(
+        access=_ACCESS,
+        atomic=evolve(_ACCESS, forbidden={EFAULT}),
+        populate=evolve(_ACCESS, unmapped={EINVAL}, forbidden={EINVAL}, exited={EINVAL}, killed=NEVER, failed={ENOMEM}),
+        # A page that is not in the mirror table when the data is read back is ENOENT.
+        ioctl=evolve(_ACCESS, contended={ENOENT}, failed={ENOENT, ENOMEM}, closed={EBADF}),
+        reach_block=False,
+        reach_ahead_pages=32,
+    ),
 )

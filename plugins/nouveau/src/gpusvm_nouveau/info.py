@@ -1,8 +1,10 @@
 """Describe the driver nouveau, without building anything."""
 
+from errno import EFAULT, EINVAL, ENOMEM, EPERM
 from typing import TYPE_CHECKING
 
-from gpusvm.driver import ABI, Capabilities, DriverInfo, Host, no, yes
+from attrs import evolve
+from gpusvm.driver import ABI, NEVER, Capabilities, DriverInfo, Errnos, Host, Refusals, no, yes
 
 from gpusvm_nouveau.tunables import NouveauQuirks, NouveauTunables, refuse
 
@@ -17,6 +19,17 @@ def _make(host: Host) -> "Driver":
 
     return NouveauDevice(host)
 
+
+_ACCESS = Errnos(
+    unmapped={EFAULT},
+    forbidden={EFAULT, EPERM},
+    closed={EINVAL},
+    exited={EFAULT},
+    killed={EFAULT},
+    unplugged=NEVER,
+    contended=NEVER,
+    failed={ENOMEM, EFAULT},
+)
 
 INFO = DriverInfo(
     name="nouveau",
@@ -43,4 +56,23 @@ INFO = DriverInfo(
     pm="a reference per ioctl; pages hold none, so the device may suspend under them",
     make=_make,
     refuse=refuse,
+    # nouveau_svm.c:nouveau_svm_fault, nouveau_range_fault, nouveau_atomic_range_fault, nouveau_svmm_bind. A fault that
+    # ends with any of these is cancelled.
+    refusals=Refusals(
+        access=_ACCESS,
+        # Every error of make_device_exclusive becomes EINVAL.
+        atomic=evolve(_ACCESS, unmapped={EINVAL}, forbidden={EINVAL}, killed={EINVAL}, failed={EINVAL, ENOMEM}),
+        # Whatever could not be migrated, the ioctl succeeds.
+        populate=Errnos(
+            unmapped=NEVER,
+            forbidden=NEVER,
+            closed={EINVAL},
+            exited={EINVAL},
+            killed=NEVER,
+            unplugged=NEVER,
+            contended=NEVER,
+            failed=NEVER,
+        ),
+        reach_block=False,
+    ),
 )

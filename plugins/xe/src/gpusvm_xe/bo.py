@@ -7,6 +7,8 @@ eviction list are never bumped, so the oldest goes first.
 
 import errno
 from bisect import bisect_right, insort
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
@@ -149,7 +151,7 @@ class XeVram:
 
     def evacuate(self) -> None:
         """Bring the contents of every object to RAM, oldest first: the device goes away (xe_bo_pci_dev_remove_all)."""
-        for bo in self.bos.lru():
+        for bo in self._walk():
             bo.get("evacuate")
             bo.resv.lock()
             try:
@@ -158,6 +160,26 @@ class XeVram:
             finally:
                 bo.resv.unlock()
                 bo.put("evacuate")
+
+    def evict_all(self) -> None:
+        """Evict every object, oldest first, each once (xe_bo_evict_all). `validation` is held alone."""
+        for bo in self._walk():
+            bo.get("evict_all")
+            bo.resv.lock()
+            try:
+                if bo.devmem is not None and not bo.devmem.detached.done:
+                    with suppress(KernelError):
+                        self._evict(bo)
+            finally:
+                bo.resv.unlock()
+                bo.put("evict_all")
+
+    def _walk(self) -> Iterator[Bo]:
+        """Yield the objects from the oldest on; whoever takes them may sleep, and the list changes meanwhile."""
+        seq = 0
+        while (bo := next((bo for bo in self.bos.lru() if bo.lru_seq > seq), None)) is not None:
+            seq = bo.lru_seq
+            yield bo
 
     def _evict(self, bo: Bo) -> None:
         """Move an object's contents to RAM, its lock held (xe_bo_move to SYSTEM: xe_svm_bo_evict).

@@ -136,6 +136,11 @@ class XeDriver:
             self.device.unplug()
         self.vram.evacuate()
 
+    def evict(self) -> None:
+        """Bring what is in VRAM home, before system sleep, say; what is busy stays (xe_pm_notifier_callback)."""
+        with self.vram.validation.write():
+            self.vram.evict_all()
+
     def shutdown(self) -> None:
         if self.vms:
             raise KernelError(errno.EBUSY, f"{self.spec.name}: {len(self.vms)} address spaces are open")

@@ -1,0 +1,56 @@
+"""Let things happen to a device, or be done with it through the driver."""
+
+import errno as _errno
+
+from gpusvm.explore.operation import operation
+from gpusvm.explore.place import Place
+
+__all__ = ["evict", "idle", "ioctl", "populate", "shutdown", "unplug"]
+
+
+@operation()
+def populate(at: Place, first: int, pages: int) -> None:
+    """Migrate pages with the driver's own ioctl: the prefetch of VM_BIND, SVM_BIND, MIGRATE_TO_DEV."""
+    space = at.space
+    if space.closed:
+        raise at.refuse(_errno.ECANCELED, "the file is closed")
+    at.look(first, at.world.reach(first, pages))
+    space.vm.populate(at.address(first), at.address(first + pages))
+
+
+@operation(by="machine")
+def evict(at: Place) -> None:
+    """Bring everything in the device's memory home, as the driver does it for want of room or before sleep.
+
+    Pages that are busy stay, and that is no finding.
+    """
+    at.world.evict(at.step.file)
+
+
+@operation(by="machine")
+def unplug(at: Place) -> None:
+    """Take the device away while it is in use (drm_dev_unplug, then the driver's remove as far as files allow)."""
+    at.world.unplug(at.step.file)
+
+
+@operation(by="machine", in_use=_errno.EBUSY)
+def shutdown(at: Place) -> None:
+    """Remove the driver from the device; EBUSY while a file is open. Pages that processes still have come home."""
+    at.world.shutdown(at.step.file)
+
+
+@operation(by="machine")
+def idle(at: Place, milliseconds: int) -> None:
+    """Do nothing for a while of virtual time, in which timers come due: a device that nobody uses falls asleep."""
+    at.kernel.sleep_ns(milliseconds * 1_000_000 or 1)
+
+
+@operation()
+def ioctl(at: Place, command: str, *numbers: int) -> None:
+    """Do an operation of the driver's own, as the plugin offers it for recordings (`gpusvm_operations`).
+
+    ``dev`` and ``slot`` among its numbers are filled in, pages count as everywhere; what it answers is not looked at.
+    """
+    if len(numbers) > 1:
+        at.look(numbers[0], at.world.reach(numbers[0], numbers[1]))
+    at.world.command(at.actor, at.step.file, command, numbers)
