@@ -3,10 +3,11 @@
 from contextlib import nullcontext
 
 import pytest
+from attrs import evolve
 from gpusvm.conformance.mutants import load
 from gpusvm.explore.execution import execute
 from gpusvm.explore.random_walk import RandomWalk
-from gpusvm.explore.scenario import read_scenarios
+from gpusvm.explore.scenario import find_scenario, read_scenarios
 from gpusvm.explore.world import World
 from gpusvm.plugins import load_drivers
 
@@ -48,3 +49,23 @@ def test_mm_02_cpus_whose_references_keep_each_other_from_migrating(driver):
     _, failure = found
     assert (failure.kind, failure.invariant) == ("livelock", "I-PROG")
     assert failure.message.splitlines()[0].endswith("began again 5 times each, and nobody got anything done")
+
+
+def test_mm_01_a_cpu_that_spins_keeps_the_owner_of_the_lock_from_draining_it():
+    (scenario,) = find_scenario("cpus-drain")
+    assert schedules(scenario, "xe", 60) is None
+    found = schedules(scenario, "xe", 60, mutant="MM-01")
+    assert found is not None
+    _, failure = found
+    assert (failure.kind, failure.invariant) == ("livelock", "I-PROG")
+    title, *stack = failure.message.splitlines()
+    assert title.startswith("livelock: task 'kworker/xe_page_fault_work_queue:0' on CPU ")
+    assert title.endswith(
+        f"nobody else can go on; for a CPU wait 'kworker/mm_percpu_wq/{title.split(' on CPU ')[1][0]}:0'"
+    )
+    assert any(line.endswith("in _range_fault_locked") for line in stack)
+
+
+def test_mm_01_is_none_where_the_kernel_preempts():
+    (scenario,) = find_scenario("cpus-drain")
+    assert schedules(evolve(scenario, preemptive=True), "xe", 60, mutant="MM-01") is None

@@ -68,6 +68,8 @@ def execute(
         abandoned = True
     except (GpusvmError, AssertionError) as error:
         failure = classify(error)
+    if failure is None and not abandoned:
+        failure = by_quirk(world)
     livelocks.end()
     if footprints is not None:
         footprints.end()
@@ -105,6 +107,21 @@ def _run(world: World, choices: Choices, failures_max: int, footprints: Footprin
         world.checker.check_quiescent(holders=world.holders())
         world.checker.detach()
     world.teardown()
+
+
+def by_quirk(world: World) -> Failure | None:
+    """Say what a quirk of Linux, as written, has broken: what it did to reads, or the invariants that fell by it."""
+    known = world.machine.memory.contents.known
+    if known:
+        quirk, reads = next(iter(sorted(known.items())))
+        return Failure(
+            kind="contents", invariant=quirk, message=f"{reads} reads did not see the last write, by the quirk {quirk}"
+        )
+    violations = [] if world.checker is None else world.checker.known
+    if violations:
+        names = sorted({str(one.known) for one in violations})
+        return Failure(kind="invariant", invariant=names[0], message="\n".join(dict.fromkeys(map(str, violations))))
+    return None
 
 
 def classify(error: BaseException) -> Failure:

@@ -57,6 +57,8 @@ class _Document:
     ram_pages: int = 128
     devices: int = 1
     files: int = 1
+    cpus: int = 0
+    preemptive: bool = True
     settings: dict[str, str] = Factory(dict)
 
 
@@ -68,7 +70,8 @@ class Scenario:
     drivers that it is meant for (empty: all). `standard` ones are what rates are measured on. `vram_pages` and
     `ram_pages` are the sizes of the machine, a PMD has ``1 << pmd_order`` pages. Each of `devices` has
     the same driver, and every process opens each of them `files` times: ``@N`` is file N, on device ``N % devices``.
-    `settings` are options for a driver's spec string, by its name. `end` runs after all tasks.
+    With `cpus` the tasks share so many CPUs, and without `preemptive` keep them (`gpusvm.kernel.cpus`); 0: each has
+    its own. `settings` are options for a driver's spec string, by its name. `end` runs after all tasks.
     """
 
     name: str
@@ -85,6 +88,8 @@ class Scenario:
     ram_pages: int = 128
     devices: int = 1
     files: int = 1
+    cpus: int = 0
+    preemptive: bool = True
     settings: Mapping[str, str] = Factory(dict)
     source: str = field(default="", eq=False)
 
@@ -174,6 +179,8 @@ def read_scenarios(text: str, *, source: str) -> list[Scenario]:
             ram_pages=read.ram_pages,
             devices=read.devices,
             files=read.files,
+            cpus=read.cpus,
+            preemptive=read.preemptive,
             settings=read.settings,
             source=source,
         )
@@ -209,6 +216,8 @@ def _check(scenario: Scenario, where: str) -> None:
         if step.file >= scenario.devices * scenario.files:
             files = scenario.devices * scenario.files
             raise InputError(f"{where}: operation {str(step)!r}: a process has {files} file(s), counted from 0")
+    if scenario.cpus < 0 or (not scenario.cpus and not scenario.preemptive):
+        raise InputError(f"{where}: cpus: expected 1 or more for a kernel without preemption, got {scenario.cpus}")
     if not 1 <= scenario.pmd_order <= _PMD_ORDER_MAX:
         raise InputError(f"{where}: pmd_order: expected 1 to {_PMD_ORDER_MAX}, got {scenario.pmd_order}")
     block = 1 << scenario.pmd_order

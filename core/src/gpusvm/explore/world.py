@@ -92,6 +92,8 @@ class World:
             choices=FirstChoice(),
             mode="explored",
             checked=True,
+            cpus=scenario.cpus or None,
+            preemptive=scenario.preemptive,
         )
         self.outcomes: list[Outcome] = []
         self.actors: dict[str, Actor] = {}
@@ -130,6 +132,7 @@ class World:
                 except CpuSignal as signal:
                     outcome = str(signal).split(maxsplit=1)[0]
             self.outcomes.append((task.name, str(operation), outcome))
+            self.kernel.exit_to_user_mode()
 
     def do(self, operation: Operation) -> None:
         """Do one operation. KernelError, CpuSignal: what its caller is told; OutcomeError if there was no reason."""

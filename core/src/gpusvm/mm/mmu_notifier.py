@@ -174,6 +174,8 @@ def invalidate_range_start(memory: "MemoryManager", range_: MmuNotifierRange) ->
             if subs.has_itree and memory.quirks.mm_s5 == "fixed":
                 _itree_inv_end(memory, subs, range_)
             if kernel.observer is not None:
+                if not subs.has_itree:
+                    tell(kernel.observer, "window_closed", range_)  # nothing counts it that would keep it open
                 tell(kernel.observer, "window_refused", range_)
             return ret
     return 0
