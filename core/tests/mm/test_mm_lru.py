@@ -24,7 +24,7 @@ PAGE = 4096
 BASE = 1 << 30
 BOTH = MIGRATE_VMA_SELECT_SYSTEM | MIGRATE_VMA_SELECT_DEVICE_PRIVATE
 STUCK = (
-    "livelock: task 'hmm' on CPU 0 has kept it for 10002 operations, and nobody else can go on; for a CPU wait "
+    "livelock: task 'hmm' on CPU 0 has kept it for 10001 operations, and nobody else can go on; for a CPU wait "
     "'kworker/mm_percpu_wq/0:0'"
 )
 

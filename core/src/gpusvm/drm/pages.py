@@ -162,7 +162,6 @@ def get_pages(
             if pages.unmapped:
                 raise KernelError(EFAULT, f"[{start:#x}, {end:#x}) is unmapped")
             if memory.mmu_interval_read_retry(notifier, hmm_range.notifier_seq):
-                kernel.retried()
                 continue
             _map(gpusvm, pages, hmm_range.hmm_pfns, ctx)
             pages.notifier_seq = hmm_range.notifier_seq

@@ -30,7 +30,8 @@ class LivelockWatch:
 
     `done` counts what is done besides accesses of memory: operations. What a clock ends is no livelock: a round does
     not count while a timer is due or a task sleeps, nor with an attempt that was in vain because its time had not come
-    (a timeslice). A task that others keep off its CPU all the while, without preemption, could not go on.
+    (a timeslice) or that is repeated for a time only (get_pages, a fault that a notifier sends back: 1 s, then EBUSY).
+    A task that others keep off its CPU all the while, without preemption, could not go on.
     """
 
     def __init__(self, memory: MemoryManager, done: Callable[[], int], *, rounds_max: int = ROUNDS_MAX) -> None:

@@ -125,7 +125,8 @@ class CpuScheduler(ExploredScheduler):
             return
         self._alone += 1
         if self._alone > self.watchdog_steps:
-            self._stuck_cpu(f"has kept it for {self._alone} operations")
+            kept, self._alone = self._alone, 0  # on the way out of here it is not stuck
+            self._stuck_cpu(f"has kept it for {kept} operations")
 
     def _stuck_cpu(self, how: str) -> NoReturn:
         task = self.kernel.current

@@ -107,8 +107,10 @@ def swap_out(memory: "MemoryManager", mm: "MmStruct", address: int) -> int:
     if zone.m_refcount[page] == zone.m_mapcount[page] + 1:
         zone.m_flags[page] &= ~PG_LRU  # folio_isolate_lru
         slot = memory.swap.alloc(page)
+        # The swap cache's, until all entries name the slot: one of them may be swapped in before the next is made.
+        memory.swap.dup(slot)
         try_to_unmap(memory, page, slot=slot)
-        memory.swap.drop_unused(slot)
+        memory.swap.free(slot)
         if zone.m_mapcount[page]:
             zone.m_flags[page] |= PG_LRU
             slot = -1
