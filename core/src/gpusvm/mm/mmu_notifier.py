@@ -11,7 +11,7 @@ from errno import EAGAIN, EINVAL, EOVERFLOW
 from typing import TYPE_CHECKING, Final, cast
 
 from gpusvm.errors import KernelError, LockdepError, ModelError
-from gpusvm.kernel import Kernel
+from gpusvm.kernel import Kernel, RwSemaphore
 from gpusvm.mm.api import (
     MMU_NOTIFIER_RANGE_BLOCKABLE,
     MMU_NOTIFY_NAMES,
@@ -20,11 +20,13 @@ from gpusvm.mm.api import (
     MmuNotifier,
     MmuNotifierRange,
 )
+from gpusvm.mm.mmap_lock import vma_start_write
 from gpusvm.mm.observer import tell
 
 if TYPE_CHECKING:
     from gpusvm.mm.memory_manager import MemoryManager
     from gpusvm.mm.mm_struct import MmStruct
+    from gpusvm.mm.vma import Vma
 
 ULONG_MAX: Final = (1 << 64) - 1
 
@@ -362,9 +364,28 @@ def _subscriptions(memory: "MemoryManager", mm: "MmStruct") -> NotifierSubscript
     # __mmu_notifier_register up to where the notifier is linked; mmap_lock held for write
     if mm.mm_users <= 0:
         raise KernelError(EINVAL, f"{mm.name} has no users left")
+    _mm_take_all_locks(mm)
     if mm.notifiers is None:
         mm.notifiers = NotifierSubscriptions(memory.kernel)
     return mm.notifiers
+
+
+def _mm_take_all_locks(mm: "MmStruct") -> None:
+    # Whoever opened a window before there was anybody to hear of it has closed it by the time that this returns, or its
+    # end would be counted and not its beginning. All locks are free at once then; to hold them serves nobody here.
+    for vma in mm.vmas:
+        vma_start_write(vma)
+    locks = {id(lock): lock for vma in mm.vmas for lock in _rmap_locks(vma)}.values()
+    busy = next((lock for lock in locks if lock.is_locked), None)
+    while busy is not None:
+        busy.down_write()
+        busy.up_write()
+        busy = next((lock for lock in locks if lock.is_locked), None)
+
+
+def _rmap_locks(vma: "Vma") -> "list[RwSemaphore]":
+    locks = [] if vma.anon_vma is None else [vma.anon_vma.lock]
+    return locks if vma.file is None else [*locks, vma.file.lock]
 
 
 def mmu_interval_notifier_insert(

@@ -63,6 +63,10 @@ class Swap:
             del self._counts[slot]
             del self._tokens[slot]
 
+    def write(self, slot: int, pfn: int) -> None:
+        """Write a page to a slot."""
+        self._tokens[slot] = self._contents.token(pfn)
+
     def read(self, slot: int, pfn: int) -> None:
         """Read a slot into a page."""
         self._pages.ram.m_token[pfn] = self._tokens[slot]

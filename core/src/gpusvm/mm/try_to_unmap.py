@@ -58,6 +58,7 @@ def _try_to_unmap_one(memory: "MemoryManager", vma: "Vma", address: int, pfn: in
             if entry.kind is PteKind.SWAP:
                 mm.swapents += 1
                 memory.swap.dup(slot)
+                memory.swap.write(slot, pfn)  # nobody can write the page any more who could until now
             memory.rmap.folio_remove_rmap_pte(pfn)
             memory.pages.folio_put(pfn)
     notifier_end(memory, range_)
