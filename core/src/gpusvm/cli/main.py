@@ -8,8 +8,10 @@ from cyclopts import App, CycloptsError
 
 from gpusvm.cli.compare import compare
 from gpusvm.cli.drivers import drivers
+from gpusvm.cli.explore import explore
 from gpusvm.cli.new_driver import new_driver
 from gpusvm.cli.realkernel import realkernel
+from gpusvm.cli.replay import replay
 from gpusvm.cli.trace import trace
 from gpusvm.errors import InputError, ModelError, PluginError
 
@@ -34,6 +36,8 @@ app = App(
 )
 app.command(compare)
 app.command(drivers)
+app.command(explore)
+app.command(replay)
 app.command(trace)
 app.command(realkernel)
 app.command(new_driver)

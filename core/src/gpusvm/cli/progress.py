@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from gpusvm.compare import Progress, ProgressListener
+    from gpusvm.explore.exploring import ExplorationProgress, Listener
     from gpusvm.realkernel import CheckProgress, CheckProgressListener
 
-__all__ = ["check_progress_shown", "eta_text", "progress_shown"]
+__all__ = ["check_progress_shown", "eta_text", "exploration_shown", "progress_shown"]
 
-Update: TypeAlias = Callable[[int, int, str], None]
-"""Draw how many are done, of how many, and a text."""
+Update: TypeAlias = Callable[[int, int | None, str], None]
+"""Draw how many are done, of how many (None: nobody knows), and a text."""
 
 
 @contextmanager
@@ -45,6 +46,33 @@ def check_progress_shown() -> "Iterator[CheckProgressListener | None]":
 
 
 @contextmanager
+def exploration_shown() -> "Iterator[Listener | None]":
+    """Do so for explorations: schedules, how many a second, what was reached and found."""
+    with _bar("schedules", quiet=False) as update:
+        if update is None:
+            yield None
+            return
+
+        def listen(progress: "ExplorationProgress", /) -> None:
+            update(progress.exploration.schedules, progress.schedules, exploration_text(progress))
+
+        yield listen
+
+
+def exploration_text(progress: "ExplorationProgress") -> str:
+    """Say in a line which exploration is under way and how it goes."""
+    exploration, shrinking = progress.exploration, progress.shrinking
+    where = f"{progress.number}/{progress.total} {exploration.scenario} on {exploration.driver}"
+    if shrinking is not None:
+        return f"{where}  shrinking, {shrinking.executions}/{shrinking.executions_max}: {shrinking.size}"
+    coverage = exploration.coverage
+    return (
+        f"{where}  {exploration.schedules_per_s:,.0f}/s  {len(coverage.outcomes)} outcomes  "
+        f"{len(coverage.places)} operations  {len(coverage.sites)} sites  {progress.failed} findings"
+    )
+
+
+@contextmanager
 def _bar(unit: str, *, quiet: bool) -> Iterator[Update | None]:
     if quiet or not sys.stderr.isatty():
         yield None
@@ -64,7 +92,7 @@ def _bar(unit: str, *, quiet: bool) -> Iterator[Update | None]:
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
 
-        def update(done: int, total: int, text: str) -> None:
+        def update(done: int, total: int | None, text: str) -> None:
             bar.update(task, total=total, completed=done, description=text)
 
         yield update

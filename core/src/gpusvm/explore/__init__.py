@@ -1,5 +1,31 @@
-"""Orders of concurrent programs: a seeded random walk over schedules, and the replay of one."""
+"""Explore orders and failures of concurrent programs: what runs them, what decides, and what is found.
 
+The room can be called: ``gpusvm.explore(…)`` is `gpusvm.explore.exploring.explore`.
+"""
+
+import sys
+from types import ModuleType
+
+from gpusvm.explore.exploring import ExplorationProgress, explore, explore_cases
+from gpusvm.explore.result import Exploration, Explorations, Found
 from gpusvm.explore.walk import Finding, Program, random_walk, replay
 
-__all__ = ["Finding", "Program", "random_walk", "replay"]
+__all__ = [
+    "Exploration",
+    "ExplorationProgress",
+    "Explorations",
+    "Finding",
+    "Found",
+    "Program",
+    "explore",
+    "explore_cases",
+    "random_walk",
+    "replay",
+]
+
+
+class _CallableModule(ModuleType):
+    __call__ = staticmethod(explore)
+
+
+sys.modules[__name__].__class__ = _CallableModule

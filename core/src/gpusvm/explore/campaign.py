@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from attrs import Factory, define, field
+from attrs import Factory, define, evolve, field
 
-from gpusvm.explore.execution import Execution, execute
+from gpusvm.explore.coverage import PLACES_EVERY, Coverage
+from gpusvm.explore.execution import Execution, Failure, execute
+from gpusvm.explore.recording import Recording, first_difference, recorded
+from gpusvm.explore.replay import Replay
+from gpusvm.explore.sites import sites_of
 from gpusvm.explore.stage import Stage
 
 if TYPE_CHECKING:
@@ -16,51 +20,48 @@ if TYPE_CHECKING:
     from gpusvm.explore.scheduler import Scheduler
     from gpusvm.explore.world import World
 
-__all__ = ["Campaign", "Coverage"]
+__all__ = ["SELF_TEST_EVERY", "Campaign"]
 
-
-@define
-class Coverage:
-    """Count what the executions reached: schedules by outcome, injection sites by how often they were passed."""
-
-    outcomes: dict[tuple[tuple[str, str, str], ...], int] = Factory(dict)
-    sites: dict[str, int] = Factory(dict)
-
-    def add(self, execution: Execution, sites: Mapping[str, int]) -> None:
-        key = tuple(sorted(execution.outcomes))
-        self.outcomes[key] = self.outcomes.get(key, 0) + 1
-        for site, times in sites.items():
-            self.sites[site] = self.sites.get(site, 0) + times
+SELF_TEST_EVERY: Final = 1000
+"""One execution in so many is run again on a freshly booted machine, and has to be the same in every step."""
 
 
 @define
 class Campaign:
     """Run executions of a world one after the other.
 
-    ``boot`` makes the world; it is booted once and put back between executions. ``schedules``, ``steps`` and
-    ``abandoned`` count; ``exhausted`` says that the scheduler had no more to give. `footprints`, which a scheduler may
-    want, have to be watching.
+    ``boot`` makes the world; it is booted once and put back between executions. ``first`` is the number of the first
+    schedule. ``schedules``, ``steps``, ``abandoned`` and ``self_tests`` count; ``exhausted`` says that the scheduler
+    had no more to give. `footprints`, which a scheduler may want, have to be watching.
     """
 
     boot: Callable[[], World]
     scheduler: Scheduler
     failures_max: int = 0
     footprints: Footprints | None = None
+    first: int = 0
+    self_test_every: int = SELF_TEST_EVERY
+    places_every: int = PLACES_EVERY
     schedules: int = 0
     abandoned: int = 0
     steps: int = 0
+    self_tests: int = 0
     seconds: float = 0.0
     exhausted: bool = False
     coverage: Coverage = Factory(Coverage)
-    _stage: Stage = field(init=False)
+    stage: Stage = field(init=False)
+    _test_due: bool = field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
         if self.footprints is not None:
             self.footprints.boot()
-        self._stage = Stage(self.boot)
+        self.stage = Stage(self.boot)
 
     def run(self, *, schedules: int | None = None, seconds: float | None = None) -> Iterator[tuple[int, Execution]]:
-        """Run until a budget is used up or nothing is left; yield (schedule, execution) of each that failed."""
+        """Run until a budget is used up or nothing is left; yield (schedule, execution) of each that failed.
+
+        One that is not the same when it is repeated has failed too, with the kind "nondeterminism".
+        """
         begun = perf_counter()
         spent = self.seconds
         while (schedules is None or self.schedules < schedules) and (
@@ -69,13 +70,56 @@ class Campaign:
             if not self.scheduler.new_execution():
                 self.exhausted = True
                 break
-            world = self._stage.ready()
-            execution = execute(world, self.scheduler, failures_max=self.failures_max, footprints=self.footprints)
+            number = self.first + self.schedules
+            execution = self._execute(number)
             self.schedules += 1
             self.abandoned += execution.abandoned
             self.steps += execution.steps
-            self.coverage.add(execution, world.kernel.inject_sites)
             self.seconds = spent + perf_counter() - begun
             if execution.failure is not None:
-                yield self.schedules - 1, execution
+                yield number, execution
         self.seconds = spent + perf_counter() - begun
+
+    def _execute(self, number: int) -> Execution:
+        world = self.stage.ready()
+        if not self.coverage.known_sites:
+            self.coverage.known_sites = frozenset(sites_of(world))
+        before = dict(world.kernel.inject_sites)
+        if self.self_test_every and number % self.self_test_every == self.self_test_every - 1:
+            self._test_due = True
+        if not self._test_due and (not self.places_every or number % self.places_every):
+            execution = execute(world, self.scheduler, failures_max=self.failures_max, footprints=self.footprints)
+        else:
+            with recorded(world) as recording:
+                execution = execute(world, self.scheduler, failures_max=self.failures_max, footprints=self.footprints)
+            self.coverage.add_places(recording)
+            # An execution that was abandoned cannot be repeated to its end: the next one then.
+            if self._test_due and not execution.abandoned:
+                self._test_due = False
+                execution = self._self_test(execution, recording)
+        self.coverage.add(execution, world.kernel.inject_sites, before)
+        return execution
+
+    def _self_test(self, execution: Execution, recording: Recording) -> Execution:
+        """Run an execution once more on a freshly booted machine, and compare the two in every line of a recording."""
+        self.self_tests += 1
+        world = self.stage.anew()
+        replay = Replay(execution.taken)
+        replay.new_execution()
+        with recorded(world) as again:
+            repeated = execute(world, replay, failures_max=self.failures_max)
+        difference = first_difference(
+            [*recording.lines(), *_end(execution)],
+            [*again.lines(), *_end(repeated)],
+        )
+        world.kernel.close()
+        if difference is None:
+            return execution
+        message = f"the same answers led to another execution on a freshly booted machine: {difference}"
+        failure = Failure(kind="nondeterminism", invariant="I-SAME", message=message)
+        return evolve(execution, failure=failure)
+
+
+def _end(execution: Execution) -> list[str]:
+    failure = execution.failure
+    return [f"{execution.steps} steps", "good" if failure is None else f"{failure.kind}: {failure.message}"]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from attrs import field, frozen
 
@@ -15,15 +15,23 @@ from gpusvm.plugins import Installed
 if TYPE_CHECKING:
     from gpusvm.driver import DriverInfo
 
-__all__ = ["Case"]
+__all__ = ["Case", "Switch"]
+
+
+class Switch(Protocol):
+    """Be a bug that can be switched on (`gpusvm.conformance.mutants.Mutant` is one)."""
+
+    @property
+    def id(self) -> str: ...
+
+    def active(self) -> AbstractContextManager[object]: ...
 
 
 @frozen(kw_only=True)
 class Case:
     """Describe one machine and the program on it.
 
-    `driver` is a spec string. With `mutant`, `around` gives the context in which that bug is switched on; `boot`, and
-    whatever is done with the world, belongs inside `active`.
+    `driver` is a spec string. With a `mutant`, `boot` and whatever is done with the world belong inside `active`.
     """
 
     scenario: Scenario
@@ -31,12 +39,11 @@ class Case:
     drivers: Installed | Mapping[str, DriverInfo] = field(eq=False, repr=False)
     quirks: Literal["as_written", "fixed"] = "fixed"
     failures_max: int = 0
-    mutant: str | None = None
-    around: Callable[[], AbstractContextManager[object]] | None = field(default=None, eq=False, repr=False)
+    mutant: Switch | None = None
 
     def active(self) -> AbstractContextManager[object]:
         """Return the context in which the mutant, if there is one, is switched on."""
-        return nullcontext() if self.around is None else self.around()
+        return nullcontext() if self.mutant is None else self.mutant.active()
 
     def boot(self) -> World:
         """Boot the machine and run the scenario's setup. InputError for what cannot be."""

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from sys import _getframe
+from itertools import zip_longest
+from sys import _getframe, exc_info
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from attrs import Factory, define, frozen
 
-from gpusvm.errors import CpuSignal, KernelError
-from gpusvm.kernel.place import stack
+from gpusvm.errors import CpuSignal, KernelError, ModelError
+from gpusvm.kernel.place import place_of, stack
 from gpusvm.kernel.task import Waitable
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from gpusvm.explore.world import World
     from gpusvm.kernel import Task
 
-__all__ = ["Entry", "Recording", "described", "recorded"]
+__all__ = ["Entry", "Recording", "described", "first_difference", "recorded"]
 
 
 Kind = Literal["step", "wait", "fail", "event", "begin", "end"]
@@ -112,7 +114,11 @@ def recorded(world: World) -> Iterator[Recording]:
         for site in kernel.injector.failed[failed:]:
             failed += 1
             entries.append(Entry(sched.steps - begun, kernel.current.name, "fail", site, "", ""))
-        if recording.broken_at is None and contents.mismatch_count:
+        # A rule may break well before anybody is told: while its error goes up through the callers, locks are given
+        # back; a read of stale contents is only counted.
+        if recording.broken_at is None and (
+            contents.mismatch_count or isinstance(exc_info()[1], ModelError | AssertionError)
+        ):
             recording.broken_at = last_of.get(kernel.current)
 
     def note(kind: Kind, what: str, on: object) -> None:
@@ -120,8 +126,8 @@ def recorded(world: World) -> Iterator[Recording]:
         task = kernel.current
         if kind == "step":
             last_of[task] = len(entries)
-        place = stack(_getframe(2), 1) if kind in {"step", "wait"} else [""]
-        entries.append(Entry(sched.steps - begun, task.name, kind, what, described(on), place[0] if place else "?"))
+        place = _place(_getframe(2)) if kind in {"step", "wait"} else ""
+        entries.append(Entry(sched.steps - begun, task.name, kind, what, described(on), place))
 
     plain_yield: Callable[..., None] = kernel.yield_point
     plain_relax, plain_block, plain_finish = sched.cpu_relax, sched.block, sched._finish
@@ -177,8 +183,23 @@ def recorded(world: World) -> Iterator[Recording]:
             del sched.__dict__[name]
 
 
+def _place(frame: FrameType) -> str:
+    places = stack(frame, 1)
+    # A kworker that takes its next work is in nobody's code but the kernel's.
+    return places[0] if places else f"{place_of(frame.f_code.co_filename, frame.f_lineno)} in {frame.f_code.co_name}"
+
+
 _WRAPPED: Final = ("yield_point", "cpu_relax", "block", "_finish")
 
 
 def _fields(fields: list[Any]) -> str:
     return " ".join(hex(field) if isinstance(field, int) and field >= 4096 else str(field) for field in fields)
+
+
+def first_difference(lines: list[str], again: list[str]) -> str | None:
+    """Say in which line two recordings of one execution differ first, None if they are the same."""
+    for at, (one, other) in enumerate(zip_longest(lines, again, fillvalue="the end")):
+        if one != other:
+            before = f", after {lines[at - 1]!r}" if at else ""
+            return f"line {at + 1} of its trace was {one!r} and is {other!r}{before}"
+    return None

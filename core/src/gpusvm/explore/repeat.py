@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from attrs import frozen
 
 from gpusvm.explore.answers import Answer, Repetition, Stray, Witness
+from gpusvm.explore.case import Case, Switch
 from gpusvm.explore.execution import Execution, execute
 from gpusvm.explore.recording import Recording, recorded
 from gpusvm.explore.world import World
 
-__all__ = ["Repeated", "repeat"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gpusvm.driver import DriverInfo
+    from gpusvm.explore.finding import Finding
+    from gpusvm.plugins import Installed
+
+__all__ = ["Repeated", "repeat", "repeat_finding"]
 
 
 @frozen(kw_only=True)
@@ -20,6 +30,11 @@ class Repeated:
     answers: tuple[Answer, ...]
     recording: Recording
     stray: Stray | None
+
+    def shows(self, finding: Finding) -> bool:
+        """Say whether the same thing broke as in a finding."""
+        failure = self.execution.failure
+        return failure is not None and (failure.kind, failure.invariant) == (finding.kind, finding.invariant)
 
 
 def repeat(world: World, answers: tuple[Answer, ...], *, failures_max: int) -> Repeated:
@@ -35,3 +50,26 @@ def repeat(world: World, answers: tuple[Answer, ...], *, failures_max: int) -> R
     if execution.failure is not None and execution.failure.kind == "deadlock" and recording.broken_at is None:
         recording.broken_at = recording.last_step()
     return Repeated(execution=execution, answers=tuple(witness.answers), recording=recording, stray=repetition.stray)
+
+
+def repeat_finding(
+    finding: Finding, *, drivers: Installed | Mapping[str, DriverInfo], mutant: Switch | None = None
+) -> Repeated:
+    """Boot the machine of a finding and repeat its execution; `mutant` is the one that the finding names.
+
+    InputError if the driver, or an operation of the scenario, is not there.
+    """
+    case = Case(
+        scenario=finding.scenario,
+        driver=finding.driver,
+        drivers=drivers,
+        quirks=finding.quirks,
+        failures_max=finding.failures_max,
+        mutant=mutant,
+    )
+    with case.active():
+        world = case.boot()
+        try:
+            return repeat(world, finding.answers, failures_max=finding.failures_max)
+        finally:
+            world.kernel.close()

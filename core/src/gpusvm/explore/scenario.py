@@ -17,7 +17,7 @@ An operation is a line ``[PROCESS.]NAME[@FILE] ARGUMENT…``; docs/reference/sce
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
@@ -38,7 +38,10 @@ if TYPE_CHECKING:
 
 _PMD_ORDER_MAX = 9
 
-__all__ = ["Operation", "Scenario", "bundled", "find_scenario", "read_scenarios"]
+if TYPE_CHECKING:
+    from gpusvm.driver import DriverInfo
+
+__all__ = ["Operation", "Scenario", "bundled", "find_scenario", "read_scenarios", "select_scenarios"]
 
 
 @frozen(kw_only=True)
@@ -92,6 +95,16 @@ class Scenario:
     preemptive: bool = True
     settings: Mapping[str, str] = Factory(dict)
     source: str = field(default="", eq=False)
+
+    def refuses(self, info: "DriverInfo") -> str:
+        """Say why the scenario is not for a driver; empty if it is."""
+        if self.drivers and info.name not in self.drivers:
+            return f"it is for {', '.join(self.drivers)}"
+        for need in self.needs:
+            capability = getattr(info.capabilities, need)
+            if not capability:
+                return f"it needs {need}, {info.name} has {capability}"
+        return ""
 
     def to_toml(self) -> str:
         """Write it as the table of a scenario file that reads as the same scenario."""
@@ -249,3 +262,25 @@ def find_scenario(name_or_path: str) -> list[Scenario]:
     except (OSError, UnicodeDecodeError) as exc:
         raise InputError(f"{path}: expected scenarios in TOML, cannot be read: {exc}") from None
     return read_scenarios(text, source=str(path))
+
+
+def select_scenarios(chosen: Sequence[str | Scenario]) -> list[Scenario]:
+    """Return scenarios by name, path, "standard" (those that rates are measured on) or "all", each once, in order.
+
+    InputError with the nearest name, and if none is chosen.
+    """
+    found: dict[tuple[str, str], Scenario] = {}
+    for each in chosen:
+        if isinstance(each, Scenario):
+            some = [each]
+        elif each in {"all", "standard"}:
+            some = [scenario for scenario in bundled() if each == "all" or scenario.standard]
+        else:
+            some = find_scenario(each)
+        for scenario in some:
+            found.setdefault((scenario.source, scenario.name), scenario)
+    if not found:
+        raise InputError(
+            "expected a scenario: a name that `gpusvm explore --list` shows, a .toml file, standard or all"
+        )
+    return list(found.values())

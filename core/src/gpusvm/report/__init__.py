@@ -1,19 +1,29 @@
 """Show results: terminal tables, JSON, HTML. What renders is imported when something is shown."""
 
 from gpusvm.report.drivers import print_survey, survey_document
+from gpusvm.report.explanation import print_explanation, print_repeated, repeated_document
+from gpusvm.report.explored import print_explorations, print_scenarios, scenarios_document
 from gpusvm.report.html import fragment, page
 from gpusvm.report.json import print_json
 from gpusvm.report.realkernel import print_check
+from gpusvm.report.swimlanes import draw_explanation
 from gpusvm.report.terminal import print_comparison
 from gpusvm.report.trace import print_trace_info
 
 __all__ = [
+    "draw_explanation",
     "fragment",
     "page",
     "print_check",
     "print_comparison",
+    "print_explanation",
+    "print_explorations",
     "print_json",
+    "print_repeated",
+    "print_scenarios",
     "print_survey",
     "print_trace_info",
+    "repeated_document",
+    "scenarios_document",
     "survey_document",
 ]

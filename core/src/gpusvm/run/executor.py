@@ -5,8 +5,9 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent import futures
+from itertools import islice
 from typing import Protocol, TypeVar
 
 from attrs import frozen
@@ -22,19 +23,20 @@ _Result = TypeVar("_Result")
 class Executor(Protocol):
     """Call a function on each of some jobs.
 
-    `function` is importable by its name, jobs and results can be pickled. Yields (index of the job, result) as they
-    finish, in any order. Closing the iterator, or an exception in whoever reads it, ends the jobs that run and drops
-    the others. An exception of `function` ends it too and is raised here.
+    `function` is importable by its name, jobs and results can be pickled. Jobs from an iterator are taken when there is
+    room for them. Yields (index of the job, result) as they finish, in any order. Closing the iterator, or an exception
+    in whoever reads it, ends the jobs that run and drops the others. An exception of `function` ends it too and is
+    raised here.
     """
 
-    def run(self, function: Callable[[_Job], _Result], jobs: Sequence[_Job], /) -> Iterator[tuple[int, _Result]]: ...
+    def run(self, function: Callable[[_Job], _Result], jobs: Iterable[_Job], /) -> Iterator[tuple[int, _Result]]: ...
 
 
 @frozen
 class SerialExecutor:
     """Run the jobs one after the other in this process."""
 
-    def run(self, function: Callable[[_Job], _Result], jobs: Sequence[_Job], /) -> Iterator[tuple[int, _Result]]:
+    def run(self, function: Callable[[_Job], _Result], jobs: Iterable[_Job], /) -> Iterator[tuple[int, _Result]]:
         for index, job in enumerate(jobs):
             yield index, function(job)
 
@@ -50,23 +52,31 @@ class ProcessExecutor:
     processes: int
     prepare: Callable[[], None] | None = None
 
-    def run(self, function: Callable[[_Job], _Result], jobs: Sequence[_Job], /) -> Iterator[tuple[int, _Result]]:
+    def run(self, function: Callable[[_Job], _Result], jobs: Iterable[_Job], /) -> Iterator[tuple[int, _Result]]:
+        processes = min(self.processes, len(jobs)) if isinstance(jobs, Sized) else self.processes
         pool = futures.ProcessPoolExecutor(
-            max_workers=max(1, min(self.processes, len(jobs))),
+            max_workers=max(1, processes),
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_begin_worker,
             initargs=(self.prepare,),
         )
         try:
-            running = {pool.submit(function, job): index for index, job in enumerate(jobs)}
-            for future in futures.as_completed(running):
-                try:
-                    result = future.result()
-                except futures.BrokenExecutor as exc:
-                    raise ModelError(
-                        "a worker process ended without a result (killed, perhaps for its memory); use fewer --jobs"
-                    ) from exc
-                yield running[future], result
+            waiting = enumerate(jobs)
+            running: dict[futures.Future[_Result], int] = {}
+            while True:
+                # One job more than there are processes lies ready for whichever is free first.
+                for index, job in islice(waiting, processes + 1 - len(running)):
+                    running[pool.submit(function, job)] = index
+                if not running:
+                    break
+                for future in futures.wait(running, return_when=futures.FIRST_COMPLETED).done:
+                    try:
+                        result = future.result()
+                    except futures.BrokenExecutor as exc:
+                        raise ModelError(
+                            "a worker process ended without a result (killed, perhaps for its memory); use fewer --jobs"
+                        ) from exc
+                    yield running.pop(future), result
         except BaseException:
             _end(pool)
             raise

@@ -81,6 +81,12 @@ class Mutant:
     swaps: tuple[Swap, ...]
     needs_failure: bool = False
 
+    def __reduce__(self) -> tuple[Callable[[str], "Mutant"], tuple[str]]:
+        """Travel to another process by the id: what a swap puts in place cannot."""
+        from gpusvm.conformance.mutants import load
+
+        return load, (self.id,)
+
     @contextmanager
     def active(self) -> Iterator["Mutant"]:
         """Have the bug in every machine that boots or runs inside the context; outside of it nothing of it is left.
