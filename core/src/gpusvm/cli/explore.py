@@ -40,7 +40,7 @@ def explore(
     driver
         Driver: NAME[:KEY=VALUE[,KEY=VALUE...]]; may be given several times. All installed ones if none is named.
     scheduler
-        Who decides: NAME[:KEY=VALUE[,KEY=VALUE...]], for example random, pct:depth=3 or dfs:preemptions=2.
+        Who decides: random, which picks evenly at every point.
     schedules
         Executions for each scenario and driver; 1000 if neither this nor --seconds is given.
     seconds

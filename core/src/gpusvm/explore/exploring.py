@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from attrs import define, field, frozen
 
 from gpusvm.driver import read_spec
-from gpusvm.errors import InputError
+from gpusvm.errors import InputError, nearest
 from gpusvm.explore.answers import Witness
 from gpusvm.explore.case import Case, Switch
 from gpusvm.explore.chunk import Chunk, ChunkResult, run_chunk
@@ -143,6 +143,8 @@ def explore(
     for name, number in (("seed", seed), ("first", first)):
         if number < 0:
             raise InputError(f"--{name}: expected 0 or more, got {number}")
+    if scheduler != "random":
+        raise InputError(f"--scheduler: unknown scheduler {scheduler!r}, {nearest(scheduler, ['random'])}")
     if seconds is not None and not seconds > 0:
         raise InputError(f"--seconds: expected more than 0, got {seconds:g}")
     available: Installed | Registry

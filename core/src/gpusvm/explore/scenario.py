@@ -96,16 +96,6 @@ class Scenario:
     settings: Mapping[str, str] = Factory(dict)
     source: str = field(default="", eq=False)
 
-    def refuses(self, info: "DriverInfo") -> str:
-        """Say why the scenario is not for a driver; empty if it is."""
-        if self.drivers and info.name not in self.drivers:
-            return f"it is for {', '.join(self.drivers)}"
-        for need in self.needs:
-            capability = getattr(info.capabilities, need)
-            if not capability:
-                return f"it needs {need}, {info.name} has {capability}"
-        return ""
-
     def to_toml(self) -> str:
         """Write it as the table of a scenario file that reads as the same scenario."""
         lines = ["[[scenario]]", f"name = {_text(self.name)}", f"about = {_text(self.about)}"]

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import gpusvm
-
 if TYPE_CHECKING:
     from gpusvm.explore.world import World
 
@@ -24,7 +22,7 @@ def sites_of(world: World) -> list[str]:
 
     A name that is put together when it runs is not among them; the model has none.
     """
-    folders = [Path(gpusvm.__file__).parent / room for room in _ROOMS]
+    folders = [Path(__file__).parents[1] / room for room in _ROOMS]
     for driver in world.machine.drivers:
         file = Path(inspect.getfile(type(driver)))
         folders.append(file.parent if (file.parent / "__init__.py").exists() else file)
