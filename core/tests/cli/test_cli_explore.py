@@ -1,9 +1,11 @@
 """Explore, replay: a race planted in a driver is found, shrunk, written, repeated and explained."""
 
 import json
+from importlib import resources
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+import jsonschema
 import pytest
 from gpusvm.cli.new_driver import write_driver
 
@@ -70,6 +72,9 @@ def found(gpusvm, race, tmp_path):
 
 
 def test_the_document(found, tmp_path):
+    schema = json.loads(resources.files("gpusvm.explore").joinpath("schema", "exploration-1.json").read_text("utf-8"))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.Draft202012Validator(schema).validate(found)
     assert found.pop("seconds") > 0
     assert found.pop("schedules_per_s") > 0
     assert found.pop("schedules") <= 200

@@ -147,7 +147,7 @@ def print_repeated(repeated: "Repeated", finding: "Finding", *, file: IO[str] | 
 
 
 def repeated_document(repeated: "Repeated", finding: "Finding", *, explain: bool = False) -> dict[str, Any]:
-    """Return what ``gpusvm replay --json`` prints (schema/replay-1.json); with `explain` every step too."""
+    """Return what ``gpusvm replay --json`` prints; with `explain` every step too."""
     from gpusvm.explore.answers import failures, preemptions
 
     failure, stray = repeated.execution.failure, repeated.stray
