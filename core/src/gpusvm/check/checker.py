@@ -25,6 +25,7 @@ from gpusvm.check.shadow import (
     entry_at,
     leaf_entry,
 )
+from gpusvm.check.sweep import unusual_folio
 from gpusvm.check.violation import InvariantError, Violation
 from gpusvm.errors import LockdepError, ModelError
 from gpusvm.kernel import Task
@@ -32,7 +33,7 @@ from gpusvm.mm import MemoryManager, MmStruct
 from gpusvm.mm.api import DevPagemap, HmmRange, MigrateVma, MmuNotifierRange, Words
 from gpusvm.mm.hmm_dma import HmmDmaMap
 from gpusvm.mm.mmu_notifier import MmuIntervalNotifier
-from gpusvm.mm.page import PG_ANON_EXCLUSIVE, PG_LOCKED, PG_LRU, Index, Zone
+from gpusvm.mm.page import PG_LOCKED, Index, Zone
 from gpusvm.mm.pgtable import PageTable, PmdLeaf, PteTable
 
 __all__ = ["Checker"]
@@ -230,15 +231,13 @@ class Checker:
                 shadow.zones = {zone: shadow.zones.get(zone) or ZoneShadow(zone) for zone in zones}
         touched = False
         for each in shadow.zones.values():
-            if not whole and each.zone.used == each.nr and each.same():
-                continue
-            found = each.look(whole=whole)
+            found = each.look(whole=whole or each.small)
             if found is None:
                 continue
             touched = True
             zone = each.zone
             flags, base, locks = zone.m_flags, zone.base, shadow.locks
-            for i in found.tolist():
+            for i in found:
                 each.touched[i] = None
                 if flags[i] & PG_LOCKED:
                     if base + i not in locks:
@@ -385,13 +384,13 @@ class Checker:
                 continue
             touched, each.touched = each.touched, {}
             zone = each.zone
-            base, mig, off, order = zone.base, each.m_mig, zone.m_head_off, zone.m_order
+            base, mig, off = zone.base, each.m_mig, zone.m_head_off
             for i in touched:
                 if owners and not mig[i]:
                     owners.pop(base + i, None)
-                if off[i] or order[i]:
+                if off[i]:
                     heads[base + i - off[i]] = each
-                elif not _usual(each, zone, i) or base + i == zero:
+                elif unusual_folio(each, i) or base + i == zero:
                     heads[base + i] = each
         for change in changes:
             if stale:
@@ -806,19 +805,3 @@ def _page_of(entry: PmdLeaf | PteTable | None, i: int) -> Entry:
         return entry_at(entry, i)
     kind, pfn, write, rexcl = leaf_entry(entry)
     return (kind, pfn + i, write, rexcl)
-
-
-def _usual(shadow: ZoneShadow, zone: Zone, i: int) -> bool:
-    """Tell whether a small folio is in the state that most are in, in which no rule about folios can be broken."""
-    maps = shadow.m_pte[i]
-    refs = zone.m_refcount[i]
-    if zone.m_mapcount[i] != maps or refs < maps or shadow.m_mig[i] or shadow.m_pmd[i] or zone.m_entire[i]:
-        return False
-    flags = zone.m_flags[i]
-    if flags & PG_ANON_EXCLUSIVE and maps > 1:
-        return False
-    if zone.pgmap is None:
-        return True
-    if flags & PG_LRU or (not refs and (zone.m_mapping[i] or flags & PG_ANON_EXCLUSIVE)):
-        return False
-    return not maps or zone.m_mapping[i] > 0

@@ -3,6 +3,7 @@
 The rules are those that a `Checker` applies step by step, here to everything, and some that hold only at rest.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Final
 
@@ -22,7 +23,7 @@ from gpusvm.check.shadow import (
     entry_at,
     leaf_entry,
 )
-from gpusvm.check.sweep import unusual_entries, unusual_folios, unusually_held
+from gpusvm.check.sweep import unusual_entries, unusual_folio, unusual_folios, unusually_held
 from gpusvm.check.violation import InvariantError, Violation
 from gpusvm.mm import MemoryManager, MmStruct
 from gpusvm.mm.api import VM_MAYWRITE, VM_WRITE
@@ -59,6 +60,7 @@ ENTRY_RULES = (
 )
 
 
+_FEW: Final = 64  # so many pages are looked at one by one
 _WRITABLE: Final = VM_WRITE | VM_MAYWRITE
 
 
@@ -111,7 +113,7 @@ def violations(
         s.spoilt = spoilt.spoilt
         s.spoilt_mms = spoilt.spoilt_mms
         s.misplaced = spoilt.misplaced
-    s.rebuild()
+    s.recount()
     for shadow in s.zones.values():
         _check_zone(s, shadow, {} if holders is None else holders)
     for mm in memory.mms:
@@ -131,6 +133,11 @@ def check_quiescent(memory: MemoryManager, *, holders: Mapping[int, int] | None 
 def _check_zone(s: Shadow, shadow: ZoneShadow, holders: Mapping[int, int]) -> None:
     zone = shadow.zone
     nr = max(zone.used, shadow.top)
+    if zone.pgmap is not None:
+        zone_device.pgmap_refs(s, shadow, zone.pgmap, 0)
+    if nr <= _FEW:
+        _check_few(s, shadow, nr, holders)
+        return
     heads = np.flatnonzero(unusual_folios(shadow, slice(0, nr))).tolist()
     for head in heads:
         for check in FOLIO_RULES:
@@ -142,8 +149,26 @@ def _check_zone(s: Shadow, shadow: ZoneShadow, holders: Mapping[int, int]) -> No
         migration.locked_at_rest(s, shadow)
     if shadow.mig[:nr].any():
         migration.owned_at_rest(s, shadow)
-    if zone.pgmap is not None:
-        zone_device.pgmap_refs(s, shadow, zone.pgmap, 0)
+
+
+def _check_few(s: Shadow, shadow: ZoneShadow, nr: int, holders: Mapping[int, int]) -> None:
+    # The same one by one: for so few pages an array costs more than they do.
+    zone = shadow.zone
+    locked = moving = 0
+    for i in range(nr):
+        locked |= zone.m_flags[i] & PG_LOCKED
+        moving |= shadow.m_mig[i]
+        if zone.m_head_off[i]:
+            continue
+        if unusual_folio(shadow, i):
+            for check in FOLIO_RULES:
+                check(s, shadow, i)
+        if zone.m_order[i] or zone.m_refcount[i] != shadow.m_pte[i]:
+            expected_refcount(s, shadow, i, holders.get(zone.base + i, 0))
+    if locked:
+        migration.locked_at_rest(s, shadow)
+    if moving:
+        migration.owned_at_rest(s, shadow)
 
 
 @rule(3)
@@ -166,7 +191,7 @@ def expected_refcount(s: Shadow, shadow: ZoneShadow, head: int, held: int) -> No
 
 def _check_entries(s: Shadow, mm: MmStruct) -> None:
     task = s.kernel.current
-    named = []
+    named: list[int] = []
     for block, entry in mm.page_table.entries.items():
         address = block << s.pmd_shift
         if isinstance(entry, PmdLeaf):
@@ -176,20 +201,19 @@ def _check_entries(s: Shadow, mm: MmStruct) -> None:
         used = entry.used
         anon = used & ~(entry.zero | entry.other)
         if anon:
-            named.append(np.array(entry.pfns(anon)))
-        left = unusual_entries(s, entry, used)
+            named += entry.pfns(anon).tolist()
+        left = unusual_entries(s, entry, used) if s.nr > _FEW else used
         while left:
             i = (left & -left).bit_length() - 1
             left &= left - 1
             now = entry_at(entry, i)
             check_entry(s, Change(mm, address + (i << s.page_shift), now, now, task, pmd=False))
-    if named:
-        _check_once(s, mm, np.concatenate(named))
+    if len(set(named)) != len(named):
+        _check_once(s, mm, named)
 
 
-def _check_once(s: Shadow, mm: MmStruct, pfns: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> None:
-    found, times = np.unique(pfns, return_counts=True)
-    for pfn in found[times > 1].tolist():
+def _check_once(s: Shadow, mm: MmStruct, pfns: list[int]) -> None:
+    for pfn in sorted(pfn for pfn, times in Counter(pfns).items() if times > 1):
         for other, address, now in s.namers(pfn):
             if other is mm:
                 mapping.mapped_once(s, Change(mm, address, now, now, s.kernel.current, pmd=False), None)

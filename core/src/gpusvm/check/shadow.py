@@ -67,6 +67,12 @@ _OF_LEAF: Final = {
 }
 
 
+# Where that many pages change at once, or there are no more pages than that, arrays are the faster way, or not.
+_MANY: Final = 32
+_SMALL: Final = 1024
+_FEW: Final = 16  # so many are looked at one by one
+
+
 class Before:
     """Remember the entries of a table as they were; its attributes are named as the table's."""
 
@@ -157,21 +163,22 @@ class ZoneShadow:
     __slots__ = (
         "backing_of",
         "counter",
+        "first",
         "live",
         "live_pages",
         "lost",
         "m_counter",
-        "m_flags",
         "m_live",
         "m_mig",
         "m_pmd",
         "m_pte",
-        "m_refs",
         "mig",
         "nr",
         "pmd",
         "pte",
         "seen",
+        "seen_first",
+        "small",
         "top",
         "touched",
         "views",
@@ -197,50 +204,85 @@ class ZoneShadow:
         self.top = 0  # no page from here on was named when everything was counted
         self.lost: list[int] = []  # pages that lost AnonExclusive since it was last asked
         self.nr = 0
+        self.small = zone.nr <= _SMALL
         self.views: tuple[memoryview, ...] = ()
-        self.m_flags = self.m_refs = memoryview(b"")
-        self.seen: list[bytes] = [b"", b""]
+        self.first: tuple[memoryview, ...] = ()  # flags and references
+        self.seen = self.seen_first = b""
 
-    def look(self, *, whole: bool = True) -> Pfns | None:
+    def count_live(self) -> None:
+        """Count the folios of device memory that are not free."""
+        zone = self.zone
+        if zone.used > _SMALL:
+            heads = np.flatnonzero(zone.refcount[: zone.used])
+            orders = zone.order[heads]
+            self.live[heads] = orders + 1
+            self.live_pages = int((1 << orders.astype(np.int64)).sum())
+            return
+        order = zone.m_order
+        for i, refs in enumerate(zone.m_refcount[: zone.used].tolist()):
+            if refs:
+                self.m_live[i] = order[i] + 1
+                self.live_pages += 1 << order[i]
+
+    def look(self, *, whole: bool = True) -> list[int] | None:
         """Return the pages whose struct page differs from what it was when last looked at; None if none does.
 
         Without `whole` only flags and references are compared: nothing that the mm does to a page leaves both.
         """
         if self.zone.used != self.nr:
             self._grow()
-            whole = True
-        seen = self.seen
-        if not whole and self.same():
+        elif not whole and b"".join(self.first) == self.seen_first:
             return None
-        changed: npt.NDArray[np.bool_] | None = None
-        for k, view in enumerate(self.views):
-            now = view.tobytes()
-            if now != seen[k]:
-                kind = view.format
-                old, new = np.frombuffer(seen[k], kind), np.frombuffer(now, kind)
-                differ = old != new
-                changed = differ if changed is None else changed | differ
-                seen[k] = now
-                if not k:
-                    self.lost += (old & ~new & PG_ANON_EXCLUSIVE).nonzero()[0].tolist()
-        return None if changed is None else changed.nonzero()[0]
+        now = b"".join(self.views)
+        before = self.seen
+        if now == before:
+            return None
+        self.seen = now
+        nr = self.nr
+        self.seen_first = now[: 6 * nr]
+        old, new = np.frombuffer(before, np.uint16), np.frombuffer(now, np.uint16)
+        at = (old != new).nonzero()[0]
+        if len(at) > _MANY:
+            return self._many(old, new)
+        found: dict[int, None] = {}
+        for k in at.tolist():
+            # The columns are flags, refcount, mapcount, entire and mapping, one behind the other: two bytes a step.
+            if k < nr:
+                found[k] = None
+                if old[k] & ~new[k] & PG_ANON_EXCLUSIVE:
+                    self.lost.append(k)
+            elif k < 5 * nr:
+                found[(k - nr) % (2 * nr) >> 1] = None
+            else:
+                found[k - 5 * nr if k < 6 * nr else (k - 6 * nr) >> 1] = None
+        return list(found)
 
-    def same(self) -> bool:
-        """Tell whether flags and references of all pages known so far are as they were; most steps ask only that."""
-        seen = self.seen
-        return self.m_flags.tobytes() == seen[0] and self.m_refs.tobytes() == seen[1]
+    def _many(self, old: npt.NDArray[np.uint16], new: npt.NDArray[np.uint16]) -> list[int]:
+        nr = self.nr
+        self.lost += (old[:nr] & ~new[:nr] & PG_ANON_EXCLUSIVE).nonzero()[0].tolist()
+        differ = old != new
+        pages = differ[:nr] | differ[5 * nr : 6 * nr]
+        for column in (differ[nr : 3 * nr], differ[3 * nr : 5 * nr], differ[6 * nr :]):
+            pages |= column[::2] | column[1::2]
+        found: list[int] = pages.nonzero()[0].tolist()
+        return found
 
     def _grow(self) -> None:
         # New pages differ from the zeros that they were.
         zone = self.zone
+        before, old = self.nr, self.seen
         nr = self.nr = zone.used
-        columns = (zone.m_flags, zone.m_refcount, zone.m_mapcount, zone.m_entire, zone.m_mapping)
-        self.views = tuple(column[:nr] for column in columns)
-        self.m_flags, self.m_refs = self.views[:2]
-        old = self.seen + [b""] * (len(self.views) - len(self.seen))
-        self.seen = [
-            before.ljust(view.nbytes, b"\0")[: view.nbytes] for before, view in zip(old, self.views, strict=True)
-        ]
+        self.views = tuple(
+            column[:nr] for column in (zone.m_flags, zone.m_refcount, zone.m_mapcount, zone.m_entire, zone.m_mapping)
+        )
+        self.first = self.views[:2]
+        columns, at = [], 0
+        for view in self.views:
+            size = before * view.itemsize
+            columns.append(old[at : at + size].ljust(view.nbytes, b"\0"))
+            at += size
+        self.seen = b"".join(columns)
+        self.seen_first = self.seen[: 6 * nr]
 
 
 class Shadow:
@@ -273,28 +315,36 @@ class Shadow:
         return found
 
     def rebuild(self) -> None:
+        """Count everything from the page tables, as they are now, and remember the struct pages."""
+        self.recount()
+        for shadow in self.zones.values():
+            shadow.look()
+            zone = shadow.zone
+            for i in np.flatnonzero(zone.flags[: zone.used] & PG_LOCKED).tolist():
+                self.locks[zone.base + i] = Lock(self.kernel.current, None)
+            shadow.touched.clear()
+
+    def recount(self) -> None:
         """Count everything from the page tables, as they are now."""
         self.zones = {zone: ZoneShadow(zone) for zone in self.memory.pages.zones}
+        for shadow in self.zones.values():
+            if shadow.zone.pgmap is not None:
+                shadow.count_live()
         self.rss = {}
         self.swapents = {}
         for mm in self.memory.mms:
             self.rss[mm] = [0] * len(mm.rss)
             for entry in mm.page_table.entries.values():
-                if isinstance(entry, PteTable):
+                if not isinstance(entry, PteTable):
+                    self.count(mm, leaf_entry(entry), 1, pmd=True)
+                elif self.nr > _FEW:
                     self._count_table(mm, entry)
                 else:
-                    self.count(mm, leaf_entry(entry), 1, pmd=True)
-        for shadow in self.zones.values():
-            shadow.look()
-            zone = shadow.zone
-            if zone.pgmap is not None:
-                heads = np.flatnonzero(zone.refcount[: zone.used])
-                orders = zone.order[heads]
-                shadow.live[heads] = orders + 1
-                shadow.live_pages = int((1 << orders.astype(np.int64)).sum())
-            for i in np.flatnonzero(zone.flags[: zone.used] & PG_LOCKED).tolist():
-                self.locks[zone.base + i] = Lock(self.kernel.current, None)
-            shadow.touched.clear()
+                    self.count_all(mm, entry, 1)
+                    named = (entry.present & ~entry.zero) | entry.private | entry.migration | entry.devexcl
+                    for pfn in entry.pfns(named).tolist():
+                        shadow = self.zone(pfn)
+                        shadow.top = max(shadow.top, pfn - shadow.zone.base + 1)
 
     def _count_table(self, mm: MmStruct, table: PteTable) -> None:
         """Count all entries of a table in, at once."""

@@ -13,7 +13,29 @@ from gpusvm.mm.page import PG_ANON_EXCLUSIVE, PG_LRU, Index, Zone
 from gpusvm.mm.pgtable import PteTable
 from gpusvm.mm.ptemask import bools, from_indices, indices
 
-__all__ = ["unusual_entries", "unusual_folios", "unusually_held"]
+__all__ = ["unusual_entries", "unusual_folio", "unusual_folios", "unusually_held"]
+
+
+def unusual_folio(shadow: ZoneShadow, i: int) -> bool:
+    """Tell whether the rules have to look at page `i`, which is no tail: most small folios are in a state in which no
+    rule about folios can be broken.
+    """
+    zone = shadow.zone
+    if zone.m_order[i]:
+        return True
+    maps = shadow.m_pte[i]
+    refs = zone.m_refcount[i]
+    if zone.m_mapcount[i] != maps or refs < maps or shadow.m_mig[i] or shadow.m_pmd[i] or zone.m_entire[i]:
+        return True
+    flags = zone.m_flags[i]
+    if flags & PG_ANON_EXCLUSIVE and maps > 1:
+        return True
+    if zone.pgmap is None:
+        return False
+    mapping = zone.m_mapping[i]
+    if flags & PG_LRU or (not refs and (mapping or flags & PG_ANON_EXCLUSIVE)):
+        return True
+    return maps > 0 and mapping <= 0
 
 
 def unusual_folios(shadow: ZoneShadow, index: Index) -> npt.NDArray[np.bool_]:
