@@ -13,20 +13,17 @@ from gpusvm.kernel.lockdep import Lockdep
 
 # Time, counts of events, what is told to people, and the order of equals.
 LEFT_OUT = {
-    ("*", "_free_ns"),
-    ("*", "time_ns"),
     ("*", "entry"),
     ("*", "counted"),
-    ("*", "_last_busy_ns"),
     ("*", "lock_owner"),
     ("RwSemaphore", "_readers"),
     ("*", "_attempts"),
+    ("Srcu", "_readers"),
     ("World", "outcomes"),
     ("World", "checker"),
     ("World", "scenario"),
+    ("Ledger", "_accounts"),
     ("Zone", "pgmap"),
-    ("FaultAccounts", "stage_ns"),
-    ("FaultAccounts", "latency_ns"),
 }
 
 
@@ -85,7 +82,12 @@ def describe(root: Any) -> list[str]:
             slots = cls.__dict__.get("__slots__", ())
             names += [slots] if isinstance(slots, str) else list(slots)
         for name in sorted(set(names)):
-            if name in {"__weakref__", "__dict__"} or (kind.__name__, name) in LEFT_OUT or ("*", name) in LEFT_OUT:
+            if (
+                name in {"__weakref__", "__dict__"}
+                or (kind.__name__, name) in LEFT_OUT
+                or ("*", name) in LEFT_OUT
+                or name.endswith("_ns")
+            ):
                 continue
             try:
                 each = getattr(value, name)

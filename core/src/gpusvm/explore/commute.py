@@ -8,9 +8,10 @@ difference is a thing that both steps touched and nobody was told of.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from attrs import Factory, define, frozen
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from gpusvm.kernel import Timer
 
 __all__ = ["Difference", "Swaps", "swaps"]
+
+_TIME: Final = re.compile(r" at \d+ ns")
 
 State = Callable[["World"], Sequence[str]]
 """Say what the state of a world is, as lines to compare, without time and identities."""
@@ -48,7 +51,7 @@ class Swaps:
     adjacent: int = 0  # pairs of steps of different tasks, one after the other
     conflicting: int = 0
     swapped: int = 0
-    impossible: int = 0  # the second cannot go first
+    impossible: list[tuple[Step, Step]] = Factory(list)  # the second cannot go first
     differences: list[Difference] = Factory(list)
 
 
@@ -65,18 +68,20 @@ class _Watched(Footprints):
 
     def step(self, task: Task, label: str, what: object, write: bool) -> None:
         super().step(task, label, what, write)
-        self._look(settled=label == "settled")
+        self._look()
 
     def ended(self, task: Task) -> None:
         super().ended(task)
-        self._look(settled=False)
+        self._look()
 
-    def _look(self, *, settled: bool) -> None:
-        assert self.world is not None
-        if len(self.steps) == self.at:
-            self.behind = self.state(self.world)
-        if settled:
+    def end(self) -> None:
+        if self.world is not None and self.world.kernel.footprint is self:
             self.last = self.state(self.world)
+        super().end()
+
+    def _look(self) -> None:
+        if len(self.steps) == self.at and self.world is not None:
+            self.behind = self.state(self.world)
 
 
 class _Random:
@@ -175,7 +180,7 @@ def swaps(
                 swapped = [*order[:i], order[i + 1], order[i], *order[i + 2 :]]
                 other_way = run(_Scripted(footprints, swapped, random.data), i + 2)
                 if [step.task for step in other_way[1][: i + 2]] != swapped[: i + 2]:
-                    counts.impossible += 1
+                    counts.impossible.append((steps[i], steps[i + 1]))
                     continue
                 counts.swapped += 1
                 what = _difference(as_was, other_way, i)
@@ -200,9 +205,8 @@ def _difference(
             return f"step {i}: {a} and {b}"
     if one[3] != other[3]:
         return f"the state at the end: {_first(one[3], other[3])}"
-    if sorted(one[0].outcomes) != sorted(other[0].outcomes) or one[0].failure != other[0].failure:
-        return f"{one[0].outcomes} {one[0].failure} and {other[0].outcomes} {other[0].failure}"
-    return ""
+    ends = [(sorted(each[0].outcomes), _TIME.sub("", str(each[0].failure))) for each in (one, other)]
+    return "" if ends[0] == ends[1] else f"the end: {ends[0]} and {ends[1]}"
 
 
 def _shown(step: Step) -> str:

@@ -137,7 +137,8 @@ class PteTable:
         self.mm = page_table.mm
         self.block = block
         self.base = block << page_table.pmd_shift
-        self.pfn: Pfns = np.empty(page_table.pmd_nr, dtype=np.int64)
+        # Not left as found: who explores compares what was in it with what is in it.
+        self.pfn: Pfns = np.zeros(page_table.pmd_nr, dtype=np.int64)
         self.m_pfn = self.pfn.data
         self.present = 0
         self.private = 0
