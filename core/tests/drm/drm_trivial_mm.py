@@ -79,6 +79,8 @@ class TrivialMm:
     def mmput(self):
         self.users -= 1
 
+    mmput_async = mmput
+
     def mmgrab(self):
         self.count += 1
 

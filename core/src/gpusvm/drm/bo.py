@@ -56,6 +56,10 @@ class Bo:
         """Take a reference (ttm_bo_get)."""
         self._kref.get(holder)
 
+    def get_unless_zero(self, holder: object) -> bool:
+        """Take a reference unless the last was put; return whether it was taken (ttm_bo_get_unless_zero)."""
+        return self._kref.get_unless_zero(holder)
+
     def put(self, holder: object = "creator") -> None:
         """Drop a reference (ttm_bo_put); the one from create has no name. The last frees the memory and may sleep."""
         self._kref.put(holder)
@@ -200,8 +204,14 @@ class BoManager:
         )
 
     def _evict_locked(self, bo: Bo, evict: Callable[[Bo], None]) -> bool:
-        bo.get("evict")
+        # Until its memory is freed an object stays on the list, though its last reference may be gone, and somebody
+        # else may have evicted it before it was locked (ttm_bo_util.c:ttm_lru_walk_for_evict, ttm_bo_get_unless_zero).
+        if not bo.get_unless_zero("evict"):
+            bo.resv.unlock()
+            return False
         try:
+            if not bo.blocks:
+                return False
             try:
                 evict(bo)
             except KernelError as error:

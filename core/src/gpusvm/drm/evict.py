@@ -31,7 +31,8 @@ def evict_to_ram(devmem: Devmem, *, attempts: int = ATTEMPTS) -> None:
         except KernelError as raised:
             error = raised
         finally:
-            devmem.mm.mmput()
+            # Whoever evicts may hold the bo's reservation, which comes after mmap_lock.
+            devmem.mm.mmput_async()
         if devmem.detached.done:
             return
         if attempt < attempts - 1:

@@ -239,6 +239,9 @@ class MmApi(Protocol):
     def mmput(self) -> None:
         """Drop an address-space reference; the last runs exit_mmap."""
 
+    def mmput_async(self) -> None:
+        """Drop an address-space reference; with the last, a worker runs exit_mmap."""
+
     def mmgrab(self) -> None:
         """Take a reference on the structure."""
 

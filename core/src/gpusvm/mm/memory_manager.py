@@ -104,6 +104,7 @@ class MemoryManager:
         self.swap = Swap(self.pages, self.contents)
         self.mms: list[MmStruct] = []
         self.mm_ids = 0
+        self.system_wq = kernel.workqueue("events")
 
     # address spaces
 

@@ -5,6 +5,7 @@ counts.
 from typing import TYPE_CHECKING, Final
 
 from gpusvm.errors import ModelError
+from gpusvm.kernel import Work
 from gpusvm.mm.pgtable import PageTable
 from gpusvm.mm.vma import Vma, VmaTree
 
@@ -102,8 +103,22 @@ class MmStruct:
         self.mm_users -= 1
         self.memory.kernel.ledger.put("mm_users", self.name)
         if not self.mm_users:
-            self.memory.exit_mmap(self)
-            self.mmdrop()
+            self._mmput()
+
+    def mmput_async(self) -> None:
+        """Drop a user reference; with the last, a worker tears the address space down: for callers that hold locks
+        which that needs.
+        """
+        if self.mm_users < 1:
+            raise ModelError(f"mmput of {self.name} with no users left")
+        self.mm_users -= 1
+        self.memory.kernel.ledger.put("mm_users", self.name)
+        if not self.mm_users:
+            self.memory.system_wq.queue(Work(self._mmput, "async_put_work"))
+
+    def _mmput(self) -> None:
+        self.memory.exit_mmap(self)
+        self.mmdrop()
 
     def mmgrab(self) -> None:
         """Take a reference on the structure."""

@@ -152,7 +152,8 @@ class XeVram:
     def evacuate(self) -> None:
         """Bring the contents of every object to RAM, oldest first: the device goes away (xe_bo_pci_dev_remove_all)."""
         for bo in self._walk():
-            bo.get("evacuate")
+            if not bo.get_unless_zero("evacuate"):
+                continue
             bo.resv.lock()
             try:
                 if bo.devmem is not None and not bo.devmem.detached.done:
@@ -164,7 +165,8 @@ class XeVram:
     def evict_all(self) -> None:
         """Evict every object, oldest first, each once (xe_bo_evict_all). `validation` is held alone."""
         for bo in self._walk():
-            bo.get("evict_all")
+            if not bo.get_unless_zero("evict_all"):
+                continue
             bo.resv.lock()
             try:
                 if bo.devmem is not None and not bo.devmem.detached.done:

@@ -36,7 +36,7 @@ class XeSvmRange(GpuSvmRange):
     """Be a range with what xe keeps of it (struct xe_svm_range), for one tile: `present` and `invalidated` are bits
     there.
 
-    `queued` is its place on the list of the garbage collector.
+    `queued` says that it was put on the list of the garbage collector, once for its whole life.
     """
 
     __slots__ = ("invalidated", "present", "queued")
@@ -153,8 +153,9 @@ class GarbageCollector:
             with self._lock:
                 if not self._ranges:
                     return
+                # It stays `queued`: list_del leaves poison, of which list_empty says no, so a notifier that meets the
+                # range until it is removed does not note it down again.
                 range_ = self._ranges.popleft()
-                range_.queued = False
             # Not evicted, even if only a part of it was unmapped: what is left in VRAM keeps its whole object alive.
             if self.kernel.tracer.on:
                 self.kernel.tracer.emit("svm_garbage", range_.start, range_.end, range_.partial_unmap)
