@@ -18,6 +18,7 @@ LEFT_OUT = {
     ("*", "lock_owner"),
     ("RwSemaphore", "_readers"),
     ("*", "_attempts"),
+    ("Permissions", "_changes"),
     ("Srcu", "_readers"),
     ("World", "outcomes"),
     ("World", "checker"),

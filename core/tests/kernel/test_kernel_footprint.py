@@ -1,5 +1,7 @@
 """What a kernel tells its footprint: where steps end, what they touch, who was started by whom."""
 
+from contextlib import nullcontext
+
 from gpusvm.kernel import EVERYTHING, Kernel
 
 
@@ -17,6 +19,9 @@ class Told:
 
     def touch(self, what, write):
         self.lines.append(f"  touches {getattr(what, 'name', what)} {'w' if write else 'r'}")
+
+    def aside(self):
+        return nullcontext()
 
     def ended(self, task):
         self.lines.append(f"{task.name} ends")

@@ -32,7 +32,7 @@ nothing (``kernel.step()``) conflicts with every other; a lock or another object
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from attrs import frozen
@@ -261,6 +261,9 @@ class Footprints:
         elif what is not None:
             key = self._thing(what)
             (LOG.writes if write else LOG.reads).add((-1, key))
+
+    def aside(self) -> AbstractContextManager[None]:
+        return LOG.paused()
 
     def ended(self, task: Task) -> None:
         self._finish(task)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from gpusvm.kernel.task import Task
     from gpusvm.kernel.timers import Timer
 
@@ -39,6 +41,10 @@ class Footprint(Protocol):
 
     def touch(self, what: object, write: bool) -> None:  # as above
         """Note that the running step touches `what`, an object with a stable identity or a tuple of such."""
+        ...
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Return a context in which the kernel looks at what is not the step's business: who waits for whom."""
         ...
 
     def ended(self, task: Task) -> None:

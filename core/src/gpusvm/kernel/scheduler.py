@@ -247,7 +247,11 @@ class Scheduler(ABC):
             raise GreenletExit
         task = kernel.current
         task.waiting_on = on
-        circle = find_circle(task)
+        if kernel.footprint is None:
+            circle = find_circle(task)
+        else:
+            with kernel.footprint.aside():
+                circle = find_circle(task)
         if circle:
             message = report("deadlock: tasks wait for each other in a circle", circle)
             task.waiting_on = None
