@@ -8,6 +8,7 @@ import pytest
 import structlog
 from gpusvm.cli import run
 from gpusvm.cli.new_driver import write_driver
+from gpusvm.plugins import installed
 from gpusvm.workload import CPU, GPU, READ, WRITE, Allocation, write_trace
 
 
@@ -25,6 +26,9 @@ def only_acme(acme, monkeypatch):
     monkeypatch.syspath_prepend(acme)
     monkeypatch.setenv("PYTHONPATH", str(acme))
     monkeypatch.setenv("GPUSVM_DRIVERS", f"none,acme={acme / 'gpusvm_acme' / 'plugin.py'}")
+    installed._load.cache_clear()
+    yield
+    installed._load.cache_clear()  # or other tests of this process would find no driver but acme
 
 
 def _write_pingpong(path, *, pages, rounds):
