@@ -149,7 +149,7 @@ def test_the_list(gpusvm):
         (["--schedules", "0"], "--schedules: expected 1 or more, got 0"),
         (["--jobs", "0"], "--jobs: expected 1 or more, got 0"),
         (["--seconds", "0"], "--seconds: expected more than 0, got 0"),
-        (["--scheduler", "randon"], "--scheduler: unknown scheduler 'randon', did you mean 'random'?"),
+        (["--scheduler", "randon"], "scheduler 'randon': unknown scheduler 'randon'; did you mean 'random'?"),
         (["--mutant", "GS-1"], "unknown mutant 'GS-1', did you mean 'GS-12'?"),
         (["--driver", "acne"], "driver spec 'acne': unknown driver 'acne'; did you mean 'acme'?"),
     ],

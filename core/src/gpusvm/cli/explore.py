@@ -40,7 +40,7 @@ def explore(
     driver
         Driver: NAME[:KEY=VALUE[,KEY=VALUE...]]; may be given several times. All installed ones if none is named.
     scheduler
-        Who decides: random, which picks evenly at every point.
+        Who decides: random, pct, delay or dfs, with parameters as in pct:depth=3, delay:delays=2, dfs:preemptions=3.
     schedules
         Executions for each scenario and driver; 1000 if neither this nor --seconds is given.
     seconds

@@ -49,22 +49,22 @@ class DriverSpec:
         return self.info.name
 
 
-def split_spec(text: str) -> tuple[str, dict[str, str]]:
-    """Split a spec string into its name and its options, without asking what they mean. InputError if it is
-    malformed.
+def split_spec(text: str, *, what: str = "driver spec") -> tuple[str, dict[str, str]]:
+    """Split a spec string into its name and its options, without asking what they mean. InputError, which calls it
+    `what`, if it is malformed.
     """
     name, colon, rest = text.partition(":")
     if not _NAME.match(name):
-        raise InputError(f"driver spec {text!r}: expected NAME[:KEY=VALUE[,KEY=VALUE…]], got the name {name!r}")
+        raise InputError(f"{what} {text!r}: expected NAME[:KEY=VALUE[,KEY=VALUE…]], got the name {name!r}")
     options: dict[str, str] = {}
     if not colon:
         return name, options
     for part in rest.split(","):
         key, equals, value = part.partition("=")
         if not (equals and key and value):
-            raise InputError(f"driver spec {text!r}: expected KEY=VALUE after the colon, got {part!r}")
+            raise InputError(f"{what} {text!r}: expected KEY=VALUE after the colon, got {part!r}")
         if key in options:
-            raise InputError(f"driver spec {text!r}: key {key!r} is given twice")
+            raise InputError(f"{what} {text!r}: key {key!r} is given twice")
         options[key] = value
     return name, options
 

@@ -7,8 +7,8 @@ import sys
 from types import ModuleType
 
 from gpusvm.explore.exploring import ExplorationProgress, explore, explore_cases
+from gpusvm.explore.programs import Finding, Program, explore_program, random_walk, replay
 from gpusvm.explore.result import Exploration, Explorations, Found
-from gpusvm.explore.walk import Finding, Program, random_walk, replay
 
 __all__ = [
     "Exploration",
@@ -19,6 +19,7 @@ __all__ = [
     "Program",
     "explore",
     "explore_cases",
+    "explore_program",
     "random_walk",
     "replay",
 ]

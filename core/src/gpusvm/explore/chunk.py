@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from attrs import frozen
 
+from gpusvm.driver import split_spec
 from gpusvm.explore.campaign import Campaign
 from gpusvm.explore.case import Case
 from gpusvm.explore.coverage import Coverage
-from gpusvm.explore.random_walk import RandomWalk
+from gpusvm.explore.schedulers import read_scheduler
+from gpusvm.plugins import Installed
 
 if TYPE_CHECKING:
     from gpusvm.explore.execution import Execution
+    from gpusvm.explore.footprint import Footprints
     from gpusvm.explore.scheduler import Scheduler
     from gpusvm.explore.stage import Stage
 
@@ -62,6 +66,7 @@ class ChunkResult:
     self_tests: int
     exhausted: bool
     interrupted: bool
+    skipped: int | None
     coverage: Coverage
     failed: tuple[tuple[int, Execution, int], ...]
 
@@ -74,19 +79,22 @@ def run_chunk(chunk: Chunk) -> ChunkResult:
     """Run the executions of one chunk; Ctrl-C ends it early, with what it has."""
     case = chunk.case
     kept = _LAST.pop() if _LAST and _LAST[0].fits(chunk) else None
+    scheduler = _scheduler(chunk) if kept is None or chunk.splits else kept.scheduler
+    footprints: Footprints | None = getattr(scheduler, "footprints", None)
     campaign = Campaign(
         boot=case.boot,
-        scheduler=_scheduler(chunk) if kept is None or chunk.splits else kept.scheduler,
+        scheduler=scheduler,
         failures_max=case.failures_max,
+        footprints=footprints,
         first=chunk.first,
     )
-    if kept is not None:
+    if kept is not None and footprints is None:
         campaign.stage = kept.stage
     failed: dict[tuple[str, str], tuple[int, Execution, int]] = {}
     seconds = None if chunk.deadline_s is None else chunk.deadline_s - time.time()
     interrupted = False
     try:
-        with case.active():
+        with case.active(), nullcontext() if footprints is None else footprints.watching():
             for number, execution in campaign.run(schedules=chunk.schedules, seconds=seconds):
                 assert execution.failure is not None
                 key = (execution.failure.kind, execution.failure.invariant)
@@ -97,7 +105,8 @@ def run_chunk(chunk: Chunk) -> ChunkResult:
     except KeyboardInterrupt:
         interrupted = True  # and the machine may be in the middle of anything, so it is not kept
     else:
-        _LAST[:] = [_Kept(campaign.stage, campaign.scheduler, chunk)]
+        if footprints is None:  # else the machine was booted while they watched
+            _LAST[:] = [_Kept(campaign.stage, campaign.scheduler, chunk)]
     return ChunkResult(
         campaign=chunk.campaign,
         first=chunk.first,
@@ -107,10 +116,16 @@ def run_chunk(chunk: Chunk) -> ChunkResult:
         self_tests=campaign.self_tests,
         exhausted=campaign.exhausted,
         interrupted=interrupted,
+        skipped=getattr(scheduler, "skipped", None),
         coverage=campaign.coverage,
         failed=tuple(failed.values()),
     )
 
 
 def _scheduler(chunk: Chunk) -> Scheduler:
-    return RandomWalk(seed=chunk.seed, first=chunk.first)
+    """Make the scheduler; one that watches what steps touch watches the driver's package, or module."""
+    case = chunk.case
+    drivers = case.drivers.registry() if isinstance(case.drivers, Installed) else case.drivers
+    name, _ = split_spec(case.driver)
+    package = drivers[name].make.__module__.partition(".")[0]
+    return read_scheduler(chunk.scheduler).make(seed=chunk.seed, first=chunk.first, packages=(package,))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from attrs import define, field, frozen
 
 from gpusvm.driver import read_spec
-from gpusvm.errors import InputError, nearest
+from gpusvm.errors import InputError
 from gpusvm.explore.answers import Witness
 from gpusvm.explore.case import Case, Switch
 from gpusvm.explore.chunk import Chunk, ChunkResult, run_chunk
@@ -24,6 +24,7 @@ from gpusvm.explore.finding import Finding
 from gpusvm.explore.replay import Replay
 from gpusvm.explore.result import Exploration, Explorations, Found
 from gpusvm.explore.scenario import Scenario, select_scenarios
+from gpusvm.explore.schedulers import read_scheduler
 from gpusvm.explore.shrink import Shrinking, Shrunk, shrink
 from gpusvm.plugins import Installed, Registry
 from gpusvm.run.executor import ProcessExecutor, SerialExecutor
@@ -97,6 +98,8 @@ class _Campaign:
         exploration.steps += chunk.steps
         exploration.abandoned += chunk.abandoned
         exploration.self_tests += chunk.self_tests
+        if chunk.skipped is not None:
+            exploration.skipped = (exploration.skipped or 0) + chunk.skipped
         exploration.exhausted |= chunk.exhausted
         exploration.interrupted |= chunk.interrupted
         exploration.coverage.merge(chunk.coverage)
@@ -131,11 +134,12 @@ def explore(
     """Explore scenarios on drivers: every scenario on every driver that it is for.
 
     A scenario is a bundled one's name, the path of a TOML file, "standard" (those that rates are measured on), "all",
-    or a `Scenario`; a driver is a spec string, and all installed ones are taken if none is named. `schedules` is 1000
-    by default, unless `seconds` is given. `registry` replaces what is installed. The rest is as for `explore_cases`.
+    or a `Scenario`; a driver is a spec string, and all installed ones are taken if none is named. `scheduler` is a spec
+    string too (`gpusvm.explore.schedulers`). `schedules` is 1000 by default, unless `seconds` is given or the scheduler
+    comes to an end by itself. `registry` replaces what is installed. The rest is as for `explore_cases`.
     InputError for bad input, before anything runs.
     """
-    if schedules is None and seconds is None:
+    if schedules is None and seconds is None and read_scheduler(scheduler).info.parallel:
         schedules = 1000
     for name, value, least in (("schedules", schedules, 1), ("jobs", jobs, 1), ("failures", failures_max, 0)):
         if value is not None and value < least:
@@ -143,8 +147,6 @@ def explore(
     for name, number in (("seed", seed), ("first", first)):
         if number < 0:
             raise InputError(f"--{name}: expected 0 or more, got {number}")
-    if scheduler != "random":
-        raise InputError(f"--scheduler: unknown scheduler {scheduler!r}, {nearest(scheduler, ['random'])}")
     if seconds is not None and not seconds > 0:
         raise InputError(f"--seconds: expected more than 0, got {seconds:g}")
     available: Installed | Registry
@@ -214,7 +216,10 @@ def explore_cases(
     same for any number of `jobs` while `seconds` does not end a case. Each finding is shrunk, unless `shrunk` is False,
     and written into the directory `out`, if one is given. Ctrl-C ends it with what there is by then.
     """
-    if schedules is None and seconds is None:
+    spec = read_scheduler(scheduler)
+    scheduler = spec.text
+    spec.make(seed=seed, first=first)  # what it refuses is said before anything runs
+    if schedules is None and seconds is None and spec.info.parallel:
         raise InputError("an exploration needs an end: give schedules, seconds or both")
     for case in cases:
         with case.active():
@@ -236,7 +241,9 @@ def explore_cases(
             deadline_s = None if seconds is None else campaign.begun_s + seconds
             at, end = first, math.inf if schedules is None else first + schedules
             while at < end and not campaign.ended and (deadline_s is None or time.time() < deadline_s):
-                length = int(min(_CHUNK, end - at))
+                # A tree is explored in one go; its executions are not numbered beforehand.
+                whole = None if math.isinf(end) else int(end - at)
+                length = int(min(_CHUNK, end - at)) if spec.info.parallel else whole
                 campaign.dealt.append(at)
                 yield Chunk(
                     campaign=campaign.number,
@@ -248,6 +255,8 @@ def explore_cases(
                     deadline_s=deadline_s,
                     keep_going=keep_going,
                 )
+                if length is None:
+                    break
                 at += length
             campaign.dealt_all = True
             if campaign.exploration.interrupted:

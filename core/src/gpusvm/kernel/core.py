@@ -151,6 +151,9 @@ class Kernel:
             self.yield_point = _no_yield
             self.resched = timed.resched
         self.current: Task = self.sched.main
+        begin = getattr(self.choices, "begin", None)  # who explores a program learns here which kernel it has built
+        if begin is not None:
+            begin(self)
 
     def __enter__(self) -> Self:
         return self

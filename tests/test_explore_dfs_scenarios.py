@@ -1,0 +1,48 @@
+"""Exhaustive search on small scenarios: with reduction it reaches what it reaches without, in fewer executions."""
+
+import pytest
+from gpusvm.explore.dfs import DepthFirst
+from gpusvm.explore.execution import execute
+from gpusvm.explore.footprint import Footprints
+from gpusvm.explore.scenario import Operation, Scenario
+from gpusvm.explore.stage import Stage
+from gpusvm.explore.world import World
+from gpusvm.plugins import load_drivers
+
+PROGRAMS = {
+    "fault-munmap": (["gpu_write 0 1"], ["munmap 0 1"]),
+    "fault-mprotect": (["gpu_write 0 1"], ["mprotect 0 1 ro"]),
+    "populate-write": (["populate 0 1"], ["cpu_write 0 1"]),
+}
+
+
+def explore(scenario, driver, *, preemptions, footprints=None):
+    """Return the scheduler at its end, and all that executions came to."""
+    scheduler = DepthFirst(preemptions=preemptions, footprints=footprints)
+    if footprints is not None:
+        footprints.boot()
+    stage = Stage(lambda: World(scenario, driver, drivers=dict(load_drivers())))
+    ends = set()
+    while scheduler.new_execution():
+        execution = execute(stage.ready(), scheduler, footprints=footprints)
+        if not execution.abandoned:
+            ends.add((tuple(sorted(execution.outcomes)), execution.failure))
+    assert scheduler.exhausted
+    return scheduler, ends
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_reduction_reaches_the_same_ends(name):
+    scenario = Scenario(
+        name=name,
+        about="",
+        setup=tuple(map(Operation.parse, ("map 0 2", "cpu_write 0 2"))),
+        tasks={f"t{i}": tuple(map(Operation.parse, lines)) for i, lines in enumerate(PROGRAMS[name])},
+    )
+    every, ends = explore(scenario, "dmirror", preemptions=2)
+    footprints = Footprints("gpusvm_dmirror")
+    with footprints.watching():
+        fewer, ends_reduced = explore(scenario, "dmirror", preemptions=2, footprints=footprints)
+    assert ends_reduced == ends
+    assert fewer.executions < every.executions
+    assert fewer.skipped > 0
