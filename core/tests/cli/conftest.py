@@ -26,9 +26,15 @@ def only_acme(acme, monkeypatch):
     monkeypatch.syspath_prepend(acme)
     monkeypatch.setenv("PYTHONPATH", str(acme))
     monkeypatch.setenv("GPUSVM_DRIVERS", f"none,acme={acme / 'gpusvm_acme' / 'plugin.py'}")
-    installed._load.cache_clear()
+    _forget_acme()
     yield
-    installed._load.cache_clear()  # or other tests of this process would find no driver but acme
+    _forget_acme()  # or other tests of this process would find no driver but acme
+
+
+def _forget_acme():
+    installed._load.cache_clear()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "gpusvm_acme"]:
+        del sys.modules[name]  # another test's acme is another driver
 
 
 def _write_pingpong(path, *, pages, rounds):
