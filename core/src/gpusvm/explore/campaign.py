@@ -14,6 +14,7 @@ from gpusvm.explore.recording import Recording, first_difference, recorded
 from gpusvm.explore.replay import Replay
 from gpusvm.explore.sites import sites_of
 from gpusvm.explore.stage import Stage
+from gpusvm.explore.watch_log import LOG
 
 if TYPE_CHECKING:
     from gpusvm.explore.footprint import Footprints
@@ -87,11 +88,16 @@ class Campaign:
         before = dict(world.kernel.inject_sites)
         if self.self_test_every and number % self.self_test_every == self.self_test_every - 1:
             self._test_due = True
-        if not self._test_due and (not self.places_every or number % self.places_every):
+        if self.footprints is not None:
+            # What a recording looks at would count as touched: it is made of a repetition.
             execution = execute(world, self.scheduler, failures_max=self.failures_max, footprints=self.footprints)
+            self.coverage.add(execution, world.kernel.inject_sites, before)
+            return self._watched_self_test(execution)
+        if not self._test_due and (not self.places_every or number % self.places_every):
+            execution = execute(world, self.scheduler, failures_max=self.failures_max)
         else:
             with recorded(world) as recording:
-                execution = execute(world, self.scheduler, failures_max=self.failures_max, footprints=self.footprints)
+                execution = execute(world, self.scheduler, failures_max=self.failures_max)
             self.coverage.add_places(recording)
             # An execution that was abandoned cannot be repeated to its end: the next one then.
             if self._test_due and not execution.abandoned:
@@ -99,6 +105,20 @@ class Campaign:
                 execution = self._self_test(execution, recording)
         self.coverage.add(execution, world.kernel.inject_sites, before)
         return execution
+
+    def _watched_self_test(self, execution: Execution) -> Execution:
+        """Repeat an execution twice, put back and freshly booted, if a test is due and it came to its end."""
+        if not self._test_due or execution.abandoned:
+            return execution
+        self._test_due = False
+        with LOG.paused():
+            world = self.stage.ready()
+            replay = Replay(execution.taken)
+            replay.new_execution()
+            with recorded(world) as recording:
+                execute(world, replay, failures_max=self.failures_max)
+            self.coverage.add_places(recording)
+            return self._self_test(execution, recording)
 
     def _self_test(self, execution: Execution, recording: Recording) -> Execution:
         """Run an execution once more on a freshly booted machine, and compare the two in every line of a recording."""

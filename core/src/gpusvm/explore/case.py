@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from attrs import field, frozen
 
+from gpusvm.driver import read_spec
 from gpusvm.explore.scenario import Scenario
 from gpusvm.explore.world import World
 from gpusvm.plugins import Installed
@@ -47,5 +48,13 @@ class Case:
 
     def boot(self) -> World:
         """Boot the machine and run the scenario's setup. InputError for what cannot be."""
-        drivers = self.drivers.registry() if isinstance(self.drivers, Installed) else self.drivers
-        return World(self.scenario, self.driver, drivers=drivers, quirks=self.quirks)
+        return World(self.scenario, self.driver, drivers=self._registry(), quirks=self.quirks)
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Name the package that the driver's code is in."""
+        make = read_spec(self.driver, self._registry()).info.make
+        return (make.__module__.partition(".")[0],)
+
+    def _registry(self) -> Mapping[str, DriverInfo]:
+        return self.drivers.registry() if isinstance(self.drivers, Installed) else self.drivers

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from attrs import frozen
+from attrs import evolve, frozen
 
-from gpusvm.driver import split_spec
 from gpusvm.explore.campaign import Campaign
 from gpusvm.explore.case import Case
 from gpusvm.explore.coverage import Coverage
+from gpusvm.explore.dfs import DepthFirst
+from gpusvm.explore.execution import execute
+from gpusvm.explore.random_walk import RandomWalk
 from gpusvm.explore.schedulers import read_scheduler
-from gpusvm.plugins import Installed
 
 if TYPE_CHECKING:
     from gpusvm.explore.execution import Execution
-    from gpusvm.explore.footprint import Footprints
     from gpusvm.explore.scheduler import Scheduler
     from gpusvm.explore.stage import Stage
 
@@ -40,14 +40,11 @@ class Chunk:
     schedules: int | None
     deadline_s: float | None
     keep_going: bool
-    splits: bool = True
-    """The scheduler begins anywhere; else the chunk before, in the same process, has what this one goes on with."""
 
 
 @frozen
 class _Kept:
     stage: Stage
-    scheduler: Scheduler
     last: Chunk
 
     def fits(self, chunk: Chunk) -> bool:
@@ -63,10 +60,10 @@ class ChunkResult:
     schedules: int
     steps: int
     abandoned: int
+    skipped: int | None
     self_tests: int
     exhausted: bool
     interrupted: bool
-    skipped: int | None
     coverage: Coverage
     failed: tuple[tuple[int, Execution, int], ...]
 
@@ -79,22 +76,24 @@ def run_chunk(chunk: Chunk) -> ChunkResult:
     """Run the executions of one chunk; Ctrl-C ends it early, with what it has."""
     case = chunk.case
     kept = _LAST.pop() if _LAST and _LAST[0].fits(chunk) else None
-    scheduler = _scheduler(chunk) if kept is None or chunk.splits else kept.scheduler
-    footprints: Footprints | None = getattr(scheduler, "footprints", None)
-    campaign = Campaign(
-        boot=case.boot,
-        scheduler=scheduler,
-        failures_max=case.failures_max,
-        footprints=footprints,
-        first=chunk.first,
-    )
-    if kept is not None and footprints is None:
-        campaign.stage = kept.stage
     failed: dict[tuple[str, str], tuple[int, Execution, int]] = {}
     seconds = None if chunk.deadline_s is None else chunk.deadline_s - time.time()
     interrupted = False
-    try:
-        with case.active(), nullcontext() if footprints is None else footprints.watching():
+    with case.active(), ExitStack() as watched:
+        scheduler = _scheduler(chunk)
+        footprints = scheduler.footprints if isinstance(scheduler, DepthFirst) else None
+        if footprints is not None:
+            watched.enter_context(footprints.watching())
+        campaign = Campaign(
+            boot=case.boot,
+            scheduler=scheduler,
+            failures_max=case.failures_max,
+            footprints=footprints,
+            first=chunk.first,
+        )
+        if kept is not None and footprints is None:
+            campaign.stage = kept.stage
+        try:
             for number, execution in campaign.run(schedules=chunk.schedules, seconds=seconds):
                 assert execution.failure is not None
                 key = (execution.failure.kind, execution.failure.invariant)
@@ -102,30 +101,38 @@ def run_chunk(chunk: Chunk) -> ChunkResult:
                 failed[key] = (first, earliest, times + 1)
                 if not chunk.keep_going:
                     break
-    except KeyboardInterrupt:
-        interrupted = True  # and the machine may be in the middle of anything, so it is not kept
-    else:
-        if footprints is None:  # else the machine was booted while they watched
-            _LAST[:] = [_Kept(campaign.stage, campaign.scheduler, chunk)]
+        except KeyboardInterrupt:
+            interrupted = True  # and the machine may be in the middle of anything, so it is not kept
+        else:
+            if footprints is None:  # else the machine was booted while they watched
+                _LAST[:] = [_Kept(campaign.stage, chunk)]
     return ChunkResult(
         campaign=chunk.campaign,
         first=chunk.first,
         schedules=campaign.schedules,
         steps=campaign.steps,
         abandoned=campaign.abandoned,
+        skipped=scheduler.skipped if isinstance(scheduler, DepthFirst) else None,
         self_tests=campaign.self_tests,
         exhausted=campaign.exhausted,
         interrupted=interrupted,
-        skipped=getattr(scheduler, "skipped", None),
         coverage=campaign.coverage,
         failed=tuple(failed.values()),
     )
 
 
 def _scheduler(chunk: Chunk) -> Scheduler:
-    """Make the scheduler; one that watches what steps touch watches the driver's package, or module."""
-    case = chunk.case
-    drivers = case.drivers.registry() if isinstance(case.drivers, Installed) else case.drivers
-    name, _ = split_spec(case.driver)
-    package = drivers[name].make.__module__.partition(".")[0]
-    return read_scheduler(chunk.scheduler).make(seed=chunk.seed, first=chunk.first, packages=(package,))
+    spec = read_scheduler(chunk.scheduler)
+    if spec.values.get("steps", 0) is None:
+        spec = evolve(spec, values={**spec.values, "steps": _choices(chunk)})
+    return spec.make(seed=chunk.seed, first=chunk.first, packages=chunk.case.packages)
+
+
+def _choices(chunk: Chunk) -> int:
+    """Count the choices of one execution, the same for all chunks: what a scheduler expects may not depend on those."""
+    walk = RandomWalk(seed=chunk.seed)
+    walk.new_execution()
+    world = chunk.case.boot()
+    execution = execute(world, walk, failures_max=chunk.case.failures_max)
+    world.kernel.close()
+    return max(1, len(execution.taken))

@@ -217,10 +217,12 @@ def explore_cases(
     and written into the directory `out`, if one is given. Ctrl-C ends it with what there is by then.
     """
     spec = read_scheduler(scheduler)
-    scheduler = spec.text
-    spec.make(seed=seed, first=first)  # what it refuses is said before anything runs
     if schedules is None and seconds is None and spec.info.parallel:
         raise InputError("an exploration needs an end: give schedules, seconds or both")
+    if not spec.info.parallel and (jobs > 1 or first):
+        option = "jobs" if jobs > 1 else "first"
+        raise InputError(f"--{option}: {spec.info.name!r} explores one tree from its root in one process; leave it out")
+    scheduler = spec.text
     for case in cases:
         with case.active():
             case.boot().kernel.close()  # what cannot boot is said before anything runs
@@ -241,7 +243,7 @@ def explore_cases(
             deadline_s = None if seconds is None else campaign.begun_s + seconds
             at, end = first, math.inf if schedules is None else first + schedules
             while at < end and not campaign.ended and (deadline_s is None or time.time() < deadline_s):
-                # A tree is explored in one go; its executions are not numbered beforehand.
+                # A tree is explored in one go: its steps are known by the objects of one machine.
                 whole = None if math.isinf(end) else int(end - at)
                 length = int(min(_CHUNK, end - at)) if spec.info.parallel else whole
                 campaign.dealt.append(at)
