@@ -7,9 +7,11 @@
     ├── KernelError    an errno that a modelled kernel function returns; the number is part of the contract
     ├── ModelError     the model was violated: an invariant, lockdep, the ledger, the contents of memory
     │   ├── DeadlockError   nothing can run and someone waits, or tasks wait for each other in a circle
-    │   ├── LivelockError   tasks run and get nowhere, or one keeps its CPU from the task that it waits for
+    │   ├── LateWorkError   a work or timer is queued, or runs, though its owner has ended
     │   ├── LedgerError     a reference, mapping or the like was put twice, put by a stranger, or never put
-    │   └── LockdepError    a rule about locks was broken: order, context, ownership
+    │   ├── LivelockError   tasks run and get nowhere, or one keeps its CPU from the task that it waits for
+    │   ├── LockdepError    a rule about locks was broken: order, context, ownership
+    │   └── UseAfterFreeError  something was used, or freed again, after it was freed
     ├── PluginError    a driver plugin cannot be loaded, or breaks the contract of ``gpusvm.driver``
     └── CpuSignal      the modelled process gets a signal for an access of its own: SIGSEGV, SIGBUS
 """
@@ -25,11 +27,13 @@ __all__ = [
     "GpusvmError",
     "InputError",
     "KernelError",
+    "LateWorkError",
     "LedgerError",
     "LivelockError",
     "LockdepError",
     "ModelError",
     "PluginError",
+    "UseAfterFreeError",
     "errno_name",
     "nearest",
 ]
@@ -79,6 +83,10 @@ class DeadlockError(ModelError):
     """Report that nothing can run though someone waits; the message lists who waits for what, who holds it, where."""
 
 
+class LateWorkError(ModelError):
+    """Report a work, timer or fault of an owner that has ended; the message names who queued it and who ended."""
+
+
 class LivelockError(ModelError):
     """Report tasks that run and get nowhere; the message names who runs, where, and who waits for that."""
 
@@ -89,6 +97,10 @@ class LedgerError(ModelError):
 
 class LockdepError(ModelError):
     """Report a broken locking rule; the message names both places, the acquisition and what it conflicts with."""
+
+
+class UseAfterFreeError(ModelError):
+    """Report the use of something that was freed; the message names who used it, who freed it, and both places."""
 
 
 class CpuSignal(GpusvmError):  # noqa: N818  # no error: what the kernel sends the process

@@ -184,7 +184,7 @@ class Machine:
         """End every process, remove every device, and check that nothing is left.
 
         A process goes as do_exit takes it apart: the address space first, its open files after it. Raises ModelError
-        (a reference or a page that is still held, an invariant) or what the drivers raise.
+        (a reference or a page that is still held, a work that is still queued, an invariant) or what the drivers raise.
         """
         for process in self.processes:
             process.mm.mmput()
@@ -194,6 +194,7 @@ class Machine:
         for driver in reversed(self.drivers):
             driver.shutdown()
         self.kernel.settle()
+        self.kernel.assert_idle()
         self.kernel.ledger.assert_empty()
 
     def gauges(self) -> Mapping[str, int]:

@@ -11,9 +11,9 @@ from types import MappingProxyType, SimpleNamespace
 import attrs
 import numpy as np
 import pytest
-from gpusvm.errors import ModelError
+from gpusvm.errors import ModelError, UseAfterFreeError
 from gpusvm.explore.checkpoint import Checkpoint
-from gpusvm.kernel import Kernel, SeededChoices
+from gpusvm.kernel import Kernel, SeededChoices, is_freed
 
 
 class Plain:
@@ -383,3 +383,19 @@ def test_a_kernel_comes_back_from_a_deadlock():
         assert not kernel.closing
         assert [task.name for task in kernel.tasks] == ["main"]
     assert unwound == [True] * 3
+
+
+def test_what_was_freed_lives_again_and_what_was_free_stays_so() -> None:
+    with Kernel(mode="explored") as kernel:
+        early, slotted, plain = Slotted(1), Slotted(2), Plain(3)
+        kernel.free(early)
+        checkpoint = Checkpoint([kernel, early, slotted, plain])
+        for _ in range(2):
+            kernel.free(slotted)
+            kernel.free(plain)
+            with pytest.raises(UseAfterFreeError):
+                _ = plain.value
+            checkpoint.restore()
+            assert (slotted.value, slotted.private(), plain.value) == (2, 2, 3)
+            assert [is_freed(one) for one in (early, slotted, plain)] == [True, False, False]
+            assert len(kernel.graveyard.graves) == 1

@@ -510,7 +510,16 @@ class Checker:
         self._look(self.kernel.current)
         zone_device.pgmap_done(self.shadow, pgmap)
         self._given.pop(pgmap, None)
+        # Its pages go now, and the driver may free it.
+        self.shadow.zones.pop(self.memory.pages.zone(pgmap.start_pfn), None)
         self._tell()
+
+    # --- address spaces
+
+    def mm_freed(self, mm: MmStruct) -> None:
+        if self._tables or self._pmds:
+            self._absorb()
+        self._changes = [change for change in self._changes if change.mm is not mm]  # the entries are none by now
 
     # --- notifiers
 

@@ -303,6 +303,7 @@ class ChunkPool:
         self.retire(chunk)
         self.memory.memunmap_pages(chunk.pagemap)
         self.kernel.gauges.dec("pagemap")
+        self.kernel.free(chunk.pagemap, chunk.pagemap.done)  # the chunk around it goes when its bo has been put
 
     def retire(self, chunk: Chunk) -> None:
         """Let nobody have pages of a chunk any more, before its evacuation: they leave the lists and stay off them."""

@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING
 
 from gpusvm.driver.fault import GpuFault
 from gpusvm.driver.pipeline import FaultPipeline
+from gpusvm.errors import LateWorkError
 from gpusvm.gpu import FaultBuffer
 from gpusvm.kernel import Work
+from gpusvm.kernel.place import caller
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -40,6 +42,7 @@ class FaultQueues:
         self.workqueue = workqueue
         self.slice_ns = slice_ms * 1_000_000
         self.guard = guard
+        self.stopped = False
         self._works: list[Work] = []
         self.buffers: list[FaultBuffer[GpuFault]] = []
         for number in range(queues):
@@ -49,6 +52,12 @@ class FaultQueues:
 
     def submit(self, queue: int, faults: Sequence[GpuFault]) -> int:
         """Write faults into a buffer until it is full, and wake its worker; how many went in."""
+        if self.stopped:
+            kernel = self.kernel
+            raise LateWorkError(
+                f"late work: task {kernel.current.name!r} submits a fault on {faults[0].addr:#x} to queue {queue} at "
+                f"{caller()}, after the device has stopped its fault workers"
+            )
         put = self.buffers[queue].put
         taken = 0
         for fault in faults:
@@ -66,8 +75,9 @@ class FaultQueues:
 
     def stop(self) -> None:
         """Wait until no worker runs. Nothing may be submitted afterwards."""
+        self.stopped = True
         for work in self._works:
-            work.cancel_sync()
+            work.disable_sync()
 
     def _turn_of(self, number: int, buffer: FaultBuffer[GpuFault]) -> Callable[[], None]:
         def turn() -> None:

@@ -244,6 +244,9 @@ class BoManager:
         self.kernel.gauges.dec("bo")
         if self.on_destroy is not None:
             self.on_destroy(bo)
+        if self.kernel.explored:
+            devmem = bo.devmem  # embedded in the driver's buffer object
+            self.kernel.free(bo, bo.resv, devmem, None if devmem is None else devmem.detached)
 
     def _put_later(self, bo: Bo, holder: object) -> None:
         self._put_list.append((bo, holder))

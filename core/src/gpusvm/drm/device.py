@@ -68,3 +68,4 @@ class DrmDevice:
     def _release(self) -> None:
         if self.kernel.tracer.on:
             self.kernel.tracer.emit("drm_dev_release", self.name)
+        self.kernel.free(self)

@@ -299,11 +299,14 @@ class GpuSvm:
             self._notifier_destroy(notifier)
 
     def _range_destroy(self, range_: GpuSvmRange) -> None:
-        self.kernel.ledger.put("range", self.name)
-        self.kernel.gauges.dec("range")
+        kernel = self.kernel
+        kernel.ledger.put("range", self.name)
+        kernel.gauges.dec("range")
         free = self.ops.range_free
         if free is not None:
             free(range_)
+        if kernel.explored:
+            kernel.free(range_, range_.pages)
 
     def range_set_unmapped(self, range_: GpuSvmRange, mmu_range: MmuNotifierRange) -> None:
         """Mark a range as hit by a munmap (drm_gpusvm_range_set_unmapped). The notifier lock is held for writing."""
@@ -405,6 +408,7 @@ class GpuSvm:
         free = self.ops.notifier_free
         if free is not None:
             free(notifier)
+        self.kernel.free(notifier, getattr(notifier, "notifier", None))  # None: it was never subscribed
 
     def _assert_driver_lock(self) -> None:
         lock = self._driver_lock

@@ -21,7 +21,9 @@ class PagemapOps(Protocol):
 
     @property
     def destroy(self) -> "Callable[[DrmPagemap, bool], None] | None":
-        """Free the pagemap, whose last reference is gone; True: in atomic context or reclaim. None: nothing to do."""
+        """Take down and free (`Kernel.free`) the pagemap, whose last reference is gone; True: in atomic context or
+        reclaim. None: core frees it.
+        """
 
     def device_map(
         self, dpagemap: "DrmPagemap", dev: DrmDevice, pfns: Pfns, order: Orders, direction: int
@@ -46,7 +48,7 @@ class DrmPagemap:
     reference on the device from creation until a worker drops it after the last put. Ledger kind "dpagemap".
     """
 
-    __slots__ = ("_kref", "_unhold", "_workqueue", "container", "drm", "kernel", "memory", "ops", "pagemap", "quirks")
+    __slots__ = ("_dev_hold", "_kref", "container", "drm", "kernel", "memory", "ops", "pagemap", "quirks")
 
     def __init__(
         self,
@@ -66,9 +68,7 @@ class DrmPagemap:
         self.ops = ops
         self.container = container
         self.quirks = quirks
-        drm.get("drm_pagemap")
-        self._workqueue = kernel.workqueue("drm_pagemap_unhold")
-        self._unhold = Work(self._put_device, "drm_pagemap_dev_unhold_work")
+        self._dev_hold = _DevHold(drm)
         self._kref = Kref(kernel, "dpagemap", self._release, holder="driver")
         kernel.gauges.inc("pagemap")
 
@@ -107,13 +107,31 @@ class DrmPagemap:
     def _release(self) -> None:
         kernel = self.kernel
         kernel.gauges.dec("pagemap")
-        self._workqueue.queue(self._unhold)  # never from here: the caller may be one of the driver's own functions
+        self._dev_hold.put_later()
         destroy = self.ops.destroy
         if destroy is not None:
             destroy(self, kernel.current.preempt_count > 0)
+        else:
+            kernel.free(self)
 
-    def _put_device(self) -> None:
-        self.drm.put("drm_pagemap")
+
+class _DevHold:
+    """Hold the reference of a pagemap on its device; it outlives the pagemap (struct drm_pagemap_dev_hold)."""
+
+    __slots__ = ("_drm", "_unhold", "_workqueue")
+
+    def __init__(self, drm: DrmDevice) -> None:
+        self._drm = drm
+        self._workqueue = drm.kernel.workqueue("drm_pagemap_unhold")
+        self._unhold = Work(self._put, "drm_pagemap_dev_unhold_work")
+        drm.get("drm_pagemap")
+
+    def put_later(self) -> None:
+        """Drop it from a worker: the caller may be one of the driver's own functions."""
+        self._workqueue.queue(self._unhold)
+
+    def _put(self) -> None:
+        self._drm.put("drm_pagemap")
 
 
 class PagemapDevOps:

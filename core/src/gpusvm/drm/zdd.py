@@ -70,7 +70,10 @@ class Zdd:
     def _destroy(self) -> None:
         devmem = self.devmem
         dpagemap = self.dpagemap
-        dpagemap.kernel.gauges.dec("zdd")
+        kernel = dpagemap.kernel
+        kernel.gauges.dec("zdd")
         devmem.detached.complete_all()
         devmem.release()
         dpagemap.put("zdd")
+        if kernel.explored:
+            kernel.free(self)

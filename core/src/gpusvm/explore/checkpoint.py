@@ -28,6 +28,7 @@ import numpy as np
 
 from gpusvm.errors import ModelError
 from gpusvm.explore.fields import is_frozen, is_in_python, slots_of
+from gpusvm.kernel import Graveyard
 from gpusvm.kernel.greenlets import IdleGreenlets, is_greenlet, is_suspended
 
 __all__ = ["Checkpoint"]
@@ -126,9 +127,12 @@ class Checkpoint:
         self._values = [value for _, _, value in self._slots]
         self._guarded = walk.guarded
         self._unset = walk.unset
+        self._graveyards = [(one, frozenset(one.graves)) for one in walk.graveyards]
 
     def restore(self) -> None:
         """Put everything back."""
+        for graveyard, kept in self._graveyards:
+            graveyard.revive(kept)  # before anything of it is written
         # One loop in C for each kind: hundreds of objects are put back before each execution.
         _run(map(setattr, self._owners, self._names, self._values))
         _run(map(dict.clear, self._dicts))
@@ -189,6 +193,7 @@ class _Walk:
         self.slots: list[tuple[object, str, object]] = []
         self.guarded: list[tuple[Callable[[object, object], None], object, object]] = []
         self.unset: list[tuple[Callable[[object], None], object]] = []
+        self.graveyards: list[Graveyard] = []
         self.left = list(leave)
         # By id: the object, which so stays alive, whence it was reached, and by which step.
         self._seen: dict[int, tuple[object, object, str]] = {id(one): (one, None, "") for one in self.left}
@@ -329,6 +334,8 @@ class _Walk:
     # --- instances of classes
 
     def _enter_instance(self, what: Any, kind: type) -> None:
+        if kind is Graveyard:
+            self.graveyards.append(what)
         frozen = is_frozen(kind)
         for cls in kind.__mro__:
             if cls in _ENTER:

@@ -6,6 +6,7 @@ from gpusvm.kernel.costs import Costs
 from gpusvm.kernel.footprint import EVERYTHING, Footprint
 from gpusvm.kernel.lockdep import Lockdep, LockMap
 from gpusvm.kernel.locks import Mutex, SpinLock
+from gpusvm.kernel.poison import Graveyard, describe, is_freed, peek
 from gpusvm.kernel.refs import Gauges, Kref, Ledger
 from gpusvm.kernel.rwsem import RwSemaphore
 from gpusvm.kernel.srcu import Srcu
@@ -26,6 +27,7 @@ __all__ = [
     "FirstChoice",
     "Footprint",
     "Gauges",
+    "Graveyard",
     "Kernel",
     "Kref",
     "Ledger",
@@ -44,4 +46,7 @@ __all__ = [
     "WaitQueue",
     "Work",
     "Workqueue",
+    "describe",
+    "is_freed",
+    "peek",
 ]

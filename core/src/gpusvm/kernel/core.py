@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from greenlet import GreenletExit, getcurrent
 
-from gpusvm.errors import InputError, LockdepError, ModelError, nearest
+from gpusvm.errors import InputError, LateWorkError, LockdepError, ModelError, nearest
 from gpusvm.kernel.choices import Choices, FirstChoice
 from gpusvm.kernel.costs import Costs
 from gpusvm.kernel.cpus import CpuScheduler
@@ -18,6 +18,7 @@ from gpusvm.kernel.inject import Injector
 from gpusvm.kernel.lockdep import Lockdep, LockMap
 from gpusvm.kernel.locks import Mutex, SpinLock
 from gpusvm.kernel.place import caller
+from gpusvm.kernel.poison import Graveyard
 from gpusvm.kernel.refs import Gauges, Ledger
 from gpusvm.kernel.rwsem import RwSemaphore
 from gpusvm.kernel.scheduler import Scheduler
@@ -134,6 +135,8 @@ class Kernel:
         self.tracer = Tracer(self)
         self.injector = Injector(self.choices)
         self.charged: dict[str, int] = _Charged()
+        self.graveyard = Graveyard(self)
+        self.workqueues: list[Workqueue] = []
         self.closing = False
         self.next_due = NEVER  # when another task or timer is due; timed mode only
         # In explored mode a step costs the same whatever is charged for it.
@@ -376,13 +379,38 @@ class Kernel:
         return WaitQueue(self, name)
 
     def workqueue(self, name: str, max_active: int = 1) -> Workqueue:
-        return Workqueue(self, name, max_active)
+        workqueue = Workqueue(self, name, max_active)
+        self.workqueues.append(workqueue)
+        return workqueue
 
     def timer(self, name: str, fn: Callable[[], object]) -> Timer:
         return Timer(self, name, fn)
 
     def srcu(self, name: str) -> Srcu:
         return Srcu(self, name)
+
+    # -- memory
+
+    def free(self, obj: object, *parts: object) -> None:
+        """Free a modelled object with its embedded `parts` (kfree): locks, works, completions, other structures.
+
+        In checked explored kernels whoever uses one of them afterwards gets UseAfterFreeError; a work or timer among
+        the parts that is queued or runs is a LateWorkError, a lock that is held a LockdepError. Otherwise nothing
+        happens. Call it where the kernel frees, last: the object is not to be touched any more.
+        """
+        if self.explored and self.checked:
+            self.graveyard.bury(obj, parts)
+
+    def assert_idle(self) -> None:
+        """Raise LateWorkError that lists every work that is queued or runs and every timer that is armed: who owned
+        them has ended.
+        """
+        late = [f"  work {work.name!r} {state}" for queue in self.workqueues for work, state in queue.activity()]
+        timers = [what for _, counter, what in self.sched.heap if isinstance(what, Timer) and what.entry == counter]
+        timers.sort(key=lambda timer: timer.entry)
+        late += [f"  timer {timer.name!r} is armed" for timer in timers]
+        if late:
+            raise LateWorkError("\n".join(["late work: all owners have ended", *late]))
 
     # -- fields that tasks share without a lock
 

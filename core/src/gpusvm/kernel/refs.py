@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 
-from gpusvm.errors import LedgerError, ModelError
+from gpusvm.errors import LedgerError, ModelError, UseAfterFreeError
+from gpusvm.kernel.poison import freed_class, peek
 
 if TYPE_CHECKING:
     from gpusvm.kernel.core import Kernel
@@ -77,8 +78,12 @@ class Ledger:
             return repr(holder)
         if isinstance(holder, type):
             return holder.__name__
-        name = getattr(holder, "name", None)
-        return f"{type(holder).__name__} {name!r}" if isinstance(name, str) else type(holder).__name__
+        cls = freed_class(type(holder)) or type(holder)
+        try:
+            name = peek(holder, "name")
+        except (AttributeError, UseAfterFreeError):  # the second from a property that reads what is freed
+            name = None
+        return f"{cls.__name__} {name!r}" if isinstance(name, str) else cls.__name__
 
 
 class Gauges:
@@ -126,7 +131,7 @@ class Kref:
 
     def get(self, holder: object = "kref", n: int = 1) -> None:
         if self.count <= 0:
-            raise ModelError(f"kref {self.kind!r}: a reference is taken after the last was put")
+            raise UseAfterFreeError(f"kref {self.kind!r}: a reference is taken after the last was put")
         self.count += n
         self._ledger.get(self.kind, holder, n)
 

@@ -28,6 +28,14 @@ class Timer(Waitable):
         self.entry = 0
         self.counted = False
 
+    def activity(self, task: Task | None = None) -> str:
+        """Say whether it is armed or its function runs, `task` apart; empty if neither."""
+        if self.entry:
+            return "is armed"
+        if self._running is not None and self._running is not task:
+            return f"runs in task {self._running.name!r}"
+        return ""
+
     @property
     def pending(self) -> bool:
         """Say whether it is armed and has not fired (timer_pending)."""

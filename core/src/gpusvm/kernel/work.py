@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from sys import _getframe
 from typing import TYPE_CHECKING
 
 from gpusvm.errors import InputError, ModelError
 from gpusvm.kernel.lockdep import LockMap
+from gpusvm.kernel.place import place_of
 from gpusvm.kernel.task import Task, Waitable
 from gpusvm.kernel.timers import Timer
 
 if TYPE_CHECKING:
+    from types import CodeType
+
     from gpusvm.kernel.core import Kernel
 
 
@@ -20,13 +24,15 @@ class Work(Waitable):
     It is queued once at a time, but may be queued again while it runs; it never runs twice at the same time.
     """
 
-    __slots__ = ("_queue", "_seq", "_timer", "_waiters", "fn", "name", "pending", "running")
+    __slots__ = ("_by", "_queue", "_seq", "_timer", "_waiters", "disabled", "fn", "name", "pending", "running")
     kind = "work"
 
     def __init__(self, fn: Callable[[], object], name: str) -> None:
         self.fn = fn
         self.name = name
         self.pending = False  # queued, or its delay is running (work_pending)
+        self.disabled = 0  # how often disable_sync was called more than enable: it is not queued then
+        self._by: tuple[str, CodeType, int] | None = None  # who queued it last, in an explored kernel
         self.running: Task | None = None
         self._queue: Workqueue | None = None
         self._seq = 0
@@ -60,6 +66,29 @@ class Work(Waitable):
         queue._touch(self)
         self._wait_idle(queue._kernel)
         return pending
+
+    def disable_sync(self) -> bool:
+        """Do so, and refuse to be queued from now on, until `enable` (disable_work_sync)."""
+        self.disabled += 1
+        return self.cancel_sync()
+
+    def enable(self) -> None:
+        """Undo one disable_sync (enable_work)."""
+        if not self.disabled:
+            raise ModelError(f"work {self.name!r} is enabled and was not disabled")
+        self.disabled -= 1
+
+    def activity(self, task: Task | None = None) -> str:
+        """Say whether it is queued or running, and who queued it; empty if neither. `task` may be the worker itself."""
+        by = ""
+        if self._by is not None:
+            name, code, line = self._by
+            by = f" (queued by task {name!r} at {place_of(code.co_filename, line)})"
+        if self.pending:
+            return f"is queued{by}"
+        if self.running is not None and self.running is not task:
+            return f"runs in task {self.running.name!r}{by}"
+        return ""
 
     def flush(self) -> None:
         """Wait until what is queued or running of it now is done (flush_work)."""
@@ -116,9 +145,12 @@ class Workqueue(Waitable):
         kernel = self._kernel
         if kernel.explored:
             kernel.yield_point("queue_work", work)
-        if work.pending:
+        if work.pending or work.disabled:
             return False
         work.pending = True
+        if kernel.explored:
+            frame = _getframe(1)
+            work._by = (kernel.current.name, frame.f_code, frame.f_lineno)
         self._insert(work)
         return True
 
@@ -141,9 +173,12 @@ class Workqueue(Waitable):
         kernel = self._kernel
         if kernel.explored:
             kernel.yield_point("queue_delayed_work", work)
-        if work.pending:
+        if work.pending or work.disabled:
             return False
         work.pending = True
+        if kernel.explored:
+            frame = _getframe(1)
+            work._by = (kernel.current.name, frame.f_code, frame.f_lineno)
         work._queue = self
         work._timer = Timer(kernel, work.name, lambda: self._insert(work))
         kernel.touch(work._timer)
@@ -165,6 +200,11 @@ class Workqueue(Waitable):
         """Wait until nothing is queued or running, however often works queue each other (drain_workqueue)."""
         while self.busy:
             self.flush()
+
+    def activity(self) -> list[tuple[Work, str]]:
+        """List the works that are queued or running, with what `Work.activity` says of each."""
+        running = [worker[1] for worker in self._workers if worker is not None and worker[1] is not None]
+        return [(work, work.activity()) for work in [*running, *(w for w in self._works if w not in running)]]
 
     @property
     def busy(self) -> bool:
@@ -198,6 +238,7 @@ class Workqueue(Waitable):
                 work.running = task
                 self._workers[slot] = (task, work)
                 seq = work._seq
+                kind = type(work)
                 self._map.acquire()
                 try:
                     if kernel.explored:
@@ -205,14 +246,17 @@ class Workqueue(Waitable):
                     work.fn()
                 finally:
                     self._map.release()
-                    work.running = None
                     self._workers[slot] = (task, None)
+                    freed = type(work) is not kind  # a work may free what it is embedded in, itself included
+                    if not freed:
+                        work.running = None
                     if not kernel.closing:
-                        waiters, work._waiters = work._waiters, []
-                        for waiter in waiters:
-                            kernel.sched.wake(waiter)
+                        if not freed:
+                            waiters, work._waiters = work._waiters, []
+                            for waiter in waiters:
+                                kernel.sched.wake(waiter)
                         self._progress()
-                assert work._seq >= seq
+                assert freed or work._seq >= seq
                 if kernel.cpus:
                     kernel.cond_resched()  # a work that queues itself does not keep the CPU (process_one_work)
         finally:

@@ -61,12 +61,14 @@ class Mismatch:
     pfn: int
     expected: int
     found: int
+    freed: str = ""
+    """In an explored kernel: a clause on who freed the page, if it was free."""
 
     def __str__(self) -> str:
         """Say it in one line."""
         return (
             f"{self.task} read page {self.vpn:#x} of {self.mm} at {self.time_ns} ns and found "
-            f"{describe_token(self.found)} in pfn {self.pfn:#x} instead of {describe_token(self.expected)}"
+            f"{describe_token(self.found)} in pfn {self.pfn:#x} instead of {describe_token(self.expected)}{self.freed}"
         )
 
 
@@ -400,6 +402,8 @@ class Contents:
         """Make one new version; its token."""
         if self.mode == "none" or (self._areas and self._is_driver(mm, vpn)):
             return 0
+        if self.pages.owner is not None:
+            self.pages.owner.check_one("writes to", pfn)
         self._version += 1
         token = self._version << WRITER_BITS | writer
         zone = self.pages.zone(pfn)
@@ -473,6 +477,8 @@ class Contents:
                 vpns, pfns, tokens = vpns[followed], pfns[followed], tokens[followed]
                 if not len(vpns):
                     return
+        if self.pages.owner is not None and quirk is None:
+            self.pages.owner.check("writes to", pfns)
         self._store(pfns, tokens)
         self._expect(mm, vpns, tokens)
         if quirk is not None:
@@ -501,6 +507,9 @@ class Contents:
         """Copy pages one by one: `src[i]` to `dst[i]`."""
         if self.mode == "none" or not len(dst):
             return
+        if self.pages.owner is not None:
+            self.pages.owner.check("copies from", src)
+            self.pages.owner.check("copies to", dst)
         from_, to = self.pages.select(src), self.pages.select(dst)
         if from_ is not None and to is not None:
             to[0].token[to[1]] = from_[0].token[from_[1]]
@@ -514,6 +523,9 @@ class Contents:
         """Copy consecutive pages."""
         if self.mode == "none":
             return
+        if self.pages.owner is not None:
+            self.pages.owner.check_run("copies from", src, nr_pages)
+            self.pages.owner.check_run("copies to", dst, nr_pages)
         to, from_ = self.pages.zone(dst), self.pages.zone(src)
         i, j = dst - to.base, src - from_.base
         to.token[i : i + nr_pages] = from_.token[j : j + nr_pages]
@@ -532,6 +544,8 @@ class Contents:
         """Zero pages."""
         if self.mode == "none":
             return
+        if self.pages.owner is not None:
+            self.pages.owner.check("clears", pfns)
         for zone, index, _ in self.pages.split(pfns):
             zone.token[index] = 0
         if self.tainted_pfns:
@@ -542,6 +556,8 @@ class Contents:
         """Zero consecutive pages."""
         if self.mode == "none":
             return
+        if self.pages.owner is not None:
+            self.pages.owner.check_run("clears", pfn, nr_pages)
         zone = self.pages.zone(pfn)
         i = pfn - zone.base
         zone.token[i : i + nr_pages] = 0
@@ -574,4 +590,7 @@ class Contents:
         self.mismatch_count += 1
         if len(self.mismatches) < MISMATCHES_KEPT:
             kernel = self.kernel
-            self.mismatches.append(Mismatch(kernel.now_ns, kernel.current.name, mm.name, vpn, pfn, expected, found))
+            owner = self.pages.owner
+            freed = "" if owner is None or found != POISON_FREED else owner.last(pfn)
+            task = kernel.current.name
+            self.mismatches.append(Mismatch(kernel.now_ns, task, mm.name, vpn, pfn, expected, found, freed))

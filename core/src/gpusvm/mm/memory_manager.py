@@ -119,6 +119,9 @@ class MemoryManager:
         """Forget an address space that nobody knows any more (__mmdrop)."""
         self.contents.forget_mm(mm)
         self.mms.remove(mm)
+        if self.kernel.observer is not None:
+            tell(self.kernel.observer, "mm_freed", mm)
+        self.kernel.free(mm, mm.mmap_lock, mm.page_table, mm.notifiers)
 
     def mmap(
         self,

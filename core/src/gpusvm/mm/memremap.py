@@ -247,6 +247,8 @@ class DevPagemaps:
             return
         if kind == MEMORY_DEVICE_FS_DAX:
             return
+        if self.pages.owner is not None:
+            self.pages.owner.freed(zone, i, nr)
         if order:
             if zone.m_mapping[i]:
                 zone.flags[i : i + nr] &= ~np.uint16(PG_ANON_EXCLUSIVE)
@@ -283,6 +285,8 @@ class DevPagemaps:
             return
         if zone.mapcount[index].any():
             raise ModelError(f"a device folio of {zone!r} freed while mapped")
+        if self.pages.owner is not None:
+            self.pages.owner.freed(zone, index)
         zone.flags[index] &= ~np.uint16(PG_ANON_EXCLUSIVE)
         zone.token[index] = POISON_FREED
         zone.mapping[index] = 0

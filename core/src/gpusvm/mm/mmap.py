@@ -202,6 +202,7 @@ def _remove(mm: "MmStruct", vmas: list[Vma]) -> None:
 def _unlink(memory: "MemoryManager", vmas: list[Vma]) -> None:
     for vma in vmas:
         memory.rmap.unlink_vma(vma)
+        memory.kernel.free(vma)  # its lock stays as it is: SLAB_TYPESAFE_BY_RCU
 
 
 def _detach(memory: "MemoryManager", mm: "MmStruct", vmas: list[Vma]) -> None:

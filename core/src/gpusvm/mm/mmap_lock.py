@@ -34,15 +34,17 @@ def lock_vma_under_rcu(mm: "MmStruct", address: int) -> "Vma | None":
     """Find the area of an address and lock it for reading; None if there is none or somebody may be changing it."""
     mm.memory.kernel.step()
     vma = mm.vma_lookup(address)
-    if vma is None or _write_locked(vma):
+    if vma is None or _write_locked(mm, vma):
         return None
-    if vma.lock is None:
-        vma.lock = mm.memory.kernel.rwsem("vma_lock")
-    if not vma.lock.down_read_trylock():
+    lock = vma.lock
+    if lock is None:
+        lock = vma.lock = mm.memory.kernel.rwsem("vma_lock")
+    if not lock.down_read_trylock():
         return None
-    # A writer may have come before us, changed the area or taken it away.
-    if _write_locked(vma) or mm.vma_lookup(address) is not vma:
-        vma_end_read(vma)
+    # A writer may have come before us, changed the area or taken it away. RCU keeps the memory of the area for us and
+    # its lock in order (SLAB_TYPESAFE_BY_RCU), but nothing else of it.
+    if mm.vma_lookup(address) is not vma or _write_locked(mm, vma):
+        lock.up_read()
         return None
     return vma
 
@@ -53,6 +55,6 @@ def vma_end_read(vma: "Vma") -> None:
     vma.lock.up_read()
 
 
-def _write_locked(vma: "Vma") -> bool:
-    mmap_lock = vma.mm.mmap_lock
+def _write_locked(mm: "MmStruct", vma: "Vma") -> bool:
+    mmap_lock = mm.mmap_lock
     return mmap_lock.is_write_locked and vma.lock_seq == mmap_lock.writes

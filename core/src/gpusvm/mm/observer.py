@@ -14,6 +14,7 @@ from gpusvm.errors import LockdepError
 from gpusvm.mm.api import DevPagemap, IntervalNotifier, MmuNotifier, MmuNotifierRange
 
 if TYPE_CHECKING:
+    from gpusvm.mm.mm_struct import MmStruct
     from gpusvm.mm.page import Index, Zone
     from gpusvm.mm.pgtable import PageTable, PteTable
 
@@ -77,6 +78,11 @@ class MmObserver(Protocol):
 
     def pgmap_done(self, pgmap: DevPagemap) -> None:
         """Note that memunmap_pages has waited for the last reference."""
+
+    # address spaces
+
+    def mm_freed(self, mm: "MmStruct") -> None:
+        """Note that nobody knows an address space any more; it is empty, and may not be looked at afterwards."""
 
     # notifiers
 

@@ -18,12 +18,13 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from gpusvm.errors import ModelError
+from gpusvm.errors import ModelError, UseAfterFreeError
 from gpusvm.kernel import Kernel, WaitQueue
 from gpusvm.mm.api import MEMORY_DEVICE_PRIVATE, DevPagemap, Geometry, Pfns
 from gpusvm.mm.lru import PG_LRU, LruBatches
 from gpusvm.mm.observer import tell
 from gpusvm.mm.page_alloc import PageAllocator
+from gpusvm.mm.page_owner import PageOwner
 from gpusvm.mm.ptemask import RAMP
 
 __all__ = [
@@ -171,6 +172,7 @@ class PageMap:
         "kernel",
         "lock_owner",
         "lru",
+        "owner",
         "pincounts",
         "ram",
         "ram_pages",
@@ -182,6 +184,7 @@ class PageMap:
         self.geometry: Final = geometry
         self.checked: Final = kernel.checked
         self.ram_pages: Final = ram_pages
+        self.owner: Final = PageOwner(self) if kernel.explored and kernel.checked else None
         self.ram: Final = Zone(0, ram_pages)
         self.zones: list[Zone] = [self.ram]
         self._bases: list[int] = [0]
@@ -206,9 +209,20 @@ class PageMap:
             return zone
         zone = self.zones[bisect_right(self._bases, pfn) - 1]
         if not zone.base <= pfn < zone.end:
-            raise ModelError(f"pfn {pfn:#x} has no struct page")
+            raise self._no_page(pfn)
         self._last = zone
         return zone
+
+    def _no_page(self, pfn: int) -> ModelError:
+        removed = "" if self.owner is None else self.owner.last(pfn)
+        if removed:
+            task = self.kernel.current
+            return UseAfterFreeError(f"use after free: task {task.name!r} uses page {pfn:#x}{removed}")
+        return ModelError(f"pfn {pfn:#x} has no struct page")
+
+    def _free_used(self, doing: str, pfn: int, refs: int) -> UseAfterFreeError:
+        by = "" if self.owner is None else self.owner.last(pfn)
+        return UseAfterFreeError(f"{doing} folio {pfn:#x}, refcount {refs}{by}")
 
     def has_page(self, pfn: int) -> bool:
         """Tell whether `pfn` has a struct page (pfn_valid)."""
@@ -225,6 +239,8 @@ class PageMap:
 
     def remove_region(self, zone: Zone) -> None:
         """Remove the struct pages of a device region."""
+        if self.owner is not None:
+            self.owner.removed(zone)
         at = self.zones.index(zone)
         del self.zones[at]
         del self._bases[at]
@@ -302,7 +318,7 @@ class PageMap:
         zone = self.ram if pfn < self.ram_pages else self.zone(pfn)
         i = pfn - zone.base
         if zone.m_refcount[i] <= 0:
-            raise ModelError(f"folio_get of free folio {pfn:#x}, refcount {zone.m_refcount[i]}")
+            raise self._free_used("folio_get of free", pfn, zone.m_refcount[i])
         zone.m_refcount[i] += 1
 
     def folio_try_get(self, pfn: int) -> bool:
@@ -320,7 +336,7 @@ class PageMap:
         i = pfn - zone.base
         left = zone.m_refcount[i] - refs
         if left < 0:
-            raise ModelError(f"folio_put of folio {pfn:#x}, refcount {left + refs}")
+            raise self._free_used("folio_put of", pfn, left + refs)
         zone.m_refcount[i] = left
         if self.kernel.observer is not None:
             tell(self.kernel.observer, "put", zone, i)
@@ -369,7 +385,7 @@ class PageMap:
         zone = self.ram if pfn < self.ram_pages else self.zone(pfn)
         i = pfn - zone.base
         if zone.m_refcount[i] <= 0:
-            raise ModelError(f"pin of free folio {pfn:#x}, refcount {zone.m_refcount[i]}")
+            raise self._free_used("pin of free", pfn, zone.m_refcount[i])
         if zone.m_order[i]:
             zone.m_refcount[i] += 1
             self.pincounts[pfn] = self.pincounts.get(pfn, 0) + 1
@@ -404,6 +420,8 @@ class PageMap:
         """Lock if free; never sleeps."""
         zone = self.ram if pfn < self.ram_pages else self.zone(pfn)
         i = pfn - zone.base
+        if self.owner is not None:
+            self.owner.check_one("locks", pfn)
         flags = zone.m_flags[i]
         if flags & PG_LOCKED:
             return False
@@ -562,6 +580,8 @@ class PageMap:
         if self.lru is not None:
             self.lru.forget(i)
         order = zone.m_order[i]
+        if self.owner is not None:
+            self.owner.freed(zone, i, 1 << order)
         zone.m_mapping[i] = 0
         if order:
             if flags & PG_HUGETLB:
@@ -590,6 +610,8 @@ class PageMap:
         if self.lru is not None:
             for i in positions(index):
                 self.lru.forget(i)
+        if self.owner is not None:
+            self.owner.freed(zone, index)
         zone.mapping[index] = 0
         zone.flags[index] = 0
         zone.token[index] = POISON_FREED

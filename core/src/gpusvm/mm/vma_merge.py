@@ -171,6 +171,7 @@ def _take_in(memory: "MemoryManager", target: Vma, start: int, end: int, gone: l
         _set_range(memory, target, start, end)
     for vma in gone:
         memory.rmap.unlink_vma(vma)
+        memory.kernel.free(vma)  # its lock stays as it is: SLAB_TYPESAFE_BY_RCU
 
 
 def modify_flags(memory: "MemoryManager", vma: Vma, start: int, end: int, flags: int) -> Vma:

@@ -82,27 +82,29 @@ class DmirrorIoctl:
 
     def migrate_to_dev(self, addr: int, npages: int) -> Done:
         """MIGRATE_TO_DEV: move pages, then read all of them back. EINVAL; ENOENT: one is not in the mirror table."""
-        start, end = self.span(addr, npages)
-        mirror = self.mirror
-        with _MmUser(mirror, errno.EINVAL):
-            mirror.mm.mmap_lock.down_read()
-            try:
-                migrate_to_device(mirror.device, mirror, start, end)
-            finally:
-                mirror.mm.mmap_lock.up_read()
-        return self._read_back(start, end)
+        with self.mirror.in_call():
+            start, end = self.span(addr, npages)
+            mirror = self.mirror
+            with _MmUser(mirror, errno.EINVAL):
+                mirror.mm.mmap_lock.down_read()
+                try:
+                    migrate_to_device(mirror.device, mirror, start, end)
+                finally:
+                    mirror.mm.mmap_lock.up_read()
+            return self._read_back(start, end)
 
     def migrate_to_sys(self, addr: int, npages: int) -> Done:
         """MIGRATE_TO_SYS: move the device's pages home; `cpages` counts a PMD folio once (Q15). EINVAL ENOMEM."""
-        start, end = self.span(addr, npages)
-        mirror = self.mirror
-        with _MmUser(mirror, errno.EINVAL):
-            mirror.mm.mmap_lock.down_read()
-            try:
-                moved = migrate_to_system(mirror.device, mirror, start, end)
-            finally:
-                mirror.mm.mmap_lock.up_read()
-        return Done(cpages=moved)
+        with self.mirror.in_call():
+            start, end = self.span(addr, npages)
+            mirror = self.mirror
+            with _MmUser(mirror, errno.EINVAL):
+                mirror.mm.mmap_lock.down_read()
+                try:
+                    moved = migrate_to_system(mirror.device, mirror, start, end)
+                finally:
+                    mirror.mm.mmap_lock.up_read()
+            return Done(cpages=moved)
 
     def snapshot(self, addr: int, npages: int) -> bytes:
         """SNAPSHOT: say how the process maps each page, one byte each, without faulting. EINVAL EBUSY EFAULT."""
@@ -112,61 +114,64 @@ class DmirrorIoctl:
 
     def snapshot_to(self, addr: int, npages: int, copy_out: Callable[[int, bytes], None]) -> Done:
         """Do so window by window, each handed out, with the number of its first page, before the next is read."""
-        start, end = self.span(addr, npages)
-        done = 0
-        with _MmUser(self.mirror, errno.EINVAL):
-            for window in snapshot(self.mirror, start, end):
-                copy_out(done, window)
-                done += len(window)
-        return Done(cpages=done)
+        with self.mirror.in_call():
+            start, end = self.span(addr, npages)
+            done = 0
+            with _MmUser(self.mirror, errno.EINVAL):
+                for window in snapshot(self.mirror, start, end):
+                    copy_out(done, window)
+                    done += len(window)
+            return Done(cpages=done)
 
     def exclusive(self, addr: int, npages: int) -> Done:
         """EXCLUSIVE: make pages device-exclusive one by one, then read them back.
 
         EINVAL; EFAULT: no VMA, or not writable; EOPNOTSUPP: not anonymous; ENOENT: revoked meanwhile.
         """
-        start, end = self.span(addr, npages)
-        mirror, memory = self.mirror, self.mirror.memory
-        with _MmUser(mirror, errno.EINVAL):
-            mirror.mm.mmap_lock.down_read()
-            try:
-                for at in range(start, end, memory.geometry.page_size):
-                    # Without an owner: the mirror sees its own EXCLUSIVE event, and stores the entry after it.
-                    pfn = memory.make_device_exclusive(mirror.mm, at, None)
-                    try:
-                        mirror.store_exclusive(at, pfn)
-                    finally:
-                        memory.folio_unlock(memory.folio_head(pfn))
-                        memory.folio_put(memory.folio_head(pfn))
-            finally:
-                mirror.mm.mmap_lock.up_read()
-        return self._read_back(start, end)
+        with self.mirror.in_call():
+            start, end = self.span(addr, npages)
+            mirror, memory = self.mirror, self.mirror.memory
+            with _MmUser(mirror, errno.EINVAL):
+                mirror.mm.mmap_lock.down_read()
+                try:
+                    for at in range(start, end, memory.geometry.page_size):
+                        # Without an owner: the mirror sees its own EXCLUSIVE event, and stores the entry after it.
+                        pfn = memory.make_device_exclusive(mirror.mm, at, None)
+                        try:
+                            mirror.store_exclusive(at, pfn)
+                        finally:
+                            memory.folio_unlock(memory.folio_head(pfn))
+                            memory.folio_put(memory.folio_head(pfn))
+                finally:
+                    mirror.mm.mmap_lock.up_read()
+            return self._read_back(start, end)
 
     def check_exclusive(self, addr: int, npages: int) -> Done:
         """CHECK_EXCLUSIVE: EPERM if any page of the range is still exclusive."""
-        start, end = self.span(addr, npages)
-        shift = self.mirror.memory.geometry.page_shift
-        with self.mirror.mutex:
-            if bool((self.mirror.page_table.perms(start >> shift, end >> shift) & ATOMIC).any()):
-                raise KernelError(errno.EPERM, "a page is still device-exclusive")
-        return Done(cpages=0)
+        with self.mirror.in_call():
+            start, end = self.span(addr, npages)
+            shift = self.mirror.memory.geometry.page_shift
+            with self.mirror.mutex:
+                if bool((self.mirror.page_table.perms(start >> shift, end >> shift) & ATOMIC).any()):
+                    raise KernelError(errno.EPERM, "a page is still device-exclusive")
+            return Done(cpages=0)
 
     def release(self) -> Done:
         """RELEASE: evacuate the device, whosever pages it has, and give back all its chunks. Sleeps."""
-        self.mirror.device.release()
-        return Done(cpages=0)
+        with self.mirror.in_call():
+            self.mirror.device.release()
+            return Done(cpages=0)
 
     def flags(self, flags: int) -> Done:
         """Set the flags of the file (FLAGS). HMM_DMIRROR_FLAG_FAIL_ALLOC lets the next allocation for it fail, once."""
-        self.mirror.flags = flags
-        return Done(cpages=0)
+        with self.mirror.in_call():
+            self.mirror.flags = flags
+            return Done(cpages=0)
 
     # ---- what they share -------------------------------------------------------------------------------------------
 
     def span(self, addr: int, npages: int) -> tuple[int, int]:
-        """Check what every ioctl checks (dmirror_fops_unlocked_ioctl); all in 64 bits."""
-        if self.mirror.closed:
-            raise KernelError(errno.EBADF, "the file is closed")
+        """Check what every ioctl checks of a range (dmirror_fops_unlocked_ioctl); all in 64 bits."""
         geometry = self.mirror.memory.geometry
         size = npages << geometry.page_shift & _U64
         if addr % geometry.page_size or addr >= (addr + size & _U64):
@@ -174,23 +179,24 @@ class DmirrorIoctl:
         return addr, addr + size
 
     def _access(self, addr: int, npages: int, tokens: Tokens | None = None, *, unlocked: bool = False) -> Done:
-        start, end = self.span(addr, npages)
-        mirror = self.mirror
-        shift = mirror.memory.geometry.page_shift
-        npages = (end - start) >> shift
-        self._bounce()
-        found: list[Tokens] = []
-        done = faults = 0
-        while True:
-            with mirror.mutex:
-                some = self._through_table(start, end, None if tokens is None else tokens[done:])
-            found.append(some)
-            done += len(some)
-            if done == npages:
-                return Done(cpages=done, faults=faults, tokens=np.concatenate(found))
-            start = end - ((npages - done) << shift)
-            mirror.fault(start, end, write=tokens is not None, unlocked=unlocked)
-            faults += 1
+        with self.mirror.in_call():
+            start, end = self.span(addr, npages)
+            mirror = self.mirror
+            shift = mirror.memory.geometry.page_shift
+            npages = (end - start) >> shift
+            self._bounce()
+            found: list[Tokens] = []
+            done = faults = 0
+            while True:
+                with mirror.mutex:
+                    some = self._through_table(start, end, None if tokens is None else tokens[done:])
+                found.append(some)
+                done += len(some)
+                if done == npages:
+                    return Done(cpages=done, faults=faults, tokens=np.concatenate(found))
+                start = end - ((npages - done) << shift)
+                mirror.fault(start, end, write=tokens is not None, unlocked=unlocked)
+                faults += 1
 
     def _read_back(self, start: int, end: int) -> Done:
         self._bounce()

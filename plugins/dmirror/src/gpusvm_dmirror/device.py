@@ -270,6 +270,7 @@ class DmirrorDevice:
                 if chunk.callocated:
                     self._evict_chunk(chunk)
                 self.pool.remove(chunk)
+                self.kernel.free(chunk)
 
     def _evict_chunk(self, chunk: Chunk) -> None:
         memory, nr = self.memory, chunk.pagemap.nr_pages

@@ -52,15 +52,24 @@ class DmirrorPipeline(FaultPipeline):
         mirror: Dmirror | None = next((file for file in self.device.files if file.inst == job.fault.inst), None)
         if mirror is None:
             raise KernelError(errno.EINVAL, f"no open file has the number {job.fault.inst}")
+        mirror.fget()
+        job.vm = mirror
         if not mirror.mm.mmget_not_zero():
             raise KernelError(errno.EFAULT, f"{mirror.mm.name} is gone")
-        job.vm = mirror
         job.scratch = _Fault(mirror.deadline())
         return True
 
     def end(self, job: FaultJob) -> None:
         """Give the page that make_device_exclusive returned and the address space back."""
-        fault: _Fault | None = job.scratch
+        mirror: Dmirror | None = job.vm
+        if mirror is None:
+            return
+        try:
+            self._put_back(mirror, job.scratch)
+        finally:
+            mirror.fput()
+
+    def _put_back(self, mirror: "Dmirror", fault: _Fault | None) -> None:
         if fault is None:
             return
         if fault.exclusive >= 0:
@@ -68,7 +77,7 @@ class DmirrorPipeline(FaultPipeline):
             head = memory.folio_head(fault.exclusive)
             memory.folio_unlock(head)
             memory.folio_put(head)
-        job.vm.mm.mmput()
+        mirror.mm.mmput()
 
     def lookup(self, job: FaultJob) -> bool:
         """Look into the mirror table first, then open the window that begins at the fault."""

@@ -24,6 +24,8 @@ def unlocked_ioctl(ioctl: "DmirrorIoctl", request: int, cmd: HmmDmirrorCmd | Non
     """Check the argument, do the command, and copy the counts out if it succeeds. EFAULT EINVAL, or the command's."""
     if cmd is None:
         raise KernelError(errno.EFAULT, "the argument cannot be read")
+    if ioctl.mirror.closed:
+        raise KernelError(errno.EBADF, "the file is closed")
     start, end = ioctl.span(cmd.addr, cmd.npages)
     handler = _HANDLERS.get(request)
     if handler is None:

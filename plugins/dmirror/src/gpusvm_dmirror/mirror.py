@@ -1,7 +1,8 @@
 """lib/test_hmm.c, as of Linux 7.3.4: one open file of a dmirror device, and its mirror table."""
 
 import errno
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from gpusvm.driver import CallerFaults, NotifierWindow
@@ -29,6 +30,8 @@ from gpusvm_dmirror.migrate import migrate_to_device
 from gpusvm_dmirror.uapi import HMM_DMIRROR_FLAG_FAIL_ALLOC
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from gpusvm_dmirror.device import DmirrorDevice
 
 __all__ = ["Dmirror"]
@@ -46,8 +49,11 @@ class Dmirror:
     The mirror table, an xarray in the kernel, is the `GpuPageTable`: an entry names the page that holds the data,
     READ|WRITE is the tag WRITE, READ alone no tag, and READ|WRITE|ATOMIC the tag ATOMIC of a device-exclusive page.
     `ioctl` is called as the system call is, and has a method for each command. A fork shares the file, which keeps
-    mirroring the parent.
+    mirroring the parent. Who is in a call holds the file, so that it is released only when all have left it.
     """
+
+    outlives: ClassVar = frozenset({"close", "closed", "faults", "fget", "in_call", "ioctl", "page_table", "populate"})
+    """What belongs to the file descriptor, and so is there after the file has been released."""
 
     def __init__(self, device: "DmirrorDevice", mm: MmApi, *, start: int, end: int, inst: int) -> None:
         memory = device.memory
@@ -64,6 +70,7 @@ class Dmirror:
         self.ioctl = DmirrorIoctl(self)
         self.flags = 0
         self.closed = False
+        self._users = 1  # the descriptor, and who is in a call (struct file.f_ref)
         self._page_shift = memory.geometry.page_shift
         length = _ULONG_MAX & -memory.geometry.page_size
         self.notifier = memory.mmu_interval_notifier_insert(mm, 0, length, self)
@@ -72,19 +79,23 @@ class Dmirror:
 
     def populate(self, start: int, end: int) -> int:
         """Migrate [start, end) as MIGRATE_TO_DEV does, without reading it back; the bytes moved. EINVAL, ENODEV."""
-        mm = self.mm
-        if not mm.mmget_not_zero():
-            raise KernelError(errno.EINVAL, f"{mm.name} is gone")
-        before = self.device.kernel.stats.migrated_to_device_bytes
+        self.fget()
         try:
-            mm.mmap_lock.down_read()
+            mm = self.mm
+            if not mm.mmget_not_zero():
+                raise KernelError(errno.EINVAL, f"{mm.name} is gone")
+            before = self.device.kernel.stats.migrated_to_device_bytes
             try:
-                migrate_to_device(self.device, self, start, end)
+                mm.mmap_lock.down_read()
+                try:
+                    migrate_to_device(self.device, self, start, end)
+                finally:
+                    mm.mmap_lock.up_read()
             finally:
-                mm.mmap_lock.up_read()
+                mm.mmput()
+            return self.device.kernel.stats.migrated_to_device_bytes - before
         finally:
-            mm.mmput()
-        return self.device.kernel.stats.migrated_to_device_bytes - before
+            self.fput()
 
     def mmap(self, length: int, prot: int, *, shared: bool = False, mm: MmApi | None = None) -> int:
         """Map zeroed pages of the kernel's into `mm`, the opener's by default, and return where (dmirror_fops_mmap).
@@ -112,16 +123,42 @@ class Dmirror:
             raise
         return addr
 
+    def fget(self) -> None:
+        """Hold the file for the time of a call. EBADF."""
+        if self.closed:
+            raise KernelError(errno.EBADF, "the file is closed")
+        self._users += 1
+
+    def fput(self) -> None:
+        """Let go of it; the last releases it."""
+        self._users -= 1
+        if not self._users:
+            self._release()
+
+    @contextmanager
+    def in_call(self) -> "Iterator[None]":
+        """Hold the file inside a with block."""
+        self.fget()
+        try:
+            yield
+        finally:
+            self.fput()
+
     def close(self) -> None:
-        """Close the file (dmirror_fops_release): the pages of *every* file of the device go home."""
+        """Close the descriptor; the file is released as soon as nobody is in a call of it."""
         if self.closed:
             return
         self.closed = True
+        self.fput()
+
+    def _release(self) -> None:
+        """Release the file (dmirror_fops_release): the pages of *every* file of the device go home."""
         self.memory.mmu_interval_notifier_remove(self.notifier)
         self.device.kernel.gauges.dec("notifier")
         self.device.evict()
         self.page_table.unmap(0, _ULONG_MAX >> self._page_shift)
         self.device.files.remove(self)
+        self.device.kernel.free(self, self.mutex, self.notifier)
 
     def window(self, start: int, end: int) -> NotifierWindow:
         """Return a window under the file's own notifier."""

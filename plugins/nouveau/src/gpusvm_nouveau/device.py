@@ -96,8 +96,8 @@ class NouveauDevice:
         }
 
     def forget(self, svmm: NouveauSvmm) -> None:
-        """Take a closed address space off the list."""
-        self.svmms.pop(svmm.inst, None)
+        """Take an address space that ends off the list, so that no fault finds it."""
+        del self.svmms[svmm.inst]
 
     def bind_migrate(self, svmm: NouveauSvmm, start: int, end: int) -> int:
         """Migrate with DRM_IOCTL_NOUVEAU_SVM_BIND (nouveau_svmm_bind); the bytes moved.
@@ -137,7 +137,13 @@ class NouveauDevice:
         cookie = self.device.dev_enter()
         try:
             with self.pm.populate():
-                svmm = next((each for each in self.svmms.values() if each.mm is mm), None)
-                self._migrate_vmas(svmm, mm, start, end, best_effort=False)
+                svmm = next((each for each in self.svmms.values() if each.mm is mm and not each.closing), None)
+                if svmm is not None:
+                    svmm.fget()
+                try:
+                    self._migrate_vmas(svmm, mm, start, end, best_effort=False)
+                finally:
+                    if svmm is not None:
+                        svmm.fput()
         finally:
             self.device.dev_exit(cookie)

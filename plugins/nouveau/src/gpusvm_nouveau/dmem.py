@@ -106,6 +106,7 @@ class NouveauDmem:
             on_new=self._pin,
         )
         self.bo_mapping = ChunkBoMapping(self.pool)
+        self._pages_hold = device.quirks.freed_svmm == "fixed"
 
     # ---- dev_pagemap_ops -----------------------------------------------------------------------------------------
 
@@ -157,16 +158,26 @@ class NouveauDmem:
 
     def folio_free(self, pfn: int, order: int) -> None:
         """Take a folio back; its object stays pinned."""
+        svmm: NouveauSvmm | None = self.memory.zone_device_data(pfn)
         self.bo_mapping.free(pfn, order)
+        if svmm is not None and self._pages_hold:
+            svmm.put_pages(1)
 
     def folios_free(self, pfns: Pfns) -> None:
         """Take many single pages back."""
-        self.pool.free_many(pfns)
+        if self._pages_hold:
+            for pfn in pfns.tolist():
+                self.folio_free(pfn, 0)
+        else:
+            self.pool.free_many(pfns)
 
     def folio_split(self, head: int, tail: int | None) -> None:
         """Give a tail the svmm of the head (nouveau_dmem_folio_split)."""
         if tail is not None:
-            self.memory.set_zone_device_data(tail, self.memory.zone_device_data(head))
+            svmm: NouveauSvmm | None = self.memory.zone_device_data(head)
+            self.memory.set_zone_device_data(tail, svmm)
+            if svmm is not None and self._pages_hold:
+                svmm.get_pages(1)
             self.bo_mapping.split(head, tail)
 
     # ---- to the device -------------------------------------------------------------------------------------------
@@ -225,6 +236,8 @@ class NouveauDmem:
             return 0
         memory.zone_device_folio_init(pfn, self.pool.chunk_of(pfn).pagemap, order)
         memory.set_zone_device_data(pfn, svmm)
+        if svmm is not None:
+            svmm.get_pages(1)
         word = int(src[0])
         rows = 0
         try:
@@ -254,6 +267,8 @@ class NouveauDmem:
         for chunk, some in self.pool.by_chunk(pages):
             memory.zone_device_folios_init(some, chunk.pagemap)
         memory.set_zone_device_data(pages, svmm)
+        if svmm is not None:
+            svmm.get_pages(len(pages))
         present = (src[wanted] & _VALID) != 0
         rows = int(np.count_nonzero(present))
         page_size = memory.geometry.page_size
@@ -363,6 +378,7 @@ class NouveauDmem:
             self._evacuate(chunk)
             self.pool.remove(chunk)
             chunk.bo.put()
+            self.kernel.free(chunk)
 
     def _evacuate(self, chunk: Chunk) -> None:
         """Leave no page of a process in a chunk that goes."""

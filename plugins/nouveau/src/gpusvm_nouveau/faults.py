@@ -279,4 +279,4 @@ class NouveauPipeline(FaultPipeline):
         for job in served:
             super().acknowledge(job, 0)
         for svmm in list(self.device.svmms.values()):
-            svmm.source.replayed()
+            svmm.faults.replayed()

@@ -5,10 +5,12 @@ interval notifier for each group of faults, which only tells the fault that some
 """
 
 import errno
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from gpusvm.driver import QueueFaults
+from gpusvm.errors import KernelError
 from gpusvm.gpu import GpuPageTable
+from gpusvm.kernel import Kref
 from gpusvm.mm.api import MMU_NOTIFY_EXCLUSIVE, MMU_NOTIFY_MIGRATE, IntervalNotifier, MmApi, MmuNotifierRange
 
 from gpusvm_nouveau.vmm import Vmm
@@ -32,8 +34,33 @@ class _Classic:
         self.release: Callable[[MmApi], None] | None = None
 
 
+class NouveauFaults(QueueFaults):
+    """Bring the faults of one instance to the device's buffer."""
+
+    def __init__(self, device: "NouveauDevice", inst: int) -> None:
+        super().__init__(device.queues, inst=inst, queue=0)
+        self._device = device
+
+    def submit(self, faults: "Sequence[GpuFault]") -> int:
+        """Write faults into the device's one buffer; how many it took.
+
+        What faults was launched by an ioctl, which woke the device; nothing keeps it awake afterwards.
+        """
+        device = self._device
+        if device.pm.asleep:
+            with device.pm.ioctl():
+                pass
+        return super().submit(faults)
+
+
 class NouveauSvmm:
-    """Mirror one address space (struct nouveau_svmm with its VMM); it is the Vm of the driver contract."""
+    """Mirror one address space (struct nouveau_svmm with its VMM); it is the Vm of the driver contract.
+
+    The file holds it, and with the quirk `freed_svmm` fixed every device page that was migrated for it.
+    """
+
+    outlives: ClassVar = frozenset({"_open", "close", "closed", "faults", "fget", "page_table", "populate"})
+    """What belongs to the program's handle and to its GPU, and so is there when the svmm is gone."""
 
     def __init__(self, device: "NouveauDevice", mm: MmApi, *, start: int, end: int, inst: int) -> None:
         memory = device.memory
@@ -44,50 +71,73 @@ class NouveauSvmm:
         self.end = end
         self.inst = inst
         self.closed = False
+        self._open = True
+        self._users = 1  # the descriptor, and each ioctl that runs
+        self._kref = Kref(device.kernel, "svmm", self._free, holder="file")
+        self._pages_hold = device.quirks.freed_svmm == "fixed"
         self.mutex = device.kernel.mutex("svmm->mutex")
         self.page_table = GpuPageTable(device.kernel, memory, mm)
         self.vmm = Vmm(device.kernel, self.page_table, device.device.dma, device.tlb, memory.geometry)
-        self.source = QueueFaults(device.queues, inst=inst, queue=0)
+        self.faults = NouveauFaults(device, inst)
         self._page_shift = memory.geometry.page_shift
         self._classic = _Classic(self.invalidate_range_start)
         self.memory.mmu_notifier_register(self._classic, mm)
         device.kernel.gauges.inc("notifier")
 
-    @property
-    def faults(self) -> "NouveauSvmm":
-        """The fault source is the svmm itself: see `submit`."""
-        return self
-
-    def submit(self, faults: "Sequence[GpuFault]") -> int:
-        """Write faults into the device's one buffer; how many it took.
-
-        What faults was launched by an ioctl, which woke the device; nothing keeps it awake afterwards.
-        """
-        device = self.device
-        if device.pm.asleep:
-            with device.pm.ioctl():
-                pass
-        return self.source.submit(faults)
-
-    def on_replay(self, listener: "Callable[[], None]") -> None:
-        """Call `listener` after each replay of the device's buffer."""
-        self.source.on_replay(listener)
-
     def populate(self, start: int, end: int) -> int:
         """Migrate [start, end) with SVM_BIND (nouveau_svmm_bind), results ignored; the bytes moved."""
-        return self.device.bind_migrate(self, start, end)
+        self.fget()
+        try:
+            return self.device.bind_migrate(self, start, end)
+        finally:
+            self.fput()
 
     def close(self) -> None:
-        """End the address space (nouveau_svmm_fini). Device pages of the process stay where they are."""
-        if self.closed:
-            return
+        """Close the file; the address space ends as soon as no ioctl of it runs."""
+        if self._open:
+            self._open = False
+            self.fput()
+
+    @property
+    def closing(self) -> bool:
+        """Tell whether the file is closed, though an ioctl may still run."""
+        return not self._open
+
+    def fget(self) -> None:
+        """Hold the file for the time of an ioctl. EINVAL if it is closed."""
+        if not self._open:
+            raise KernelError(errno.EINVAL, "the address space is closed")
+        self._users += 1
+
+    def fput(self) -> None:
+        """Let go of it; the last ends the address space."""
+        self._users -= 1
+        if not self._users:
+            self._fini()
+
+    def _fini(self) -> None:
+        # nouveau_svmm_part, nouveau_svmm_fini. Device pages of the process stay where they are.
+        self.device.forget(self)
         self._drain_faults()
         self.memory.mmu_notifier_unregister(self._classic, self.mm)
         self.device.kernel.gauges.dec("notifier")
         with self.mutex:
             self.closed = True
             self.vmm.unmap(0, 1 << 64 - self._page_shift)
-        self.device.forget(self)
+        self._kref.put("file")
+
+    def get_pages(self, n: int) -> None:
+        """Note that `n` folios of device memory name the svmm; as written nobody holds it for them."""
+        if self._pages_hold:
+            self._kref.get("page", n)
+
+    def put_pages(self, n: int) -> None:
+        """Note that they are free."""
+        if self._pages_hold:
+            self._kref.put("page", n)
+
+    def _free(self) -> None:
+        self.device.kernel.free(self, self.mutex, self._classic, self.vmm)
 
     def _drain_faults(self) -> None:
         """Wait for the fault worker: it has looked this address space up under a lock that it no longer holds."""

@@ -69,6 +69,12 @@ class NouveauQuirks:
         cite="nouveau_svm.c:nouveau_atomic_range_fault; memory.c:remove_device_exclusive_entry",
         default="fixed",
     )
+    freed_svmm: str = quirk(
+        "A device page names the svmm that it was migrated for, and closing the file frees the svmm while its pages "
+        "stay in VRAM: a CPU fault on one then takes a mutex in freed memory. Derived from the source, seen by nobody; "
+        "only checked explored machines notice",
+        cite="nouveau_dmem.c:nouveau_dmem_migrate_to_ram; nouveau_svm.c:nouveau_svmm_fini",
+    )
     sleeping_copy: str = quirk(
         "A CPU fault on a device page copies without waking the device, which may be suspended",
         cite="nouveau_dmem.c:nouveau_dmem_migrate_to_ram",

@@ -119,9 +119,12 @@ class XeDriver:
         finally:
             self.device.dev_exit(cookie)
 
-    def vm_closed(self, vm: XeVm) -> None:
-        """Forget a VM that has ended, and give back what it held (vm_destroy_work_func)."""
+    def vm_forget(self, vm: XeVm) -> None:
+        """Take a VM that has ended off the table of address spaces (xe_vm_close_and_put)."""
         del self.vms[vm.asid]
+
+    def vm_closed(self, vm: XeVm) -> None:
+        """Give back what a VM held whose last reference is gone (vm_destroy_work_func)."""
         self.shared.owners.release_owner(vm.peer)
         if self.spec.discrete:
             assert self.xpagemap is not None

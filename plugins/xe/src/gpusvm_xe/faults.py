@@ -55,8 +55,9 @@ class XeFaults(FaultPipeline):
         vm = self.driver.vms.get(job.fault.inst)
         if vm is None:
             raise KernelError(errno.EINVAL, f"no address space with asid {job.fault.inst}")
-        vm.lock.down_write()
+        vm.get("pagefault")
         job.vm = vm
+        vm.lock.down_write()
         if vm.closed:
             raise KernelError(errno.ENOENT, f"the address space {job.fault.inst} is closed")
         tunables = self.driver.tunables
@@ -74,6 +75,7 @@ class XeFaults(FaultPipeline):
     def end(self, job: FaultJob) -> None:
         if job.vm is not None:
             job.vm.lock.up_write()
+            job.vm.put("pagefault")
 
     # ---- gc ------------------------------------------------------------------------------------------------------
 

@@ -186,6 +186,7 @@ class XePagemap:
         self.memory.memunmap_pages(self.pagemap)
         self.driver.shared.owners.release_owner(self.peer)
         self.driver.xpagemap = None
+        self.driver.kernel.free(self, self.pagemap, self.pagemap.done, self.dpagemap, self._destroy_work)
 
 
 class XeEmbedding:

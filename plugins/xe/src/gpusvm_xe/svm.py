@@ -127,9 +127,9 @@ class GarbageCollector:
     def __init__(self, vm: "XeVm") -> None:
         self.vm = vm
         self.kernel = vm.kernel
-        self._lock = vm.kernel.spinlock("garbage_collector.lock")
+        self.lock = vm.kernel.spinlock("garbage_collector.lock")
         self._ranges: deque[XeSvmRange] = deque()
-        self._work = Work(self._worker, "xe_svm_garbage_collector")
+        self.work = Work(self._worker, "xe_svm_garbage_collector")
 
     def __len__(self) -> int:
         return len(self._ranges)
@@ -138,11 +138,11 @@ class GarbageCollector:
         """Note a range down and wake the worker (xe_svm_garbage_collector_add_range). The notifier lock is held."""
         assert isinstance(range_, XeSvmRange)
         self.vm.gpusvm.range_set_unmapped(range_, mmu_range)
-        with self._lock:
+        with self.lock:
             if not range_.queued:
                 range_.queued = True
                 self._ranges.append(range_)
-        self.vm.driver.pf_wq.queue(self._work)
+        self.vm.driver.pf_wq.queue(self.work)
 
     def collect(self) -> None:
         """Remove what was noted down (xe_svm_garbage_collector). The VM's lock is held for writing."""
@@ -150,7 +150,7 @@ class GarbageCollector:
             return
         vm = self.vm
         while True:
-            with self._lock:
+            with self.lock:
                 if not self._ranges:
                     return
                 # It stays `queued`: list_del leaves poison, of which list_empty says no, so a notifier that meets the
@@ -164,8 +164,8 @@ class GarbageCollector:
             vm.gpusvm.range_remove(range_)
 
     def stop(self) -> None:
-        """Wait for the worker; it finds a closed VM and leaves the rest to the VM's end."""
-        self._work.cancel_sync()
+        """Wait for the worker and let none be queued again: the notifiers go on until the VM's end (xe_svm_close)."""
+        self.work.disable_sync()
 
     def _worker(self) -> None:
         vm = self.vm

@@ -3,12 +3,13 @@ process.
 """
 
 import errno
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from gpusvm.driver import QueueFaults, RangeUnit
 from gpusvm.drm import GpuSvm, GpuSvmCtx, GpuSvmRange, Peer
 from gpusvm.errors import KernelError
 from gpusvm.gpu import ATOMIC, READ, REMOTE, WRITE, GpuPageTable, Tlb
+from gpusvm.kernel import Kref
 from gpusvm.mm.api import MmApi
 
 from gpusvm_xe.pagemap import XE_INTERCONNECT_VRAM
@@ -27,6 +28,9 @@ class XeVm:
     driver's migrate lock > mmap_lock > validation > resv > notifier lock.
     """
 
+    outlives: ClassVar = frozenset({"asid", "close", "closed", "faults", "page_table", "populate"})
+    """What belongs to the handle that a program has, and to its GPU, and so is there when the VM is gone."""
+
     def __init__(self, driver: "XeDriver", mm: MmApi, *, asid: int, start: int, end: int) -> None:
         memory, tunables = driver.memory, driver.tunables
         self.driver = driver
@@ -36,6 +40,8 @@ class XeVm:
         self.start = start
         self.end = end
         self.closed = False
+        # Held by the file until `close`, and by whoever works on the VM meanwhile (xe_vm_get, xe_vm_put).
+        self._kref = Kref(kernel, "vm", self._free, holder="file")
         self.page_shift = memory.geometry.page_shift
         self.pmd_order = memory.geometry.pmd_order
         self.lock = kernel.rwsem("xe_vm_lock")
@@ -75,6 +81,14 @@ class XeVm:
             chunk_sizes=(*(size for size in tunables.chunk_sizes if size > page_size), page_size),
         )
         self.gpusvm.driver_set_lock(self.lock)
+
+    def get(self, holder: str) -> None:
+        """Keep the VM while it is worked on, whether it is closed meanwhile or not (xe_vm_get)."""
+        self._kref.get(holder)
+
+    def put(self, holder: str) -> None:
+        """Let go of it (xe_vm_put); the last frees it."""
+        self._kref.put(holder)
 
     # ---- page table ----------------------------------------------------------------------------------------------
 
@@ -138,24 +152,33 @@ class XeVm:
         succeeds all the same: ENODATA is kept from the program. ENODEV after unplug, ENOENT for a closed VM, the errno
         of a VMA that can have no range (EPERM: not writable), and that of get_pages where it is none of a race.
         """
+        if self.closed:
+            raise KernelError(errno.ENOENT, f"the address space {self.asid} is closed")
         driver = self.driver
-        cookie = driver.device.dev_enter()
+        self.get("ioctl")
         try:
-            with driver.pm.ioctl(), self.lock.write():
-                if self.closed:
-                    raise KernelError(errno.ENOENT, f"the address space {self.asid} is closed")
-                self.garbage.collect()
-                moved = 0
-                units = self._prefetch_units(start, end)
-                for unit in units:
-                    nbytes = self._prefetch(unit)
-                    if nbytes is None:
-                        return moved
-                    moved += nbytes
-                self._bind_all(units)
-                return moved
+            cookie = driver.device.dev_enter()
+            try:
+                with driver.pm.ioctl(), self.lock.write():
+                    return self._populate(start, end)
+            finally:
+                driver.device.dev_exit(cookie)
         finally:
-            driver.device.dev_exit(cookie)
+            self.put("ioctl")
+
+    def _populate(self, start: int, end: int) -> int:
+        if self.closed:
+            raise KernelError(errno.ENOENT, f"the address space {self.asid} is closed")
+        self.garbage.collect()
+        moved = 0
+        units = self._prefetch_units(start, end)
+        for unit in units:
+            nbytes = self._prefetch(unit)
+            if nbytes is None:
+                return moved
+            moved += nbytes
+        self._bind_all(units)
+        return moved
 
     def _prefetch_units(self, start: int, end: int) -> list[RangeUnit]:
         """Find or make the ranges of [start, end) that are not mapped where they should be (vm_bind_ioctl_ops_create).
@@ -218,7 +241,7 @@ class XeVm:
     # ---- the end -------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """End the address space: refuse faults, stop the collector, remove all ranges (xe_svm_close, xe_svm_fini)."""
+        """End the address space: refuse faults, stop the collector, remove all ranges (xe_vm_close_and_put)."""
         if self.closed:
             return
         with self.lock.write():
@@ -227,4 +250,12 @@ class XeVm:
         with self.lock.write():
             self.page_table.unmap(self.start >> self.page_shift, self.end >> self.page_shift)
             self.gpusvm.fini()
+        self.driver.vm_forget(self)
+        self.put("file")
+
+    def _free(self) -> None:
+        """Give back what the VM held (vm_destroy_work_func)."""
         self.driver.vm_closed(self)
+        garbage = self.garbage
+        gpusvm = self.gpusvm
+        self.kernel.free(self, self.lock, self.resv, gpusvm, gpusvm.notifier_lock, garbage, garbage.work, garbage.lock)

@@ -1,0 +1,109 @@
+"""A VM that is closed while others use it: nothing of it is used, queued or run afterwards."""
+
+import re
+
+import pytest
+from gpusvm.errors import KernelError, LateWorkError, ModelError
+from gpusvm.explore import random_walk
+from gpusvm.kernel import Work, is_freed
+from gpusvm.mm import Geometry
+from gpusvm.testing import Bench
+from gpusvm_xe.plugin import INFO
+from gpusvm_xe.vm import XeVm
+
+SCHEDULES = 12
+
+
+def _bench(choices=None):
+    return Bench(
+        "xe", drivers={"xe": INFO}, vram_bytes=32 << 12, geometry=Geometry(pmd_order=2), mode="explored",
+        choices=choices, quirks="fixed", thp="never",
+    )  # fmt: skip
+
+
+def _program(*names):
+    def program(choices):
+        b = _bench(choices)
+        kernel, addr = b.kernel, b.map(4 << 12)
+        b.cpu_write(addr, 4)
+        b.gpu_write(addr, 4)
+        tasks = {"munmap": lambda: b.mm.munmap(addr, 4 << 12), "close": b.vm.close, "fault": lambda: b.fault(addr)}
+        running = [kernel.spawn(tasks[name], name=name) for name in names]
+        for task in running:
+            task.join()
+        b.close()
+
+    return program
+
+
+def _plain(message):
+    """Leave line numbers out."""
+    return re.sub(r"(\.py):\d+", r"\1", str(message))
+
+
+@pytest.mark.parametrize("tasks", [("munmap", "close"), ("fault", "close"), ("munmap", "fault", "close")])
+def test_a_vm_may_be_closed_at_any_time(tasks):
+    assert list(random_walk(_program(*tasks), schedules=SCHEDULES)) == []
+
+
+def _finds(program, message):
+    """Walk until an error with this message is found."""
+    walk = random_walk(program, schedules=60)
+    return any(_plain(finding.error) == message for finding in walk)
+
+
+def test_a_collector_that_is_flushed_and_not_disabled_outlives_its_vm(monkeypatch):
+    """XE-02: between the flush and the end of the VM a notifier queues the work again."""
+    monkeypatch.setattr(Work, "disable_sync", Work.cancel_sync)
+    assert _finds(
+        _program("munmap", "close"),
+        "late work: task 'close' frees XeVm at gpusvm_xe/vm.py, while its work 'xe_svm_garbage_collector' runs in "
+        "task 'kworker/xe_page_fault_work_queue:0' (queued by task 'munmap' at gpusvm_xe/svm.py)",
+    )
+
+
+def test_a_fault_worker_that_holds_no_reference_uses_a_freed_vm(monkeypatch):
+    """XE-16's kind: the worker has found the VM, which is closed before the worker is done with it."""
+    put = XeVm.put
+    monkeypatch.setattr(XeVm, "get", lambda *_: None)
+    monkeypatch.setattr(XeVm, "put", lambda self, holder: put(self, holder) if holder == "file" else None)
+    assert _finds(
+        _program("fault", "close"),
+        "held lock freed: task 'close' frees XeVm at gpusvm_xe/vm.py, while task "
+        "'kworker/xe_page_fault_work_queue:0' holds its rwsem 'xe_vm_lock'",
+    )
+
+
+def test_the_handle_stays_when_the_vm_is_gone():
+    b = _bench()
+    addr = b.map(4 << 12)
+    b.vm.close()
+    assert is_freed(b.vm)
+    assert b.vm.closed
+    b.vm.close()
+    with pytest.raises(KernelError) as caught:
+        b.vm.populate(addr, addr + 4096)
+    assert str(caught.value) == "-ENOENT: the address space 0 is closed"
+    assert b.fault(addr).errno == 22
+    b.close()
+
+
+def test_a_fault_after_the_end_of_the_device_is_late():
+    b = _bench()
+    addr, source = b.map(4 << 12), b.vm.faults
+    b.close()
+    fault = type("Fault", (), {"addr": addr, "inst": 0})()
+    with pytest.raises(LateWorkError) as caught:
+        source.submit([fault])
+    assert _plain(caught.value) == (
+        f"late work: task 'main' submits a fault on {addr:#x} to queue 0 at driver/source.py, "
+        "after the device has stopped its fault workers"
+    )
+
+
+def test_a_work_left_behind_is_found_at_the_end():
+    b = _bench()
+    b.driver.destroy_wq.queue_delayed(Work(int, "left"), 1 << 40)
+    with pytest.raises(ModelError) as caught:
+        b.close()
+    assert str(caught.value) == "late work: all owners have ended\n  timer 'left' is armed"
