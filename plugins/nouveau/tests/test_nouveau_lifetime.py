@@ -4,9 +4,11 @@ import re
 from contextlib import suppress
 from functools import partial
 
+import numpy as np
 import pytest
 from gpusvm.errors import KernelError, UseAfterFreeError
 from gpusvm.explore import random_walk
+from gpusvm.gpu import READ, WRITE
 from gpusvm.kernel import is_freed
 from gpusvm.mm import Geometry
 from gpusvm.testing import Bench
@@ -78,3 +80,23 @@ def test_a_page_that_stays_in_vram_names_the_svmm_that_it_was_migrated_for(quirk
     b.cpu_read(addr, 4)
     assert is_freed(b.vm)
     b.close()
+
+
+@pytest.mark.parametrize("quirks", ["as_written", "fixed"])
+def test_the_gpu_and_pages_of_a_process_that_has_ended(quirks):
+    b = _bench(quirks)
+    addr = b.map(4 << 12)
+    b.cpu_write(addr, 4)
+    b.gpu_write(addr, 4)
+    vpn = np.array([addr >> 12], np.int64)
+    write = np.array([READ | WRITE], np.uint8)
+    b.mm.exit()
+    contents, table = b.memory.contents, b.vm.page_table
+    assert table.missing(vpn, write).tolist() == [quirks == "fixed"]
+    if quirks == "as_written":
+        table.access(vpn, write)  # to a page that is somebody else's by now
+        assert set(contents.tainted_pfns.values()) == {"no_release"}
+    b.machine.processes.clear()
+    b.vm.close()
+    b.close()
+    assert contents.mismatch_count == 0

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from gpusvm.check import InvariantError
-from gpusvm.errors import DeadlockError, GpusvmError, KernelError, LedgerError, LivelockError, LockdepError, ModelError
+from gpusvm.errors import (
+    DeadlockError,
+    GpusvmError,
+    KernelError,
+    LateWorkError,
+    LedgerError,
+    LivelockError,
+    LockdepError,
+    ModelError,
+    UseAfterFreeError,
+)
 from gpusvm.explore.livelock import LivelockWatch
 from gpusvm.explore.scheduler import SchedulerChoices
 from gpusvm.explore.verdict import OutcomeError
@@ -19,7 +29,11 @@ if TYPE_CHECKING:
     from gpusvm.explore.world import Outcome, World
     from gpusvm.kernel import Choices
 
-__all__ = ["Execution", "Failure", "execute"]
+__all__ = ["ContentsError", "Execution", "Failure", "classify", "execute"]
+
+
+class ContentsError(ModelError):
+    """Report reads that did not see the last write."""
 
 
 @frozen(kw_only=True)
@@ -102,7 +116,7 @@ def _run(world: World, choices: Choices, failures_max: int, footprints: Footprin
     kernel.settle()
     contents = world.machine.memory.contents
     if contents.mismatch_count:
-        raise ModelError(f"{contents.mismatch_count} reads did not see the last write; {contents.mismatches[0]}")
+        raise ContentsError(f"{contents.mismatch_count} reads did not see the last write; {contents.mismatches[0]}")
     if world.checker is not None:
         world.checker.check_quiescent(holders=world.holders())
         world.checker.detach()
@@ -138,6 +152,12 @@ def classify(error: BaseException) -> Failure:
             return Failure(kind="deadlock", invariant="I-PROG", message=message)
         case LivelockError():
             return Failure(kind="livelock", invariant="I-PROG", message=message)
+        case UseAfterFreeError():
+            return Failure(kind="use-after-free", invariant="I-LIFE", message=message)
+        case LateWorkError():
+            return Failure(kind="late-work", invariant="I-LIFE", message=message)
+        case ContentsError():
+            return Failure(kind="contents", invariant="I-DATA", message=message)
         case OutcomeError() | KernelError():
             return Failure(kind="errno", invariant="I-ERRNO", message=message)
         case _:

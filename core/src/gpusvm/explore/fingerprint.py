@@ -38,7 +38,22 @@ from gpusvm.check import Checker
 from gpusvm.driver import Capabilities, DriverInfo, FaultAccounts
 from gpusvm.explore.fields import is_in_python, slots_of
 from gpusvm.explore.world import World
-from gpusvm.kernel import Costs, Gauges, Kernel, Ledger, Lockdep, LockMap, RwSemaphore, Stats, Task, Timer, Tracer
+from gpusvm.kernel import (
+    Costs,
+    Gauges,
+    Graveyard,
+    Kernel,
+    Ledger,
+    Lockdep,
+    LockMap,
+    RwSemaphore,
+    Stats,
+    Task,
+    Timer,
+    Tracer,
+    Work,
+    is_freed,
+)
 from gpusvm.kernel.cpus import CpuScheduler
 from gpusvm.kernel.explored import ExploredScheduler
 from gpusvm.kernel.greenlets import IdleGreenlets
@@ -51,6 +66,7 @@ from gpusvm.mm.filemap import AddressSpace
 from gpusvm.mm.memremap import DevPagemaps
 from gpusvm.mm.mmu_notifier import IntervalTree, MmuIntervalNotifier
 from gpusvm.mm.page import Zone
+from gpusvm.mm.page_owner import PageOwner
 from gpusvm.mm.vma import VmaTree
 
 if TYPE_CHECKING:
@@ -70,11 +86,13 @@ _OPAQUE: Final[tuple[type, ...]] = (
     FaultAccounts,
     Gauges,
     Geometry,
+    Graveyard,
     IdleGreenlets,
     Ledger,
     LockClass,
     LockMap,
     Lockdep,
+    PageOwner,
     Stats,
     Topology,
     Tracer,
@@ -97,6 +115,7 @@ _LEFT_OUT: Final[dict[type, frozenset[str]]] = {
     IntervalTree: frozenset({"by_size", "inserted"}),
     MmuIntervalNotifier: frozenset({"order"}),
     VmaTree: frozenset({"changes"}),
+    Work: frozenset({"_by"}),
     Zone: frozenset({"token", "m_token", "zdd", "m_zdd"}),
     DevPagemaps: frozenset({"_slots", "_objects", "_free_slots", "_users"}),
     RwSemaphore: frozenset({"_readers"}),
@@ -191,6 +210,8 @@ class _Walk:
         return f"={number}", value & 1 if family == "notifier" else 0
 
     def _enter(self, what: Any) -> Token:
+        if is_freed(what):  # nobody can tell what is in it
+            return type(what).__name__
         enter = _ENTER.get(type(what))
         if enter is not None:
             return enter(self, what)

@@ -26,12 +26,15 @@ __all__ = ["NouveauSvmm", "SvmNotifier"]
 
 
 class _Classic:
-    """Be the persistent mmu_notifier of an svmm (nouveau_mn_ops): it has no release callback."""
+    """Be the persistent mmu_notifier of an svmm (nouveau_mn_ops).
 
-    def __init__(self, start: "Callable[[MmuNotifierRange], int]") -> None:
+    In the kernel it has no release callback; here that is what the quirk `no_release` is about.
+    """
+
+    def __init__(self, start: "Callable[[MmuNotifierRange], int]", release: "Callable[[MmApi], None]") -> None:
         self.invalidate_range_start: Callable[[MmuNotifierRange], int] | None = start
         self.invalidate_range_end: Callable[[MmuNotifierRange], None] | None = None
-        self.release: Callable[[MmApi], None] | None = None
+        self.release: Callable[[MmApi], None] | None = release
 
 
 class NouveauFaults(QueueFaults):
@@ -80,7 +83,7 @@ class NouveauSvmm:
         self.vmm = Vmm(device.kernel, self.page_table, device.device.dma, device.tlb, memory.geometry)
         self.faults = NouveauFaults(device, inst)
         self._page_shift = memory.geometry.page_shift
-        self._classic = _Classic(self.invalidate_range_start)
+        self._classic = _Classic(self.invalidate_range_start, self.release)
         self.memory.mmu_notifier_register(self._classic, mm)
         device.kernel.gauges.inc("notifier")
 
@@ -148,6 +151,17 @@ class NouveauSvmm:
         if not self.closed:
             shift = self._page_shift
             self.vmm.unmap(start >> shift, (end + (1 << shift) - 1) >> shift)
+
+    def release(self, mm: MmApi) -> None:
+        """Let go of an address space that ends: from here on nobody is told any more what is unmapped of it.
+
+        As written nothing happens, and until the file is closed the GPU reaches pages that have been freed.
+        """
+        with self.mutex:
+            if self.device.quirks.no_release == "fixed":
+                self.invalidate_range(self.start, self.end)
+            else:
+                self.page_table.mark_stale(0, 1 << 64 - self._page_shift, "no_release")
 
     def invalidate_range_start(self, range_: MmuNotifierRange) -> int:
         """Clear the GPU's entries of a range (nouveau_svmm_invalidate_range_start); -EAGAIN if that must not sleep.

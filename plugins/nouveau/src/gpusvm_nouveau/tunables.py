@@ -75,6 +75,12 @@ class NouveauQuirks:
         "only checked explored machines notice",
         cite="nouveau_dmem.c:nouveau_dmem_migrate_to_ram; nouveau_svm.c:nouveau_svmm_fini",
     )
+    no_release: str = quirk(
+        "The notifier has no release callback, and the end of an address space takes it off the list before the pages "
+        "go: until the file is closed, the GPU reaches pages that have been freed. Derived from the source, seen by "
+        "nobody",
+        cite="nouveau_svm.c:nouveau_mn_ops; mmu_notifier.c:mn_hlist_release",
+    )
     sleeping_copy: str = quirk(
         "A CPU fault on a device page copies without waking the device, which may be suspended",
         cite="nouveau_dmem.c:nouveau_dmem_migrate_to_ram",
