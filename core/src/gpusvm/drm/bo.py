@@ -187,15 +187,22 @@ class BoManager:
         bo = self._head
         while bo is not None and evict is not None:
             done_seq = bo.lru_seq
-            if bo.evictable and not bo.pinned and bo.blocks and bo.resv.trylock():
-                evicted = self._evict_locked(bo, evict)
+            # Until its memory is freed an object stays on the list, though its last reference may be gone. To lock it
+            # and to take one is a single step, under the lock of the list (ttm_bo_util.c:ttm_lru_walk_for_evict).
+            if bo.evictable and not bo.pinned and bo.blocks and bo.get_unless_zero("evict"):
+                try:
+                    evicted = bo.resv.trylock() and self._evict_locked(bo, evict)
+                finally:
+                    bo.put("evict")
                 if evicted:
                     try:
                         return self.buddy.alloc(size_pages, contiguous=contiguous, top_down=self.top_down)
                     except KernelError:
                         pass
-            # bo may have left the list, or moved to its end, while we slept
-            nxt = bo._next if bo.lru_seq == done_seq else self._head
+                # It may have left the list, or moved to its end, or be no more.
+                nxt = self._head
+            else:
+                nxt = bo._next
             while nxt is not None and nxt.lru_seq <= done_seq:
                 nxt = nxt._next
             bo = nxt
@@ -204,13 +211,8 @@ class BoManager:
         )
 
     def _evict_locked(self, bo: Bo, evict: Callable[[Bo], None]) -> bool:
-        # Until its memory is freed an object stays on the list, though its last reference may be gone, and somebody
-        # else may have evicted it before it was locked (ttm_bo_util.c:ttm_lru_walk_for_evict, ttm_bo_get_unless_zero).
-        if not bo.get_unless_zero("evict"):
-            bo.resv.unlock()
-            return False
         try:
-            if not bo.blocks:
+            if not bo.blocks:  # somebody else has evicted it before it was locked
                 return False
             try:
                 evict(bo)
@@ -229,7 +231,6 @@ class BoManager:
             return True
         finally:
             bo.resv.unlock()
-            bo.put("evict")
 
     def _free_blocks(self, bo: Bo) -> None:
         if bo.blocks:

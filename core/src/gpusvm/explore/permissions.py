@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
+from gpusvm.kernel import is_freed
 from gpusvm.mm.api import VM_READ, VM_WRITE
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class Permissions:
 
     def state(self, page: int) -> str:
         """Return how the areas have a page now."""
+        if is_freed(self._mm):
+            return UNMAPPED
         vma = self._mm.vma_tree.lookup(self._base + page * self._page_size)
         if vma is None:
             return UNMAPPED

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from attrs import Factory, define, frozen
 
 from gpusvm.errors import CpuSignal, KernelError, ModelError
+from gpusvm.kernel import describe
 from gpusvm.kernel.place import place_of, stack
 from gpusvm.kernel.task import Waitable
 
@@ -83,7 +84,7 @@ def described(what: object) -> str:
         case str():
             return what
         case Waitable():
-            return what.describe()
+            return describe(what)
         case (thing, str(field)):
             return f"{type(thing).__name__}.{field}"
         case (thing, int(number)):

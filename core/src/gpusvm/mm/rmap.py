@@ -138,7 +138,6 @@ class Rmap:
         """Forget a VMA that goes away (unlink_anon_vmas); an anon_vma without VMAs goes too."""
         if vma.anon_vma is None:
             return
-        gone: list[AnonVma] = []
         with vma.anon_vma.lock.write():
             vma.anon_vma.num_active_vmas -= 1
             vma.anon_vma = None
@@ -147,10 +146,6 @@ class Rmap:
                 if not anon_vma.vmas:
                     anon_vma.parent.num_children -= 1
                     del self.mappings[anon_vma.id]
-                    gone.append(anon_vma)
-        for anon_vma in gone:
-            # The lock is the root's, which goes with the last of the tree.
-            self.kernel.free(anon_vma)
 
     def unlink_vma(self, vma: "Vma") -> None:
         """Forget a VMA that goes away, and its file (mm/memory.c:free_pgtables, mm/vma.c:remove_vma)."""

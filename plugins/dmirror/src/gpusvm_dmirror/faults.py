@@ -50,7 +50,7 @@ class DmirrorPipeline(FaultPipeline):
     def begin(self, job: FaultJob) -> bool:
         """Take the address space of the file (dmirror_fault: mmget_not_zero)."""
         mirror: Dmirror | None = next((file for file in self.device.files if file.inst == job.fault.inst), None)
-        if mirror is None:
+        if mirror is None or mirror.closed:
             raise KernelError(errno.EINVAL, f"no open file has the number {job.fault.inst}")
         mirror.fget()
         job.vm = mirror

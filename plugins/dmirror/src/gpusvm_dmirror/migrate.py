@@ -201,12 +201,17 @@ def _leave_others(device: "DmirrorDevice", mirror: "Dmirror", mm: MmApi, args: M
     vpn = args.start >> device.memory.geometry.page_shift
     spans = [(0, len(args.src))] if int(args.src[0]) & MIGRATE_PFN_COMPOUND else runs(moved)
     for file in others:
-        with file.mutex:
-            for first, last in spans:
-                if device.quirks.other_files == "fixed":
-                    file.page_table.unmap(vpn + first, vpn + last)
-                else:
-                    file.page_table.mark_stale(vpn + first, vpn + last, "other_files")
+        if not file.get_unless_released():
+            continue
+        try:
+            with file.mutex:
+                for first, last in spans:
+                    if device.quirks.other_files == "fixed":
+                        file.page_table.unmap(vpn + first, vpn + last)
+                    else:
+                        file.page_table.mark_stale(vpn + first, vpn + last, "other_files")
+        finally:
+            file.fput()
 
 
 # ---- home ------------------------------------------------------------------------------------------------------------

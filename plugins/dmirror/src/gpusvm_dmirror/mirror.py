@@ -52,7 +52,20 @@ class Dmirror:
     mirroring the parent. Who is in a call holds the file, so that it is released only when all have left it.
     """
 
-    outlives: ClassVar = frozenset({"close", "closed", "faults", "fget", "in_call", "ioctl", "page_table", "populate"})
+    outlives: ClassVar = frozenset(
+        {
+            "close",
+            "closed",
+            "faults",
+            "fget",
+            "_users",
+            "get_unless_released",
+            "in_call",
+            "ioctl",
+            "page_table",
+            "populate",
+        }
+    )
     """What belongs to the file descriptor, and so is there after the file has been released."""
 
     def __init__(self, device: "DmirrorDevice", mm: MmApi, *, start: int, end: int, inst: int) -> None:
@@ -79,6 +92,8 @@ class Dmirror:
 
     def populate(self, start: int, end: int) -> int:
         """Migrate [start, end) as MIGRATE_TO_DEV does, without reading it back; the bytes moved. EINVAL, ENODEV."""
+        if self.closed:
+            raise KernelError(errno.EINVAL, "the file is closed")
         self.fget()
         try:
             mm = self.mm
@@ -128,6 +143,13 @@ class Dmirror:
         if self.closed:
             raise KernelError(errno.EBADF, "the file is closed")
         self._users += 1
+
+    def get_unless_released(self) -> bool:
+        """Hold the file, closed or not, unless the last has let go of it; return whether it is held."""
+        if not self._users:
+            return False
+        self._users += 1
+        return True
 
     def fput(self) -> None:
         """Let go of it; the last releases it."""
