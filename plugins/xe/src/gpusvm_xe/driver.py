@@ -120,7 +120,7 @@ class XeDriver:
             self.device.dev_exit(cookie)
 
     def vm_forget(self, vm: XeVm) -> None:
-        """Take a VM that has ended off the table of address spaces (xe_vm_close_and_put)."""
+        """Take a VM that has ended off the table of address spaces."""
         del self.vms[vm.asid]
 
     def vm_closed(self, vm: XeVm) -> None:
