@@ -16,6 +16,8 @@ from gpusvm.check.shadow import (
     MIGRATION,
     NONE,
     NOTHING,
+    PRESENT,
+    PRIVATE,
     Before,
     Change,
     Entry,
@@ -40,6 +42,7 @@ __all__ = ["Checker"]
 
 _WRITE_ENDS = frozenset({"up_write", "downgrade_write"})
 _LOCK_STEPS = frozenset({"mutex_lock", "down_read", "down_write", "spin_lock"})
+_MAPPED = frozenset({PRESENT, PRIVATE})
 
 
 class Checker:
@@ -323,6 +326,11 @@ class Checker:
             migration.vanished(shadow, change, self._zaps(change.task))
         if old[0] == MIGRATION or new[0] == MIGRATION:
             migration.preserved(shadow, change)
+        if self._migrations and new[0] in _MAPPED:
+            # Once it is a page of the process, others may unmap it and hold it on for a moment.
+            head = self.memory.pages.folio_head(new[1])
+            for one in self._migrations.values():
+                one.destinations.pop(head, None)
 
     def _zaps(self, task: Task) -> Operation | None:
         stack = self._stacks.get(task, ())
