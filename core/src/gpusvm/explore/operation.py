@@ -55,7 +55,8 @@ class Kind:
     """Hold what an operation's name stands for.
 
     `by` says who does it: a "thread" of the process, its "gpu", or the "machine", which goes on when the process has
-    ended. `errnos` are what it may answer with, by reason (`gpusvm.explore.verdict`).
+    ended. What goes `through_file` is an ioctl, which keeps the file open. `errnos` are what it may answer with, by
+    reason (`gpusvm.explore.verdict`).
     """
 
     name: str
@@ -63,6 +64,7 @@ class Kind:
     about: str
     parameters: tuple[Parameter, ...]
     by: str
+    through_file: bool
     errnos: Mapping[str, frozenset[int]]
 
     @property
@@ -94,11 +96,11 @@ OPERATIONS: Final[dict[str, Kind]] = {}
 
 
 def operation(
-    *, by: Literal["thread", "gpu", "machine"] = "thread", **errnos: int
+    *, by: Literal["thread", "gpu", "machine"] = "thread", through_file: bool = False, **errnos: int | tuple[int, ...]
 ) -> "Callable[[Callable[..., None]], Callable[..., None]]":
     """Register a function, which takes the `Place` it acts on and then its arguments, under its own name.
 
-    Keywords are reasons, each with the errno that it allows.
+    Keywords are reasons, each with the errno, or errnos, that it allows.
     """
 
     def register(run: "Callable[..., None]") -> "Callable[..., None]":
@@ -118,7 +120,10 @@ def operation(
             about=inspect.getdoc(run) or "",
             parameters=tuple(parameters),
             by=by,
-            errnos={reason: frozenset({errno}) for reason, errno in errnos.items()},
+            through_file=through_file,
+            errnos={
+                reason: frozenset((errno,) if isinstance(errno, int) else errno) for reason, errno in errnos.items()
+            },
         )
         return run
 

@@ -32,11 +32,17 @@ _PROT: Final = {"rw": PROT_READ | PROT_WRITE, "ro": PROT_READ, "none": PROT_NONE
 
 @define(eq=False)
 class GpuSpace:
-    """Hold one GPU address space: `waiting` are the faults that nobody has answered, `closing` says that its end began,
-    `closed` that the hardware context is gone.
+    """Hold one GPU address space, behind one file: `waiting` are the faults that nobody has answered.
+
+    `users` counts who keeps the file open: the process, until it closes it, and every ioctl that is under way; the last
+    releases it. `closing` says that this began, `closed` that the hardware context is gone. With `synchronous` the
+    device's accesses are ioctls themselves.
     """
 
     vm: Vm
+    synchronous: bool
+    users: int = 1
+    open: bool = True
     waiting: list[WaitingFault] = Factory(list)
     closing: bool = False
     closed: bool = False

@@ -117,7 +117,7 @@ def _reasons(world: World, actor: Actor, attempt: Attempt) -> set[str]:
     if NONE in states or (READ_ONLY in states and not reads):
         true.add("forbidden")
     space = actor.spaces.get(step.file)
-    if space is None or space.closing:
+    if space is None or not space.open or space.closing:
         true |= {"closed", "context_gone"}
     if actor.exiting:
         true.add("exited")

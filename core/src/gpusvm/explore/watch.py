@@ -63,6 +63,7 @@ _PRIMITIVES: Final = {
 _UNWATCHED: Final[dict[str, frozenset[str]]] = {
     "World": frozenset({"_attempts", "outcomes"}),
     "Actor": frozenset({"threads"}),
+    "GpuSpace": frozenset({"users"}),
     "SpinLock": frozenset({"_free_ns"}),
     "RwSemaphore": frozenset({"_readers"}),
     "Srcu": frozenset({"_index", "_readers", "_synchronizing", "_waiters"}),

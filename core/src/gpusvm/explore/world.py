@@ -14,7 +14,7 @@ import numpy as np
 from attrs import evolve
 
 from gpusvm.check import Checker
-from gpusvm.driver import read_spec, split_spec
+from gpusvm.driver import CallerFaults, read_spec, split_spec
 from gpusvm.driver.operations import OperationHost, PageWords
 from gpusvm.errors import CpuSignal, InputError, KernelError, errno_name
 from gpusvm.explore.attempt import Attempt
@@ -144,8 +144,10 @@ class World:
         span = step.args[:2] if [each.name for each in step.kind.parameters[:2]] == ["first", "pages"] else (0, 0)
         self._attempts.append(attempt)
         self.look(attempt, -1, range(span[0], span[0] + span[1]))
-        if step.kind.by == "thread":
+        by_thread = self._is_by_thread(step, actor)
+        if by_thread:
             actor.threads += 1
+        held = self._hold_file(step, actor)
         try:
             step.kind.run(Place(self, step, actor, attempt), *step.args)
         except (KernelError, CpuSignal) as error:
@@ -153,13 +155,22 @@ class World:
             raise
         finally:
             self._attempts.remove(attempt)
-            if step.kind.by == "thread":
+            if held is not None:
+                self._put_file(held)
+            if by_thread:
                 self._leave(actor)
 
     def _is_skipped(self, step: Step) -> bool:
         """Tell whether there is nobody to do a step: its process was not started, as fork failed, or it has ended."""
         actor = self.actors.get(step.process)
-        return actor is None or (actor.exiting and step.kind.by == "thread")
+        return actor is None or (actor.exiting and self._is_by_thread(step, actor))
+
+    def _is_by_thread(self, step: Step, actor: Actor) -> bool:
+        """Tell whether a thread of the process does a step, as it does the accesses of a device without hardware."""
+        if step.kind.by == "gpu":
+            space = actor.spaces.get(step.file)
+            return space is not None and space.synchronous
+        return step.kind.by == "thread"
 
     def look(self, attempt: Attempt, page: int, reach: range) -> None:
         """Let an attempt begin anew with an access of `page`; what a GPU reaches beyond `reach` is the driver's."""
@@ -189,7 +200,7 @@ class World:
             raise InputError(f"scenario {self.scenario.name!r}: process {actor.name!r} opens file {file} twice")
         vm = self.driver(file).vm_create(actor.process.mm, start=0, end=USER_SPACE_END)
         actor.process.vms[file] = vm
-        actor.spaces[file] = GpuSpace(vm)
+        actor.spaces[file] = GpuSpace(vm, isinstance(vm.faults, CallerFaults))
 
     def space(self, actor: Actor, file: int) -> GpuSpace:
         """Return the GPU address space behind a file of a process; ENXIO if it was not, or could not be, opened."""
@@ -199,8 +210,14 @@ class World:
         return space
 
     def close(self, actor: Actor, file: int) -> None:
-        """Close a process's file; what waits in the hardware context ends with it. Twice does nothing."""
+        """Close a process's file; ioctls that are under way keep it open until they end. Twice does nothing."""
         space = self.space(actor, file)
+        if space.open:
+            space.open = False
+            self._put_file(space)
+
+    def destroy(self, space: GpuSpace) -> None:
+        """End a GPU address space; what waits in the hardware context ends with it."""
         if space.closing:
             return
         space.closing = True
@@ -208,6 +225,24 @@ class World:
         space.closed = True
         for fault in list(space.waiting):
             fault.cancel()
+
+    def _hold_file(self, step: Step, actor: Actor) -> GpuSpace | None:
+        """Keep the file open that an ioctl goes through; None if it is none, or the file is closed."""
+        space = actor.spaces.get(step.file)
+        if space is None or not space.open:
+            return None
+        if not step.kind.through_file and not (step.kind.by == "gpu" and space.synchronous):
+            return None
+        space.users += 1
+        return space
+
+    def _put_file(self, space: GpuSpace) -> None:
+        space.users -= 1
+        if not space.open:
+            # Who is last matters now.
+            self.kernel.touch((space, "users"))
+        if not space.users:
+            self.destroy(space)
 
     def exit(self, actor: Actor) -> None:
         """Let a process end as soon as no thread of it is in an operation (the caller's own included)."""
@@ -344,7 +379,7 @@ class World:
                 self.drop(actor, page)
         for actor in self.actors.values():
             for space in actor.spaces.values():
-                space.closing = True
+                space.open, space.closing = False, True
         self.machine.drivers[:] = [each for index, each in enumerate(self.machine.drivers) if index not in self._down]
         self.machine.teardown()
 

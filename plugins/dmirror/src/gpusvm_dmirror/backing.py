@@ -25,12 +25,13 @@ class Backing:
     """Hold, for one chunk, the backing pfn of every live device page, and the file that last migrated to it.
 
     The file is what zone_device_data of the backing page is in the kernel: the second step of the chain. `has_split`
-    says that backing pages may be parts of a larger folio. `own`: the memory is coherent, each page backs itself.
+    says that backing pages may be parts of a larger folio. `own`: the memory is coherent, each page backs itself. With
+    `holds_files` a page that names a file holds it (quirk freed_file).
     """
 
-    __slots__ = ("_files", "_mirror", "_pfn", "first", "has_split", "own")
+    __slots__ = ("_files", "_holds_files", "_mirror", "_pfn", "first", "has_split", "own")
 
-    def __init__(self, chunk: "Chunk") -> None:
+    def __init__(self, chunk: "Chunk", *, holds_files: bool) -> None:
         nr = chunk.pagemap.nr_pages
         self.first = chunk.first
         self.own = chunk.pagemap.type == MEMORY_DEVICE_COHERENT
@@ -38,18 +39,30 @@ class Backing:
         self._mirror = np.zeros(nr, np.int32)
         self._files: list[Dmirror] = []
         self.has_split = False
+        self._holds_files = holds_files
 
     def attach(self, pfns: "Pfns", backing: "Pfns", mirror: "Dmirror") -> None:
         """Put `backing[i]` behind device page `pfns[i]`, for `mirror`."""
         index = pfns - self.first
         self._pfn[index] = backing
         self._mirror[index] = self._number(mirror)
+        if self._holds_files:
+            mirror.get_pages(len(pfns))
 
     def attach_run(self, pfn: int, backing: int, pages: int, mirror: "Dmirror") -> None:
         """Put consecutive pages behind consecutive device pages."""
         i = pfn - self.first
         self._pfn[i : i + pages] = np.arange(backing, backing + pages)
         self._mirror[i : i + pages] = self._number(mirror)
+        if self._holds_files:
+            mirror.get_pages(pages)
+
+    def forget(self, pfns: "Pfns") -> None:
+        """Let go of the files of device pages that are free."""
+        if self._holds_files:
+            numbers, counts = np.unique(self._mirror[pfns - self.first], return_counts=True)
+            for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+                self._files[number].put_pages(count)
 
     def of(self, pfn: int) -> int:
         """Return the backing pfn of a device page."""

@@ -125,7 +125,7 @@ class DmirrorDevice:
             chunk_pages=chunk_pages(tunables.chunk_bytes, host.memory.geometry),
             owner=self,
             ops=DmirrorPagemapOps(self),
-            on_new=_attach_backing,
+            on_new=self._attach_backing,
             memory_type=MEMORY_DEVICE_PRIVATE if spm is None else MEMORY_DEVICE_COHERENT,
             region=None if spm is None else lambda _: spm,
         )
@@ -177,6 +177,9 @@ class DmirrorDevice:
         }
 
     # ---- device memory -------------------------------------------------------------------------------------------
+
+    def _attach_backing(self, chunk: Chunk) -> None:
+        chunk.private = Backing(chunk, holds_files=self.quirks.freed_file == "fixed")
 
     def alloc_folio(self, mirror: Dmirror) -> int | None:
         """Allocate a PMD folio with its backing, locked and with one reference (dmirror_devmem_alloc_page)."""
@@ -319,7 +322,3 @@ class DmirrorDevice:
         if mirror is None:
             raise KernelError(errno.EINVAL, f"no file of {self.host.device.name} is open in {mm.name}")
         migrate_to_device(self, mirror, start, end)
-
-
-def _attach_backing(chunk: Chunk) -> None:
-    chunk.private = Backing(chunk)

@@ -333,6 +333,7 @@ class DmirrorPagemapOps:
         table: Backing = memory.zone_device_data(pfn)
         if not table.own:
             memory.folio_put(memory.folio_head(table.of(pfn)))
+        table.forget(np.arange(pfn, pfn + (1 << order)))
         device.freed(pfn, 1 << order)
         device.pool.free(pfn, order)
 
@@ -341,6 +342,7 @@ class DmirrorPagemapOps:
         device = self.device
         for chunk, some in device.pool.by_chunk(pfns):
             table: Backing = chunk.private
+            table.forget(some)
             device.freed(int(some[0]), len(some))
             if table.has_split:
                 for pfn in some.tolist():

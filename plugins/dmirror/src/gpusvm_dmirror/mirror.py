@@ -8,6 +8,7 @@ import numpy as np
 from gpusvm.driver import CallerFaults, NotifierWindow
 from gpusvm.errors import KernelError
 from gpusvm.gpu import ATOMIC, READ, REMOTE, WRITE, GpuPageTable
+from gpusvm.kernel import Kref
 from gpusvm.mm.api import (
     HMM_PFN_ORDER_MASK,
     HMM_PFN_PFN_MASK,
@@ -84,6 +85,7 @@ class Dmirror:
         self.flags = 0
         self.closed = False
         self._users = 1  # the descriptor, and who is in a call (struct file.f_ref)
+        self._kref = Kref(device.kernel, "dmirror", self._free, holder="file")
         self._page_shift = memory.geometry.page_shift
         length = _ULONG_MAX & -memory.geometry.page_size
         self.notifier = memory.mmu_interval_notifier_insert(mm, 0, length, self)
@@ -180,6 +182,17 @@ class Dmirror:
         self.device.evict()
         self.page_table.unmap(0, _ULONG_MAX >> self._page_shift)
         self.device.files.remove(self)
+        self._kref.put("file")
+
+    def get_pages(self, n: int) -> None:
+        """Note that `n` device pages name the file; as written nobody holds it for them (quirk freed_file)."""
+        self._kref.get("page", n)
+
+    def put_pages(self, n: int) -> None:
+        """Note that they are free."""
+        self._kref.put("page", n)
+
+    def _free(self) -> None:
         self.device.kernel.free(self, self.mutex, self.notifier)
 
     def window(self, start: int, end: int) -> NotifierWindow:
@@ -189,7 +202,8 @@ class Dmirror:
     def invalidate(self, sub: IntervalNotifier, range_: MmuNotifierRange, cur_seq: int) -> bool:
         """Erase the entries of a range (dmirror_interval_invalidate); what this device migrates itself, it ignores.
 
-        As written a fault that reads the range meanwhile is not told either (quirk own_migrate_seq).
+        As written a fault that reads the range meanwhile is not told either, and the device may go on writing pages
+        that were copied already (quirk own_migrate_seq); fixed, its own migrations are as any others.
         """
         own = range_.event == MMU_NOTIFY_MIGRATE and range_.owner is self.device
         if own and self.device.quirks.own_migrate_seq == "as_written":
@@ -200,8 +214,6 @@ class Dmirror:
             return False
         try:
             self.memory.mmu_interval_set_seq(sub, cur_seq)
-            if own:
-                return True
             shift = self._page_shift
             end = range_.end >> shift
             # dmirror_do_update takes the exclusive end for the last index to erase.

@@ -54,7 +54,8 @@ class DmirrorQuirks:
     )
     own_migrate_seq: str = quirk(
         "A callback for the device's own migration returns without mmu_interval_set_seq, so a device fault that has "
-        "read the pages before they move stores them after it, and the device goes on with pages that are free. "
+        "read the pages before they move stores them after it, and the device goes on with pages that are free; and "
+        "what the device writes through entries that stay, between the copy of a page and the new entry, is lost. "
         "Derived from the source, found in random orders",
         cite="test_hmm.c:dmirror_interval_invalidate",
     )
@@ -63,6 +64,12 @@ class DmirrorQuirks:
         "same address space, such as a forked child's own, ignores the event as the device's own and keeps entries for "
         "pages that are gone. Derived from the source",
         cite="test_hmm.c:dmirror_interval_invalidate, dmirror_devmem_fault_alloc_and_copy",
+    )
+    freed_file: str = quirk(
+        "Closing a file sends every page home and frees it, but passes over a page that somebody has locked, such as a "
+        "CPU fault that is bringing it home: the fault goes on with the freed file that the page names, and so does a "
+        "later one. Derived from the source; only checked explored machines notice",
+        cite="test_hmm.c:dmirror_fops_release, dmirror_devmem_fault; migrate_device.c:migrate_device_pfn_lock",
     )
     compound_count: str = quirk(
         "MIGRATE_TO_SYS counts a 2 MiB folio that went home as one page (Q15)",

@@ -413,8 +413,13 @@ class NouveauDmem:
             memory.copy_pages(pages, migrate_pfns_to_pages(src[small]))
             engine.copy(D2H, len(small) * geometry.page_size, len(small))
         rows = int(np.count_nonzero(dst))
-        if rows:
-            dma.map_pages(migrate_pfns_to_pages(dst[dst != 0]), constant_u8(0, rows), DMA_BIDIRECTIONAL)
+        while rows:
+            try:
+                dma.map_pages(migrate_pfns_to_pages(dst[dst != 0]), constant_u8(0, rows), DMA_BIDIRECTIONAL)
+            except KernelError:  # as with memory, nothing may fail here; what the kernel does was not read
+                self.kernel.sleep_ns(1_000_000)
+            else:
+                break
         memory.migrate_device_pages(src, dst, nr)
         engine.wait(engine.busy_until_ns)
         memory.migrate_device_finalize(src, dst, nr)

@@ -61,7 +61,7 @@ INFO = DriverInfo(
     refusals=Refusals(
         access=_ACCESS,
         # Every error of make_device_exclusive becomes EINVAL.
-        atomic=evolve(_ACCESS, unmapped={EINVAL}, forbidden={EINVAL}, killed={EINVAL}, failed={EINVAL, ENOMEM}),
+        atomic=evolve(_ACCESS, unmapped={EINVAL}, forbidden={EINVAL}, killed={EINVAL}, failed={EINVAL, ENOMEM, EFAULT}),
         # Whatever could not be migrated, the ioctl succeeds.
         populate=Errnos(
             unmapped=NEVER,

@@ -9,7 +9,7 @@ import errno
 from bisect import bisect_right, insort
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 import numpy as np
 from gpusvm.drm import Bo, BoManager, Buddy, Devmem, evict_to_ram
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from gpusvm_xe.pm import XeRuntimePm
 
 __all__ = ["OffsetBoMapping", "XeBoMapping", "XeVram", "ZddBoMapping"]
+
+
+# How long an evacuation waits before it tries an object again.
+_AGAIN_NS: Final = 1_000_000
 
 
 class XeBoMapping(Protocol):
@@ -150,14 +154,22 @@ class XeVram:
         self.pm.pages_gone(bo)
 
     def evacuate(self) -> None:
-        """Bring the contents of every object to RAM, oldest first: the device goes away (xe_bo_pci_dev_remove_all)."""
+        """Bring the contents of every object to RAM, oldest first: the device goes away (xe_bo_pci_dev_remove_all).
+
+        Whom somebody is busy with is tried again, and the pages of a process that ends go with it. What the kernel does
+        in these cases was not read.
+        """
         for bo in self._walk():
-            if not bo.get_unless_zero("evacuate"):
-                continue
+            bo.get("evacuate")
             bo.resv.lock()
             try:
-                if bo.devmem is not None and not bo.devmem.detached.done:
-                    evict_to_ram(bo.devmem, attempts=self._evict_attempts)
+                while bo.devmem is not None and not bo.devmem.detached.done:
+                    try:
+                        evict_to_ram(bo.devmem, attempts=self._evict_attempts)
+                    except KernelError as error:
+                        if error.errno == errno.EFAULT:
+                            break
+                        self.kernel.sleep_ns(_AGAIN_NS)
             finally:
                 bo.resv.unlock()
                 bo.put("evacuate")

@@ -131,7 +131,7 @@ def _one_by_one(at: Place, how: str, first: int, pages: int) -> None:
 def _raise(at: Place, faults: list[WaitingFault]) -> None:
     """Hand faults to the driver and wait for all answers; the first errno ends the operation."""
     space = at.space
-    if space.closed:
+    if space.closed or (space.synchronous and not space.open):
         raise KernelError(_errno.ECANCELED, f"the GPU's context of {at.actor.name!r} is gone")
     space.waiting += faults
     taken = space.vm.faults.submit(faults)

@@ -8,11 +8,11 @@ from gpusvm.explore.place import Place
 __all__ = ["evict", "idle", "ioctl", "populate", "shutdown", "unplug"]
 
 
-@operation()
+@operation(through_file=True)
 def populate(at: Place, first: int, pages: int) -> None:
     """Migrate pages with the driver's own ioctl: the prefetch of VM_BIND, SVM_BIND, MIGRATE_TO_DEV."""
     space = at.space
-    if space.closed:
+    if not space.open:
         raise at.refuse(_errno.ECANCELED, "the file is closed")
     at.look(first, at.world.reach(first, pages))
     space.vm.populate(at.address(first), at.address(first + pages))
@@ -45,7 +45,7 @@ def idle(at: Place, milliseconds: int) -> None:
     at.kernel.sleep_ns(milliseconds * 1_000_000 or 1)
 
 
-@operation()
+@operation(through_file=True)
 def ioctl(at: Place, command: str, *numbers: int) -> None:
     """Do an operation of the driver's own, as the plugin offers it for recordings (`gpusvm_operations`).
 

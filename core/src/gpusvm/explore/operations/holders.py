@@ -9,13 +9,13 @@ from gpusvm.mm.api import FOLL_WRITE
 __all__ = ["drop", "hold", "pin"]
 
 
-@operation(unmapped=EFAULT, forbidden=EFAULT, failed=ENOMEM)
+@operation(unmapped=EFAULT, forbidden=EFAULT, failed=(ENOMEM, EFAULT))
 def hold(at: Place, first: int, pages: int) -> None:
     """Take a reference on each page (get_user_pages), until `drop`; EFAULT if one is not mapped."""
     _take(at, first, pages, pinned=False)
 
 
-@operation(unmapped=EFAULT, forbidden=EFAULT, failed=ENOMEM)
+@operation(unmapped=EFAULT, forbidden=EFAULT, failed=(ENOMEM, EFAULT))
 def pin(at: Place, first: int, pages: int) -> None:
     """Pin each page for writing (pin_user_pages), until `drop`; EFAULT if one is not mapped, or not writable."""
     _take(at, first, pages, pinned=True)

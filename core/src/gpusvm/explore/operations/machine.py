@@ -15,7 +15,10 @@ __all__ = ["core_dump", "memory_failure"]
 
 @operation(by="machine")
 def core_dump(at: Place, first: int, pages: int) -> None:
-    """Dump pages to a core file (get_dump_page). It has to find everything that was ever written and is mapped."""
+    """Dump pages to a core file (get_dump_page). It has to find everything that was ever written and is mapped.
+
+    A page that cannot be had for want of memory is a hole, too.
+    """
     contents = at.memory.contents
     for page in range(first, first + pages):
         at.kernel.step()
@@ -24,6 +27,8 @@ def core_dump(at: Place, first: int, pages: int) -> None:
         found = get_dump_page(at.memory, at.mm, at.address(page))
         if found is not None:
             at.memory.folio_put(at.memory.folio_head(found))
+            continue
+        if len(at.kernel.injector.failed) > at.attempt.failures:
             continue
         mapped = at.actor.permissions.state(page) in {READ_ONLY, READ_WRITE}
         if mapped and before and contents.expected(at.mm, vpn) == before:

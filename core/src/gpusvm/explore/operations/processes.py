@@ -5,7 +5,7 @@ from errno import ENODEV, ENOMEM
 from gpusvm.explore.operation import operation
 from gpusvm.explore.place import Place
 
-__all__ = ["close", "exit_", "fork", "oom_kill", "open_", "process"]
+__all__ = ["close", "destroy", "exit_", "fork", "oom_kill", "open_", "process"]
 
 
 @operation(by="machine")
@@ -33,9 +33,16 @@ def open_(at: Place) -> None:
 def close(at: Place) -> None:
     """Close the process's file of the device, and with it the GPU's address space.
 
-    Accesses that wait in it end with ECANCELED, as those of a context that is gone.
+    Ioctls that are under way keep it open until they end. Accesses of the GPU that wait in it then end with ECANCELED,
+    as those of a context that is gone.
     """
     at.world.close(at.actor, at.step.file)
+
+
+@operation(through_file=True)
+def destroy(at: Place) -> None:
+    """End the GPU's address space while the file stays open and ioctls go on (DRM_IOCTL_XE_VM_DESTROY)."""
+    at.world.destroy(at.space)
 
 
 @operation()
