@@ -35,8 +35,8 @@ tasks.cpu = ["munmap 0 4"]
 `[PROCESS.]NAME[@FILE] ARGUMENT…`: without a process it is about the first one, `p`; without a file it goes through the
 first file that the process has of a device. Pages count from 0, at the beginning of a PMD's block. Other keys, with
 their defaults: `standard` (false), `needs` (capabilities that a driver must have), `drivers` (all), `thp` ("never"),
-`pmd_order` (2), `vram_pages` (16), `ram_pages` (128), `devices` and `files` of each in every process (1), `settings.NAME`
-(options for the spec string of a driver), `cpus` (0: each task has its own) and `preemptive` (true).
+`pmd_order` (2), `vram_pages` (16), `ram_pages` (128), `devices` and `files` of each in every process (1),
+`settings.NAME` (options for the spec string of a driver), `cpus` (0: each task has its own) and `preemptive` (true).
 
 On a small PMD the driver's sizes shrink with it, on a logarithmic scale: with a PMD of four pages, 2 MiB become 16 KiB,
 64 KiB become 8 KiB and 4 KiB stay.
@@ -92,8 +92,8 @@ def page(root: Path) -> str:
 
 
 _WHO = """\
-By a **thread** of the process, which does nothing more once the process has ended; by its **gpu**, which goes on until its
-address space is closed; or by the **machine**, whoever lives."""
+By a **thread** of the process, which does nothing more once the process has ended; by its **gpu**, which goes on until
+its address space is closed; or by the **machine**, whoever lives."""
 
 
 def _field_docs() -> dict[str, str]:
@@ -122,7 +122,9 @@ def _operation(kind: Kind) -> list[str]:
 
 def _errnos(reasons: object) -> str:
     assert isinstance(reasons, dict)
-    parts = [f"{reason}: {' '.join(sorted(map(errno_name, numbers)))}" for reason, numbers in reasons.items() if numbers]
+    parts = [
+        f"{reason}: {' '.join(sorted(map(errno_name, numbers)))}" for reason, numbers in reasons.items() if numbers
+    ]
     return "; ".join(parts)
 
 
