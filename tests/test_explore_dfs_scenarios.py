@@ -16,6 +16,15 @@ PROGRAMS = {
 }
 
 
+def small(name):
+    return Scenario(
+        name=name,
+        about="",
+        setup=tuple(map(Operation.parse, ("map 0 2", "cpu_write 0 2"))),
+        tasks={f"t{i}": tuple(map(Operation.parse, lines)) for i, lines in enumerate(PROGRAMS[name])},
+    )
+
+
 def explore(scenario, driver, *, preemptions, footprints=None):
     """Return the scheduler at its end, and all that executions came to."""
     scheduler = DepthFirst(preemptions=preemptions, footprints=footprints)
@@ -33,12 +42,7 @@ def explore(scenario, driver, *, preemptions, footprints=None):
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_reduction_reaches_the_same_ends(name):
-    scenario = Scenario(
-        name=name,
-        about="",
-        setup=tuple(map(Operation.parse, ("map 0 2", "cpu_write 0 2"))),
-        tasks={f"t{i}": tuple(map(Operation.parse, lines)) for i, lines in enumerate(PROGRAMS[name])},
-    )
+    scenario = small(name)
     every, ends = explore(scenario, "dmirror", preemptions=2)
     footprints = Footprints("gpusvm_dmirror")
     with footprints.watching():
@@ -46,3 +50,30 @@ def test_reduction_reaches_the_same_ends(name):
     assert ends_reduced == ends
     assert fewer.executions < every.executions
     assert fewer.skipped > 0
+
+
+class Everything(Footprints):
+    """Watch every step of every execution."""
+
+    def keep(self, steps):
+        pass
+
+
+@pytest.mark.parametrize("driver", ["dmirror", "xe"])
+def test_steps_of_before_are_as_if_watched_again(driver):
+    runs = []
+    for kind in (Footprints, Everything):
+        footprints, seen = kind(f"gpusvm_{driver}"), []
+        scheduler = DepthFirst(preemptions=1, footprints=footprints)
+        with footprints.watching():
+            stage = Stage(lambda: World(small("fault-munmap"), driver, drivers=dict(load_drivers())))
+            while len(seen) < 40 and scheduler.new_execution():
+                taken = execute(stage.ready(), scheduler, footprints=footprints).taken
+                steps = [
+                    (each.task, each.label, len(each.reads), len(each.writes), sorted(each.before))
+                    for each in footprints.steps
+                ]
+                seen.append((taken, steps, footprints.prefix_hash))
+        runs.append(seen)
+    assert len(runs[0]) == 40
+    assert runs[0] == runs[1]

@@ -6,8 +6,10 @@ import textwrap
 import numpy as np
 import pytest
 from gpusvm.errors import ModelError
+from gpusvm.explore.footprint import Footprints
 from gpusvm.explore.watch import watching
 from gpusvm.explore.watch_log import LOG
+from gpusvm.kernel import Kernel, RecordedChoices
 from gpusvm.mm.page import Zone
 
 SOURCE = """
@@ -106,6 +108,19 @@ def test_an_array_is_one_thing_through_whichever_field(model):
         assert LOG.objects[written[0]] is part.table
 
 
+def test_an_array_that_a_field_is_given_after_it_was_read_is_seen(model):
+    with watching("watched_model"):
+        part = model.Part()
+        other = model.Part()
+        other.table = table = np.ones(2)
+        LOG.clear()
+        assert len(part.table) == 4
+        part.table = table
+        part.table[0] = 2
+        LOG.compare()
+        assert (id(table), "") in LOG.writes
+
+
 def test_struct_pages_are_seen_one_by_one():
     with watching():
         zone = Zone(0, 8)
@@ -173,3 +188,32 @@ def test_what_an_observer_looks_at_is_not_seen(model):
         with LOG.paused():
             part.bump()
         assert touched(part) == ([], [])
+
+
+KEPT = np.zeros(1)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_what_tasks_make_is_named_alike_whoever_meets_a_kept_array_first(model, first):
+    footprints = Footprints("watched_model")
+    written = []
+    with footprints.watching():
+        for choice in (first, 1 - first):
+            with Kernel(mode="explored", choices=RecordedChoices([choice])) as kernel:
+                footprints.begin(kernel)
+
+                def body(kernel=kernel):
+                    part = model.Part()
+                    part.table = KEPT
+                    part.table = np.ones(2)
+                    part.table[0] = 2
+                    kernel.cond_resched()
+
+                for name in "ab":
+                    kernel.spawn(body, name=name)
+                kernel.settle()
+                footprints.end()
+            steps = {step.task: step.writes for step in footprints.steps if step.label == "starts"}
+            assert list(steps) == [(choice,), (1 - choice,)]
+            written.append(steps)
+    assert written[0] == written[1]

@@ -262,6 +262,8 @@ class DepthFirst:
                 above = self._above()
                 self._new = above
                 self._known = 0 if above is None else above.at
+                if self.footprints is not None:
+                    self.footprints.keep(self._known)
                 return True
             self._path.pop()
         return False

@@ -18,8 +18,7 @@ A scheduler that wants to skip equivalent orders keeps a `Footprints`::
 of independent steps; ``step.reads`` and ``step.writes`` are sets of small ints, one for each thing that is touched,
 which mean the same in all executions of one `Footprints`. Two steps of different tasks are `independent` if neither
 writes what the other touches: they may be swapped where they are adjacent, with the same state afterwards. (Steps of
-one task never are.) ``step.clock`` says what happened before it: step i happens before j, not merely earlier, if
-``footprints.happens_before(i, j)``.
+one task never are.) Step i happens before j, not merely earlier, if ``footprints.happens_before(i, j)``.
 
 Time is not among what is touched: each step moves the virtual clock by 1 us, and steps that read it (timeouts,
 timeslices) may be swapped although they then read 1 us more or less. A task whose sleep or timeout ends, and a timer
@@ -35,8 +34,9 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-from attrs import frozen
+from attrs import define
 
+from gpusvm.errors import ModelError
 from gpusvm.explore.watch import watching
 from gpusvm.explore.watch_log import LOG, Key, Log
 from gpusvm.kernel import EVERYTHING, RwSemaphore, Srcu, Task, Timer
@@ -51,16 +51,19 @@ Path = tuple[int, ...]
 of who made it with -1 - n appended, n counting what it made, and so are its firings', with their number."""
 
 Things = frozenset[int]
+Name = tuple[Any, ...]
 
 # What operations on these are to each other, only their names say; of all other locks the fields are watched.
 _BY_NAME: Final = (RwSemaphore, Srcu, Task, Timer)
+_NOTHING: Final[Things] = frozenset()
 _MASK: Final = (1 << 64) - 1
 # Where others have the path of the task that made them: in the names of what was there before the execution, of tasks.
 _BOOT: Final = -2
 _TASK: Final = -3
+_ARRAY: Final = -5
 
 
-@frozen(eq=False)
+@define(eq=False)  # not frozen, which costs as much as all else that is done for a step
 class Step:
     """One finished step. With `everything` it conflicts with all: it waited for them, or nothing is known of it."""
 
@@ -70,8 +73,19 @@ class Step:
     reads: Things
     writes: Things
     everything: bool
-    clock: dict[Path, int]
-    """How many steps of each task happened before the end of this one, itself included."""
+    before: tuple[int, ...]
+    """The steps, by position, that it comes after at once; what these come after comes before it too."""
+
+
+@define(eq=False)
+class _Undo:
+    """Hold what the last step of each thing and task was before a step, to take the step back."""
+
+    hash: int
+    last: int  # -1: none
+    fence: int
+    readers: list[tuple[dict[Path, int], Path, int]]
+    writers: list[tuple[int, int, dict[Path, int] | None]]
 
 
 def independent(one: Step, other: Step) -> bool:
@@ -94,11 +108,16 @@ class _Aside:
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.observer, name)
+        log = self.log
 
         def call(*args: object) -> Any:
-            with self.log.paused():
+            on, log.on = log.on, False
+            try:
                 return method(*args)
+            finally:
+                log.on = on
 
+        setattr(self, name, call)
         return call
 
 
@@ -118,26 +137,34 @@ class Footprints:
         self._watched = False
         self._things: dict[object, int] = {}  # what is touched, by canonical name: the same in all executions
         self._known: dict[Key, int] = {}  # the same by key, for the objects of this execution
-        self._names: dict[int, Path] = {}  # of objects, by id
+        self._names: dict[int, Name] = {}  # of objects, by id
         self._booted = 0  # how many objects were made before executions began
         self._run_objects: list[int] = []
         self._run_keys: list[Key] = []
-        self._forget()
+        self._keep = 0
+        self._forget(0)
 
-    def _forget(self) -> None:
-        self.steps = []
-        self.prefix_hash = 0
-        self._hashes: list[int] = []
-        self._paths: dict[Task | Timer, Path] = {}
-        self._children: dict[Path, int] = {}
-        self._made: dict[Path, int] = {}
-        self._pending: dict[Task, tuple[str, Things, Things, bool]] = {}
-        self._last: dict[Path, int] = {}  # step by task
-        self._writer: dict[int, int] = {}  # last step that wrote a thing
-        self._readers: dict[int, dict[Path, int]] = {}  # steps that have read it since, by task
-        self._fence = -1  # the last step that touched everything
+    def _forget(self, keep: int) -> None:
+        if keep:
+            while len(self.steps) > keep:
+                self._take_back()
+        else:  # whoever has the steps of the last execution keeps them
+            self.steps = []
+            self.prefix_hash = 0
+            self._hashes: list[int] = []
+            self._undo: list[_Undo] = []
+            self._last: dict[Path, int] = {}  # step by task
+            self._writer: dict[int, int] = {}  # last step that wrote a thing
+            self._readers: dict[int, dict[Path, int]] = {}  # steps that have read it since, by task
+            self._fence = -1  # the last step that touched everything
+        self._at = 0
+        self._kept = keep
         self._everything = False
         self._chosen = 0
+        self._paths: dict[Task | Timer, Path] = {}
+        self._children: dict[Path, int] = {}
+        self._made: dict[Name, int] = {}
+        self._pending: dict[Task, tuple[str, object, bool]] = {}
 
     # ---- what a scheduler asks
 
@@ -156,12 +183,21 @@ class Footprints:
         """Begin to boot a machine: what is made from now on has the same names as at the boot before."""
         LOG.clear()
         LOG.objects.clear()
+        LOG.on = False
         LOG.made = self._made_at_boot
+        LOG.found = self._found_at_boot
         self._names.clear()
         self._known.clear()
         self._run_objects.clear()
         self._run_keys.clear()
         self._booted = 0
+
+    def keep(self, steps: int) -> None:
+        """Say that the next execution begins with as many steps of the last one: it has the same answers until then.
+
+        These are not watched again, which is most of what watching costs a search.
+        """
+        self._keep = steps
 
     def begin(self, kernel: Kernel) -> None:
         """Begin an execution on a machine that was just booted, or put back to the state after its boot."""
@@ -172,18 +208,21 @@ class Footprints:
             del self._known[key]
         self._run_objects.clear()
         self._run_keys.clear()
-        self._forget()
+        self._forget(self._keep)
+        self._keep = 0
         self._kernel = kernel
         kernel.footprint = self
         if self._watched and not self.checks and kernel.observer is not None:
             if not isinstance(kernel.observer, _Aside):
                 kernel.observer = _Aside(kernel.observer, LOG)
         LOG.made = self._made_in_run
+        LOG.found = self._found_in_run
         LOG.clear()
+        LOG.on = not self._kept
         for task in kernel.tasks:
             main = task is kernel.sched.main
             self._found(task, () if main else (-1, task.index))
-            self._pending[task] = ("begins", frozenset(), frozenset(), False)
+            self._pending[task] = ("begins", None, False)
 
     def end(self) -> None:
         """Record no more of the execution; what was recorded stays until the next begins."""
@@ -191,6 +230,7 @@ class Footprints:
             if self._kernel.current in self._pending:
                 self._finish(self._kernel.current)
             self._kernel.footprint = None
+            LOG.on = False
             if isinstance(self._kernel.observer, _Aside):
                 self._kernel.observer = self._kernel.observer.observer
             self._kernel = None
@@ -213,18 +253,24 @@ class Footprints:
 
     def number(self, path: Path) -> int:
         """Return how many steps of a task are finished."""
-        return self.steps[self._last[path]].number + 1 if path in self._last else 0
+        return sum(step.task == path for step in self.steps[: self._at])
 
     def pending(self, task: Task) -> tuple[str, Things, Things, bool]:
         """Return the operation that a task goes on with: label, what it is known to read and write, and whether it
         touches everything. What it touches besides is known when it has run.
         """
-        return self._pending[task]
+        label, what, write = self._pending[task]
+        reads, writes = self._named(task, label, what, write)
+        return label, reads, writes, self._unknown(label, what)
 
     def happens_before(self, first: int, second: int) -> bool:
         """Tell whether step `first` comes before step `second` in all equivalent orders, by position in `steps`."""
-        one, other = self.steps[first], self.steps[second]
-        return one is not other and other.clock.get(one.task, 0) > one.number
+        before, todo = set(), [second]
+        while todo:
+            more = [each for each in self.steps[todo.pop()].before if each >= first and each not in before]
+            before.update(more)
+            todo += more
+        return first in before
 
     def chose(self, choice: int) -> None:
         """Note a choice of data or a failure in the running step: executions that differ in it are no reorderings."""
@@ -239,23 +285,15 @@ class Footprints:
         self._found(task, (*above, n))
         if isinstance(by, Task):
             self.touch(task, True)
-        writes = {self._thing(task)}
-        if not isinstance(by, Task):
-            writes.add(self._thing(by))
-        self._pending[task] = ("starts", frozenset(), frozenset(writes), False)
+        self._pending[task] = ("starts", by, True)
 
     def step(self, task: Task, label: str, what: object, write: bool) -> None:
         self._finish(task)
-        everything = what is EVERYTHING or (what is None and not self._watched and label != "slept")
-        things: set[int] = set()
-        if what is not None and what is not EVERYTHING and not self._fields_tell(what):
-            things.add(self._thing(what))
-        reads: Things = frozenset(() if write else things)
-        if label == "woken":
-            things.add(self._thing(task))
-        self._pending[task] = (label, reads, frozenset(things) - reads, everything)
+        self._pending[task] = (label, what, write)
 
     def touch(self, what: object, write: bool) -> None:
+        if not LOG.on:
+            return
         if what is EVERYTHING:
             self._everything = True
         elif what is not None:
@@ -278,22 +316,54 @@ class Footprints:
         self._run_objects.append(id(task))
 
     def _finish(self, task: Task) -> None:
+        at = self._at
+        self._at = at + 1
+        if at < self._kept:
+            self._chosen = 0
+            step = self.steps[at]
+            if step.task != self._paths[task] or step.label != self._pending[task][0]:
+                raise ModelError(
+                    f"nondeterminism: step {at} is {task.name}: {self._pending[task][0]}, and with the same answers "
+                    f"before it was {step.label} of task {step.task}"
+                )
+            LOG.on = self._at == self._kept
+            return
         if self._watched:
             LOG.compare()
-        label, reads, writes, everything = self._pending[task]
+        label, what, write = self._pending[task]
         known, translate = self._known, self._translate
         wrote = {known[key] if key in known else translate(key) for key in LOG.writes}
         read = {known[key] if key in known else translate(key) for key in LOG.reads}
         LOG.clear()
+        reads, writes = self._named(task, label, what, write)
         wrote |= writes
         read |= reads
         read -= wrote
-        everything = everything or self._everything
+        everything = self._everything or self._unknown(label, what)
         self._everything = False
         self._append(self._paths[task], label, frozenset(read), frozenset(wrote), everything)
 
+    def _named(self, task: Task, label: str, what: object, write: bool) -> tuple[Things, Things]:
+        """Return what an operation says that it reads, and writes."""
+        if label == "starts":
+            return _NOTHING, frozenset(
+                self._thing(each) for each in (task, what) if each is task or type(each) is Timer
+            )
+        things = _NOTHING
+        if what is not None and what is not EVERYTHING and not self._fields_tell(what):
+            things = frozenset((self._thing(what),))
+        if label == "woken":
+            return _NOTHING, things | {self._thing(task)}
+        return (_NOTHING, things) if write else (things, _NOTHING)
+
+    def _unknown(self, label: str, what: object) -> bool:
+        """Tell whether an operation may touch anything."""
+        return what is EVERYTHING or (what is None and not self._watched and label not in {"slept", "begins"})
+
     def _append(self, path: Path, label: str, reads: Things, writes: Things, everything: bool) -> None:
         me = len(self.steps)
+        last = self._last.get(path, -1)
+        undo = _Undo(self.prefix_hash, last, self._fence, [], [])
         before: set[int] = set()
         if everything:
             before.update(self._last.values())
@@ -302,38 +372,71 @@ class Footprints:
             for thing in reads:
                 if thing in writer:
                     before.add(writer[thing])
-                readers.setdefault(thing, {})[path] = me
+                those = readers.get(thing)
+                if those is None:
+                    those = readers[thing] = {}
+                undo.readers.append((those, path, those.get(path, -1)))
+                those[path] = me
             for thing in writes:
-                if thing in writer:
-                    before.add(writer[thing])
+                written = writer.get(thing, -1)
+                if written >= 0:
+                    before.add(written)
                 writer[thing] = me
-                if thing in readers:
-                    before.update(readers.pop(thing).values())
-            if path in self._last:
-                before.add(self._last[path])
+                popped = readers.pop(thing, None)
+                if popped:
+                    before.update(popped.values())
+                undo.writers.append((thing, written, popped))
+            if last >= 0:
+                before.add(last)
             if self._fence >= 0:
                 before.add(self._fence)
             before.discard(me)
-        number = 0
-        clock: dict[Path, int] = {}
-        for each in before:
-            for other, count in self.steps[each].clock.items():
-                if clock.get(other, 0) < count:
-                    clock[other] = count
-        if path in self._last:
-            number = self.steps[self._last[path]].number + 1
-        clock[path] = number + 1
+        number = 0 if last < 0 else self.steps[last].number + 1
         self._last[path] = me
         if everything:
             self._fence = me
         self.steps.append(
-            Step(task=path, number=number, label=label, reads=reads, writes=writes, everything=everything, clock=clock)
+            Step(
+                task=path,
+                number=number,
+                label=label,
+                reads=reads,
+                writes=writes,
+                everything=everything,
+                before=tuple(before),
+            )
         )
         # A hash of ints is the same in every run of Python.
-        own = hash((path, number, self._chosen, *sorted(self._hashes[each] for each in before))) & _MASK
+        hashes = self._hashes
+        own = hash((path, number, self._chosen, *sorted([hashes[each] for each in before]))) & _MASK
         self._chosen = 0
-        self._hashes.append(own)
+        hashes.append(own)
+        self._undo.append(undo)
         self.prefix_hash = (self.prefix_hash + own) & _MASK
+
+    def _take_back(self) -> None:
+        """Forget the last step."""
+        path = self.steps.pop().task
+        self._hashes.pop()
+        undo = self._undo.pop()
+        self.prefix_hash = undo.hash
+        self._fence = undo.fence
+        if undo.last < 0:
+            del self._last[path]
+        else:
+            self._last[path] = undo.last
+        for thing, written, popped in undo.writers:
+            if written < 0:
+                del self._writer[thing]
+            else:
+                self._writer[thing] = written
+            if popped is not None:
+                self._readers[thing] = popped
+        for those, reader, read in undo.readers:
+            if read < 0:
+                del those[reader]
+            else:
+                those[reader] = read
 
     def _fields_tell(self, what: object) -> bool:
         # Whether the watched fields say what an operation on this touches.
@@ -382,3 +485,18 @@ class Footprints:
         self._made[path] = n + 1
         self._names[which] = (*path, n)
         self._run_objects.append(which)
+
+    def _found_at_boot(self, which: int, field: Key, known: bool) -> None:
+        if not known:
+            self._made_at_boot(which)
+
+    def _found_in_run(self, which: int, field: Key, known: bool) -> None:
+        # An array need not be new, as a function may keep its results: whoever asks first in this order did not make
+        # it, and names of what that task makes must not depend on it.
+        owner = field[0]
+        name = (_ARRAY, self._names[owner], field[1])
+        n = self._made.get(name, 0)
+        self._made[name] = n + 1
+        if not known:
+            self._names[which] = (*name, n)
+            self._run_objects.append(which)

@@ -31,7 +31,7 @@ import numpy as np
 
 from gpusvm.errors import ModelError
 from gpusvm.explore.watch_arrays import WatchedArray, WatchedView
-from gpusvm.explore.watch_log import CONTAINERS, LOG, Log, WatchedField, array_key, nobody
+from gpusvm.explore.watch_log import CONTAINERS, LOG, Log, WatchedField, array_key, nobody, unnamed
 from gpusvm.explore.watch_source import assigned
 
 __all__ = ["watching"]
@@ -123,20 +123,22 @@ class _Class:
             setattr(self.cls, name, WatchedField.of(_from_dict(name, plain), _to_dict(name), name))
 
     def _assign(self) -> Callable[[Any, str, Any], None]:
-        log = LOG
+        log, objects = LOG, LOG.objects
         put = self.setattr
         classes = _INSTALLED
         by_element = self.cls.__name__ in _BY_ELEMENT
 
         def assign(self: Any, name: str, value: Any) -> None:
-            me = id(self)
-            if me not in log.objects:
+            if id(self) not in objects:
                 log.register(self)
             watched = classes.get(type(self))
             if watched is None:
                 kind = type(self)
                 raise ModelError(f"{kind.__module__}.{kind.__qualname__} is not watched: name its package")
             kind = type(value)
+            if kind not in CONTAINERS and name in watched.changing:  # nearly always
+                put(self, name, value)
+                return
             if kind in CONTAINERS:
                 if by_element and kind is np.ndarray:
                     value = WatchedArray.of(value)
@@ -145,7 +147,7 @@ class _Class:
                     value = WatchedView(value)
                 else:
                     if kind is np.ndarray or kind is memoryview:
-                        array_key(value)
+                        array_key(value, (id(self), name), assigned=True)
                     if name not in watched.changing:
                         watched.grow(name)
             if (
@@ -263,6 +265,7 @@ def watching(*packages: str) -> Iterator[Log]:
                 # A class takes its base's way to assign.
                 each.install(assign=not any(base in _INSTALLED for base in cls.__mro__[1:]))
         LOG.watched = frozenset(_INSTALLED)
+        LOG.on = True
         yield LOG
     finally:
         for each in reversed(_INSTALLED.values()):
@@ -270,5 +273,5 @@ def watching(*packages: str) -> Iterator[Log]:
         _INSTALLED.clear()
         LOG.clear()
         LOG.objects.clear()
-        LOG.made = nobody
+        LOG.made, LOG.found = nobody, unnamed
         LOG.watched = frozenset()

@@ -30,10 +30,12 @@ class WatchedArray(np.ndarray[Any, Any]):
             self.plain = other.plain
 
     def _read(self, index: Any) -> None:
-        LOG.reads.update(self._keys(index))
+        if LOG.on:
+            LOG.reads.update(self._keys(index))
 
     def _written(self, index: Any) -> None:
-        LOG.writes.update(self._keys(index))
+        if LOG.on:
+            LOG.writes.update(self._keys(index))
 
     def _keys(self, index: Any) -> Iterable[tuple[int, int]]:
         me = id(self)

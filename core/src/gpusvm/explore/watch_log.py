@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-__all__ = ["CONTAINERS", "LOG", "Key", "Log", "WatchedField", "array_key", "nobody"]
+__all__ = ["CONTAINERS", "LOG", "Key", "Log", "WatchedField", "array_key", "nobody", "unnamed"]
 
 Key = tuple[int, Any]
 """The id of an object, and the name of a field, a position, or "" for all of it."""
@@ -26,17 +26,21 @@ class Log:
     """Collect what the running step touches, and name the objects that it makes.
 
     `reads` and `writes` are keys; `seen` has the containers that were looked at with what was in them then. `made` is
-    called for each new object. `objects` keeps them alive, so that an id stays one object's.
+    called for each new object, `found` for each array with a field that it is assigned to, or that shows it first, and
+    whether it was known. `objects` keeps them alive, so that an id stays one object's. While it is not `on`, objects
+    are named and nothing else is logged.
     """
 
-    __slots__ = ("made", "objects", "reads", "seen", "watched", "writes")
+    __slots__ = ("found", "made", "objects", "on", "reads", "seen", "watched", "writes")
 
     def __init__(self) -> None:
+        self.on = True
         self.reads: set[Key] = set()
         self.writes: set[Key] = set()
         self.seen: dict[Key, tuple[Any, Any]] = {}
         self.objects: dict[int, object] = {}
         self.made: Callable[[int], None] = nobody
+        self.found: Callable[[int, Key, bool], None] = unnamed
         self.watched: frozenset[type] = frozenset()
 
     def register(self, thing: object) -> None:
@@ -58,16 +62,19 @@ class Log:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Log nothing of what is touched meanwhile."""
-        kept = self.reads, self.writes, self.seen
-        self.reads, self.writes, self.seen = set(), set(), {}
+        on, self.on = self.on, False
         try:
             yield
         finally:
-            self.reads, self.writes, self.seen = kept
+            self.on = on
 
 
 def nobody(which: int) -> None:
     """Be told of new objects while nobody names them."""
+
+
+def unnamed(which: int, field: Key, known: bool) -> None:
+    """Be told of arrays while nobody names them."""
 
 
 LOG: Final = Log()
@@ -103,14 +110,20 @@ def _same(now: Any, before: Any) -> bool:
     )
 
 
-def array_key(container: Any) -> Key:
-    """Return the key of an array's elements, whichever field shows them."""
+def array_key(container: Any, field: Key, *, assigned: bool = False) -> Key:
+    """Return the key of an array's elements, whichever field shows them; `field` is one, to which it may be `assigned`
+    just now.
+    """
     elements: Any = container.obj if type(container) is memoryview else container
     while type(elements.base) is np.ndarray:
         elements = elements.base
-    if id(elements) not in LOG.objects:
-        LOG.register(elements)
-    return id(elements), ""
+    which = id(elements)
+    known = which in LOG.objects
+    if not known:
+        LOG.objects[which] = elements
+    if assigned or not known:
+        LOG.found(which, field, known)
+    return which, ""
 
 
 class WatchedField(property):
@@ -120,26 +133,30 @@ class WatchedField(property):
 
     @classmethod
     def of(cls, get: Callable[[Any], Any], put: Callable[[Any, Any], None], name: str) -> WatchedField:
-        log = LOG
+        log, reads, writes, seen = LOG, LOG.reads, LOG.writes, LOG.seen
 
         def read(self: Any) -> Any:
             value = get(self)
-            key: Key = (id(self), name)
-            reads = log.reads
-            if key not in reads:
-                reads.add(key)
-                kind = type(value)
-                if kind in CONTAINERS:
-                    if kind is np.ndarray or kind is memoryview:
-                        # The field is one thing, the elements another, which several fields may show.
-                        key = array_key(value)
-                        reads.add(key)
-                    if key not in log.seen:
-                        log.seen[key] = value, _contents(value)
+            if log.on:
+                key: Key = (id(self), name)
+                if key not in reads:
+                    reads.add(key)
+                    kind = type(value)
+                    if kind in CONTAINERS:
+                        if kind is np.ndarray or kind is memoryview:
+                            # The field is one thing, the elements another, which several fields may show.
+                            key = array_key(value, key)
+                            reads.add(key)
+                        if key not in seen:
+                            seen[key] = value, _contents(value)
             return value
 
         def write(self: Any, value: Any) -> None:
-            log.writes.add((id(self), name))
+            if log.on:
+                key: Key = (id(self), name)
+                writes.add(key)
+                if type(value) in CONTAINERS:
+                    reads.discard(key)  # the next read looks at this one
             put(self, value)
 
         return cls(read, write)
