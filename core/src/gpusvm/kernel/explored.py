@@ -72,7 +72,8 @@ class ExploredScheduler(Scheduler):
                 step(task, label, what)
         if kernel.footprint is not None:
             kernel.footprint.step(task, label, what, label not in READS)
-        if self.heap or self._due:
+        heap = self.heap
+        if self._due or (heap and heap[0][0] <= self.now):
             self._collect()
         if not self._ready and not self._due:
             return

@@ -1,6 +1,7 @@
 """Name places in the code that uses the kernel, for errors about two of them."""
 
 import sys
+from functools import cache
 from pathlib import Path
 from types import FrameType
 
@@ -8,6 +9,7 @@ from types import FrameType
 _ROOM = str(Path(__file__).parent / "_").removesuffix("_")
 
 
+@cache  # a machine has few places, and passes them often
 def place_of(filename: str, line: int) -> str:
     """Return ``directory/file.py:line``: enough to find the place, the same on every machine."""
     return f"{'/'.join(filename.replace(chr(92), '/').split('/')[-2:])}:{line}"
