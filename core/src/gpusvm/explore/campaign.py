@@ -10,6 +10,7 @@ from attrs import Factory, define, evolve, field
 
 from gpusvm.explore.coverage import PLACES_EVERY, Coverage
 from gpusvm.explore.execution import Execution, Failure, execute
+from gpusvm.explore.reached import reached
 from gpusvm.explore.recording import Recording, first_difference, recorded
 from gpusvm.explore.replay import Replay
 from gpusvm.explore.sites import sites_of
@@ -93,16 +94,20 @@ class Campaign:
             execution = execute(world, self.scheduler, failures_max=self.failures_max, footprints=self.footprints)
             self.coverage.add(execution, world.kernel.inject_sites, before)
             return self._watched_self_test(execution)
-        if not self._test_due and (not self.places_every or number % self.places_every):
-            execution = execute(world, self.scheduler, failures_max=self.failures_max)
-        else:
+        if self._test_due:
             with recorded(world) as recording:
                 execution = execute(world, self.scheduler, failures_max=self.failures_max)
-            self.coverage.add_places(recording)
+            self.coverage.add_places(recording.places)
             # An execution that was abandoned cannot be repeated to its end: the next one then.
-            if self._test_due and not execution.abandoned:
+            if not execution.abandoned:
                 self._test_due = False
                 execution = self._self_test(execution, recording)
+        elif self.places_every and not number % self.places_every:
+            with reached(world) as found:
+                execution = execute(world, self.scheduler, failures_max=self.failures_max)
+            self.coverage.add_places(found.places)
+        else:
+            execution = execute(world, self.scheduler, failures_max=self.failures_max)
         self.coverage.add(execution, world.kernel.inject_sites, before)
         return execution
 
@@ -117,7 +122,7 @@ class Campaign:
             replay.new_execution()
             with recorded(world) as recording:
                 execute(world, replay, failures_max=self.failures_max)
-            self.coverage.add_places(recording)
+            self.coverage.add_places(recording.places)
             return self._self_test(execution, recording)
 
     def _self_test(self, execution: Execution, recording: Recording) -> Execution:

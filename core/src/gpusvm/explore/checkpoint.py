@@ -120,7 +120,9 @@ class Checkpoint:
         self._cells = list(walk.cells)
         self._cell_states = [one.cell_contents for one in self._cells]
         self._empty_cells = list(walk.empty_cells)
-        self._attributes = [(vars(one), dict(vars(one))) for one in walk.instances]
+        self._attributes = [vars(one) for one in walk.instances]
+        self._attribute_states = [dict(one) for one in self._attributes]
+        self._attribute_counts = [len(one) for one in self._attributes]
         self._slots = walk.slots
         self._owners = [owner for owner, _, _ in self._slots]
         self._names = [name for _, name, _ in self._slots]
@@ -140,11 +142,10 @@ class Checkpoint:
         _run(map(setitem, self._lists, repeat(_ALL), self._list_states))
         _run(map(setitem, self._buffers, repeat(_ALL), self._buffer_states))
         _run(map(setattr, self._cells, repeat("cell_contents"), self._cell_states))
-        for attributes, state in self._attributes:
-            attributes.update(state)
-            if len(attributes) != len(state):
-                attributes.clear()
-                attributes.update(state)
+        _run(map(dict.update, self._attributes, self._attribute_states))
+        if list(map(len, self._attributes)) != self._attribute_counts:
+            _run(map(dict.clear, self._attributes))
+            _run(map(dict.update, self._attributes, self._attribute_states))
         for one, members in zip(self._sets, self._set_states, strict=True):
             if one or members:
                 one.clear()

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Final
 
 from attrs import Factory, define
 
 if TYPE_CHECKING:
     from gpusvm.explore.execution import Execution
-    from gpusvm.explore.recording import Recording
 
 __all__ = ["PLACES_EVERY", "Coverage"]
 
 PLACES_EVERY: Final = 16
-"""One execution in so many is recorded for its places, by number, the first one too; it takes twice as long."""
+"""One execution in so many is looked at for its places, by number, the first one too."""
 
 Outcomes = tuple[tuple[str, str, str], ...]
 
@@ -24,8 +23,8 @@ Outcomes = tuple[tuple[str, str, str], ...]
 class Coverage:
     """Count executions by outcome, passings of injection sites, and executions that reached a kernel operation.
 
-    ``places`` counts by (operation, ``file:line in function``), in the executions that were recorded
-    (`PLACES_EVERY`). ``known_sites`` are all that the machine's code has.
+    ``places`` counts by (operation, ``file:line in function``), in the executions that were looked at
+    (`PLACES_EVERY`), which ``recorded`` counts. ``known_sites`` are all that the machine's code has.
     """
 
     outcomes: Counter[Outcomes] = Factory(Counter)
@@ -42,9 +41,9 @@ class Coverage:
             if passed:
                 self.sites[site] += passed
 
-    def add_places(self, recording: Recording) -> None:
+    def add_places(self, places: Collection[tuple[str, str]]) -> None:
         self.recorded += 1
-        self.places.update(recording.places)
+        self.places.update(places)
 
     def merge(self, other: Coverage) -> None:
         """Add what another campaign on the same machine has counted."""

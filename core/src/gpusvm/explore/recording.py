@@ -1,7 +1,7 @@
 """Record an execution step by step: what each task did, where in the code, who waited, what failed, what was told.
 
 A recording costs several times what the execution does, so it is made when somebody reads it: when a finding is
-explained, and for the few executions whose places are counted or that are run twice and compared.
+explained, and for the few executions that are run twice and compared.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from gpusvm.errors import LockdepError
-from gpusvm.kernel.place import caller, place_of
+from gpusvm.kernel.place import caller, line_of, place_of
 
 if TYPE_CHECKING:
     from gpusvm.kernel.core import Kernel
@@ -247,18 +247,11 @@ class Lockdep:
         since = "?"
         if task.atomic_site is not None:
             code, instruction = task.atomic_site
-            since = place_of(code.co_filename, _line(code, instruction))
+            since = place_of(code.co_filename, line_of(code, instruction))
         what = next(str(node.cls) for node in task.chain.path() if node.cls is not None and node.cls.atomic)
         raise LockdepError(
             f"sleeping while atomic: task {task.name!r} is {doing} at {place}, atomic since {since} ({what})"
         )
-
-
-def _line(code: Any, instruction: int) -> int:
-    for start, end, line in code.co_lines():
-        if start <= instruction < end and line is not None:
-            return int(line)
-    return int(code.co_firstlineno)
 
 
 class LockMap:

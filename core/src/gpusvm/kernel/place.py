@@ -3,7 +3,7 @@
 import sys
 from functools import cache
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 
 # What lies in this room is mechanism: an error names the code that called it.
 _ROOM = str(Path(__file__).parent / "_").removesuffix("_")
@@ -15,10 +15,24 @@ def place_of(filename: str, line: int) -> str:
     return f"{'/'.join(filename.replace(chr(92), '/').split('/')[-2:])}:{line}"
 
 
+@cache
+def is_mechanism(code: CodeType) -> bool:
+    """Tell whether code lies in gpusvm.kernel."""
+    return code.co_filename.startswith(_ROOM)
+
+
+def line_of(code: CodeType, instruction: int) -> int:
+    """Return the line of an instruction (``f_lasti``) of some code."""
+    for start, end, line in code.co_lines():
+        if start <= instruction < end and line is not None:
+            return line
+    return code.co_firstlineno
+
+
 def caller() -> str:
     """Return the place of the nearest frame outside gpusvm.kernel."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(_ROOM):
+    while frame is not None and is_mechanism(frame.f_code):
         frame = frame.f_back
     return "?" if frame is None else place_of(frame.f_code.co_filename, frame.f_lineno)
 
@@ -27,7 +41,7 @@ def stack(frame: FrameType | None, limit: int = 8) -> list[str]:
     """Return up to `limit` lines ``place in function`` from `frame` outwards, gpusvm.kernel left out."""
     lines: list[str] = []
     while frame is not None and len(lines) < limit:
-        if not frame.f_code.co_filename.startswith(_ROOM):
+        if not is_mechanism(frame.f_code):
             lines.append(f"{place_of(frame.f_code.co_filename, frame.f_lineno)} in {frame.f_code.co_name}")
         frame = frame.f_back
     return lines
