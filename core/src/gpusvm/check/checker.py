@@ -43,6 +43,7 @@ __all__ = ["Checker"]
 _WRITE_ENDS = frozenset({"up_write", "downgrade_write"})
 _LOCK_STEPS = frozenset({"mutex_lock", "down_read", "down_write", "spin_lock"})
 _MAPPED = frozenset({PRESENT, PRIVATE})
+_NO_WINDOWS: list[MmuNotifierRange] = []
 
 
 class Checker:
@@ -201,7 +202,7 @@ class Checker:
         if self._half:
             self._deferred = True
             return
-        if whole or touched or self._told():
+        if whole or touched or self._heard or self._changes or self.shadow.violations:
             self._settle()
 
     def leaves(self, task: Task) -> None:
@@ -234,6 +235,8 @@ class Checker:
                 shadow.zones = {zone: shadow.zones.get(zone) or ZoneShadow(zone) for zone in zones}
         touched = False
         for each in shadow.zones.values():
+            if each.small and each.zone.used == each.nr and b"".join(each.views) == each.seen:
+                continue  # most often; `look` would say so too
             found = each.look(whole=whole or each.small)
             if found is None:
                 continue
@@ -355,12 +358,18 @@ class Checker:
     def _settle(self) -> None:
         self._heard = False
         shadow = self.shadow
-        if self._changes or any(each.touched for each in shadow.zones.values()):
+        zones = shadow.zones.values()
+        if self._changes:
             self._check_touched()
+        else:
+            for each in zones:
+                if each.touched:
+                    self._check_touched()
+                    break
         self._check_mms()
         self._check_vmas(None)
         given = self._given
-        for each in shadow.zones.values():
+        for each in zones:
             if each.lost:
                 lost, each.lost = each.lost, []
                 for i in lost:
@@ -432,11 +441,11 @@ class Checker:
             subs = mm.notifiers
             if subs is None or not subs.has_itree:
                 continue
-            windows = self._windows.get(mm, [])
+            windows = self._windows.get(mm, _NO_WINDOWS)
             if subs.active_invalidate_ranges != len(windows):
                 notifier.active_windows(shadow, mm, subs, windows)
             seq = subs.invalidate_seq
-            if not windows:
+            if not windows and (seq & 1 or subs.deferred_list):
                 notifier.sequence_parity(shadow, mm, subs, windows)
             if seq < self._sequences.get(mm, 0):
                 notifier.sequence_grows(shadow, mm, subs, self._sequences[mm])

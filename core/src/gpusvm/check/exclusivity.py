@@ -5,6 +5,7 @@ import numpy as np
 from gpusvm.check.rules import rule
 from gpusvm.check.shadow import (
     EXCLUSIVE,
+    FEW,
     MIGRATION,
     NONE,
     PRESENT,
@@ -18,7 +19,7 @@ from gpusvm.mm.api import VM_MAYWRITE, VM_WRITE
 from gpusvm.mm.mm_struct import MmStruct
 from gpusvm.mm.page import PG_ANON_EXCLUSIVE
 from gpusvm.mm.pgtable import PmdLeaf
-from gpusvm.mm.ptemask import lowest, span
+from gpusvm.mm.ptemask import all_zero, lowest, span
 from gpusvm.mm.vma import Vma
 
 __all__ = [
@@ -45,6 +46,8 @@ def exclusive_once(s: Shadow, shadow: ZoneShadow, head: int) -> None:
     pmd = shadow.m_pmd[head]
     if nr == 1:
         flagged = [head] if zone.m_flags[head] & PG_ANON_EXCLUSIVE else []
+    elif nr <= FEW:
+        flagged = [head + k for k, flags in enumerate(zone.m_flags[head : head + nr]) if flags & PG_ANON_EXCLUSIVE]
     else:
         flagged = (np.flatnonzero(zone.flags[head : head + nr] & PG_ANON_EXCLUSIVE) + head).tolist()
     for i in flagged:
@@ -125,6 +128,8 @@ def migration_exclusive_page(s: Shadow, shadow: ZoneShadow, head: int) -> None:
     if not zone.m_order[head] and not (shadow.m_mig[head] and zone.m_flags[head] & PG_ANON_EXCLUSIVE):
         return
     end = head + (1 << zone.m_order[head])
+    if all_zero(shadow.mig[head:end]):
+        return
     named = (shadow.mig[head:end] > 0) & (zone.flags[head:end] & PG_ANON_EXCLUSIVE != 0)
     for i in (np.flatnonzero(named) + head).tolist():
         for mm, address, (kind, _, write, rexcl) in s.namers(zone.base + i):

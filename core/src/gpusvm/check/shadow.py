@@ -22,6 +22,7 @@ from gpusvm.mm.vma import Vma
 __all__ = [
     "COUNTED",
     "EXCLUSIVE",
+    "FEW",
     "MIGRATION",
     "NONE",
     "NOTHING",
@@ -70,7 +71,7 @@ _OF_LEAF: Final = {
 # Where that many pages change at once, or there are no more pages than that, arrays are the faster way, or not.
 _MANY: Final = 32
 _SMALL: Final = 1024
-_FEW: Final = 16  # so many are looked at one by one
+FEW: Final = 16  # so many are looked at one by one
 
 
 class Before:
@@ -241,11 +242,11 @@ class ZoneShadow:
         nr = self.nr
         self.seen_first = now[: 6 * nr]
         old, new = np.frombuffer(before, np.uint16), np.frombuffer(now, np.uint16)
-        at = (old != new).nonzero()[0]
+        at = (old != new).nonzero()[0].tolist()
         if len(at) > _MANY:
             return self._many(old, new)
         found: dict[int, None] = {}
-        for k in at.tolist():
+        for k in at:
             # The columns are flags, refcount, mapcount, entire and mapping, one behind the other: two bytes a step.
             if k < nr:
                 found[k] = None
@@ -337,7 +338,7 @@ class Shadow:
             for entry in mm.page_table.entries.values():
                 if not isinstance(entry, PteTable):
                     self.count(mm, leaf_entry(entry), 1, pmd=True)
-                elif self.nr > _FEW:
+                elif self.nr > FEW:
                     self._count_table(mm, entry)
                 else:
                     self.count_all(mm, entry, 1)

@@ -34,6 +34,7 @@ from gpusvm.mm.page import (
     Zone,
     positions,
 )
+from gpusvm.mm.ptemask import all_zero
 
 __all__ = ["DevPagemaps"]
 
@@ -137,10 +138,11 @@ class DevPagemaps:
             tell(self.kernel.observer, "pgmap_done", pgmap)
         if pgmap.ref:  # invariant 31
             raise ModelError(f"pagemap of pfn {pgmap.start_pfn:#x} is done with {pgmap.ref} references")
-        if pgmap.type != MEMORY_DEVICE_GENERIC and zone.refcount.any():
+        if pgmap.type != MEMORY_DEVICE_GENERIC and not all_zero(zone.refcount):
             raise ModelError(f"pagemap of pfn {pgmap.start_pfn:#x} is done with pages in use")
-        for slot, users in zip(*np.unique(zone.zdd >> 1, return_counts=True), strict=True):
-            self._drop(int(slot), int(users))
+        if not all_zero(zone.zdd):
+            for slot, users in zip(*np.unique(zone.zdd >> 1, return_counts=True), strict=True):
+                self._drop(int(slot), int(users))
         self.pages.remove_region(zone)
         self.regions.remove(pgmap)
         self._reserved.pop(pgmap.start_pfn, None)
@@ -212,7 +214,7 @@ class DevPagemaps:
     def zone_device_folios_init(self, pfns: Pfns, pgmap: DevPagemap) -> None:
         """Do so for many order-0 folios at once."""
         for zone, index, _ in self.pages.split(pfns):
-            if zone.pgmap is not pgmap or zone.refcount[index].any():
+            if zone.pgmap is not pgmap or not all_zero(zone.refcount[index]):
                 raise ModelError(f"zone_device_folios_init of pages in use in {zone!r}")
             zone.order[index] = 0
             zone.head_off[index] = 0
@@ -279,11 +281,11 @@ class DevPagemaps:
         pgmap = zone.pgmap
         assert pgmap is not None
         bulk = pgmap.ops.folios_free if pgmap.type == MEMORY_DEVICE_PRIVATE else None
-        if bulk is None or zone.order[index].any():
+        if bulk is None or not all_zero(zone.order[index]):
             for i in positions(index):
                 self.free_zone_device_folio(zone, i)
             return
-        if zone.mapcount[index].any():
+        if not all_zero(zone.mapcount[index]):
             raise ModelError(f"a device folio of {zone!r} freed while mapped")
         if self.pages.owner is not None:
             self.pages.owner.freed(zone, index)

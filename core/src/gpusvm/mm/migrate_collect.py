@@ -26,7 +26,7 @@ from gpusvm.mm.api import (
 from gpusvm.mm.mmu_notifier import notifier_end, notifier_start
 from gpusvm.mm.page import GUP_PIN_COUNTING_BIAS, PG_ANON_EXCLUSIVE, PG_DIRTY, PG_LOCKED, Index, Zone
 from gpusvm.mm.pgtable import PmdKind, PteTable
-from gpusvm.mm.ptemask import bools, from_indices, indices, is_run, lowest, span
+from gpusvm.mm.ptemask import all_zero, bools, from_indices, indices, is_run, lowest, span
 from gpusvm.mm.rmap_walk import set_pmd_migration_entry
 from gpusvm.mm.split import split_folio
 
@@ -292,7 +292,7 @@ class _Collect:
             locked = np.count_nonzero(page_flags & PG_LOCKED)
             if locked and (locked > 1 or fault is None or not _names(table, mask, fault)):
                 return False
-            if zone.order[index].any() or zone.head_off[index].any():
+            if not (all_zero(zone.order[index]) and all_zero(zone.head_off[index])):
                 return False
             if np.count_nonzero(zone.mapping[index]) != len(page_flags):
                 return False

@@ -38,6 +38,7 @@ from gpusvm.mm.mmu_notifier import notifier_end, notifier_start
 from gpusvm.mm.observer import tell
 from gpusvm.mm.page import PG_DIRTY, PG_LOCKED, PG_LRU, PG_SWAPBACKED, PG_UPTODATE, Index, Zone
 from gpusvm.mm.pgtable import PmdKind, PmdLeaf
+from gpusvm.mm.ptemask import all_zero
 from gpusvm.mm.rmap_walk import remove_migration_ptes, restore_pages, try_to_migrate
 from gpusvm.mm.split import folio_split_unmapped
 
@@ -139,7 +140,7 @@ def _check_collected(memory: "MemoryManager", src: Words, fault_page: int | None
         flags = zone.flags[index]
         locked = np.count_nonzero(flags & PG_LOCKED)
         unlocked = locked != len(flags) and (fault_page is None or memory.quirks.mm_s3 == "fixed")
-        if unlocked or np.count_nonzero(flags & PG_LRU) or zone.mapcount[index].any():
+        if unlocked or np.count_nonzero(flags & PG_LRU) or not all_zero(zone.mapcount[index]):
             raise ModelError(f"setup left a folio of {zone!r} unlocked, mapped or on the LRU")
 
 
@@ -195,7 +196,7 @@ def _lock_usual(zone: Zone, index: Index) -> bool:
     refs = zone.refcount[index]
     if np.count_nonzero(refs) != len(refs) or np.count_nonzero(flags & PG_LOCKED):
         return False
-    if zone.order[index].any() or zone.head_off[index].any():
+    if not (all_zero(zone.order[index]) and all_zero(zone.head_off[index])):
         return False
     zone.refcount[index] = refs + 1
     zone.flags[index] = flags | PG_LOCKED
@@ -303,7 +304,7 @@ def _unmap_batch(
         where = valid.nonzero()[0]
         pfns = (words[where] >> MIGRATE_PFN_SHIFT).view(np.int64)
     parts = memory.pages.split(pfns)
-    if len(parts) > 1 and any(zone.mapcount[index].any() for zone, index, _ in parts):
+    if len(parts) > 1 and not all(all_zero(zone.mapcount[index]) for zone, index, _ in parts):
         return None
     for zone, index, part in parts:
         bad: Any = None
@@ -319,7 +320,7 @@ def _unmap_batch(
         if memory.rmap.has_files:
             extra = extra + (zone.mapping[index] < 0)  # the page cache's
         mapcount = zone.mapcount[index]
-        if mapcount.any():
+        if not all_zero(mapcount):
             todo = mapcount != 0 if bad is None else (mapcount != 0) & ~bad
             for pfn in pfns[part][todo].tolist():
                 try_to_migrate(memory, pfn)
@@ -331,7 +332,7 @@ def _unmap_batch(
                 # A fault page is a device's, so that no page cache has it.
                 stuck[k] = zone.m_mapcount[fault_head - zone.base] or zone.m_refcount[fault_head - zone.base] > 3
         back = stuck if bad is None else stuck | bad
-        if back.any():
+        if not all_zero(back):
             if zone.pgmap is None:
                 again = pfns[part][back if bad is None else back & ~bad]
                 zone.flags[again] |= PG_LRU
@@ -650,7 +651,7 @@ def check_destinations(zone: Zone, index: Index) -> None:
     flags = zone.flags[index]
     if np.count_nonzero(flags & PG_LOCKED) != len(flags):
         raise ModelError(f"a destination in {zone!r} is not locked")
-    if zone.mapcount[index].any() or np.count_nonzero(zone.refcount[index] == 1) != len(flags):
+    if not all_zero(zone.mapcount[index]) or np.count_nonzero(zone.refcount[index] == 1) != len(flags):
         raise ModelError(f"a destination in {zone!r} is mapped, or not referenced exactly once")
 
 
@@ -778,7 +779,7 @@ def _finalize_batch(memory: "MemoryManager", src: Words, dst: Words, fault_head:
     # Destinations whose source did not move, or had no page: a filled hole stays mapped, the rest is free again.
     loose = (have != 0) & ~moved
     folios = 0
-    if loose.any():
+    if not all_zero(loose):
         pfns = (dst[loose] >> MIGRATE_PFN_SHIFT).view(np.int64)
         filled = (dst[loose & (flags == MIGRATE_PFN_MIGRATE)] >> MIGRATE_PFN_SHIFT).view(np.int64)
         if len(filled):
@@ -791,7 +792,7 @@ def _finalize_batch(memory: "MemoryManager", src: Words, dst: Words, fault_head:
         to_pfns = (dst[moved] >> MIGRATE_PFN_SHIFT).view(np.int64)
         _finalize_moved(memory, from_pfns, to_pfns, fault_head)
     stay = page & ~moved
-    if stay.any():
+    if not all_zero(stay):
         pfns = (src[stay] >> MIGRATE_PFN_SHIFT).view(np.int64)
         _finalize_moved(memory, pfns, pfns, fault_head)
     return folios + int(np.count_nonzero(page))

@@ -25,7 +25,7 @@ from gpusvm.mm.lru import PG_LRU, LruBatches
 from gpusvm.mm.observer import tell
 from gpusvm.mm.page_alloc import PageAllocator
 from gpusvm.mm.page_owner import PageOwner
-from gpusvm.mm.ptemask import RAMP
+from gpusvm.mm.ptemask import RAMP, all_zero
 
 __all__ = [
     "GUP_PIN_COUNTING_BIAS",
@@ -255,8 +255,8 @@ class PageMap:
         at = first - zone.base
         if n == 1:
             return zone, slice(at, at + 1)
-        # The ends first: a scattered batch is told by them alone.
-        if int(pfns[-1]) - first == n - 1 and np.count_nonzero(pfns[1:] - pfns[:-1] == 1) == n - 1:
+        # The ends first: a scattered batch is told by them alone. Bytes compare faster than numbers.
+        if int(pfns[-1]) - first == n - 1 and n <= len(RAMP) and pfns.tobytes() == (RAMP[:n] + first).tobytes():
             return (zone, slice(at, at + n)) if first + n <= zone.end else None
         if int(pfns.min()) < zone.base or int(pfns.max()) >= zone.end:
             return None
@@ -498,7 +498,7 @@ class PageMap:
     def lock_new(self, pfns: Pfns) -> None:
         """Lock many folios that nobody else can know yet."""
         for zone, index, _ in self.split(pfns):
-            if self.checked and (zone.flags[index] & PG_LOCKED).any():
+            if self.checked and not all_zero(zone.flags[index] & PG_LOCKED):
                 raise ModelError(f"a folio said to be new is locked, in {zone!r}")
             zone.flags[index] |= PG_LOCKED
 
@@ -601,11 +601,11 @@ class PageMap:
     def _free_folios(self, index: Index) -> None:
         """Give many system folios back, small ones as one batch."""
         zone = self.ram
-        if zone.order[index].any():
+        if not all_zero(zone.order[index]):
             for i in positions(index):
                 self._free_folio(i)
             return
-        if self.checked and ((zone.flags[index] & PG_LOCKED).any() or zone.mapcount[index].any()):
+        if self.checked and not (all_zero(zone.flags[index] & PG_LOCKED) and all_zero(zone.mapcount[index])):
             raise ModelError("a bad page among many freed: mapped or locked")
         if self.lru is not None:
             for i in positions(index):

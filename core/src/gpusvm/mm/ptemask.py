@@ -4,15 +4,21 @@ A 512-bit int answers "which are present, mark these" in 0.2 us, against 2.5 us 
 where pfns move. `WIDTH`-free on purpose: a mask knows no table size, so tables of any PMD order share these functions.
 """
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from gpusvm.mm.api import Bools, Pfns
 
 # One ramp to slice and add to: np.arange would allocate on every use.
 RAMP: Final[Pfns] = np.arange(1 << 13, dtype=np.int64)
 RAMP.flags.writeable = False
+
+
+def all_zero(batch: npt.NDArray[Any]) -> bool:
+    """Tell whether every number of a batch is 0: ``not batch.any()``, which takes six times as long for a few."""
+    return batch.tobytes() == bytes(batch.nbytes)
 
 
 def span(first: int, n: int) -> int:

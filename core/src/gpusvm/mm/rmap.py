@@ -17,6 +17,7 @@ from gpusvm.mm.api import Geometry, Pfns
 from gpusvm.mm.mm_struct import MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES
 from gpusvm.mm.observer import tell
 from gpusvm.mm.page import PG_ANON_EXCLUSIVE, PG_LRU, PG_SWAPBACKED, PG_UPTODATE, Index, PageMap, Zone
+from gpusvm.mm.ptemask import all_zero
 
 if TYPE_CHECKING:
     from gpusvm.mm.filemap import AddressSpace
@@ -254,7 +255,7 @@ class Rmap:
         reference to the caller).
         """
         for zone, index, _ in self.pages.split(pages):
-            if zone.head_off[index].any():
+            if not all_zero(zone.head_off[index]):
                 heads, counts = self._heads(zone, index)
                 zone.refcount[heads] += counts.astype(np.int32)
                 zone.mapcount[heads] += counts.astype(np.int32)
@@ -325,7 +326,7 @@ class Rmap:
 
     def small(self, zone: Zone, index: Index) -> bool:
         """Tell whether every page of a batch is a small folio (live pages only)."""
-        return not (zone.order[index].any() or zone.head_off[index].any())
+        return all_zero(zone.order[index]) and all_zero(zone.head_off[index])
 
     def unmap_pages(self, pages: Pfns) -> None:
         """Uncount one PTE mapping of each of many distinct pages and drop its reference (the zap of a table)."""
