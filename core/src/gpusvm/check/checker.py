@@ -366,8 +366,8 @@ class Checker:
                 if each.touched:
                     self._check_touched()
                     break
-        self._check_mms()
-        self._check_vmas(None)
+        if self._check_mms():
+            self._check_vmas(None)
         given = self._given
         for each in zones:
             if each.lost:
@@ -428,9 +428,13 @@ class Checker:
             return NOTHING
         return entry_at(entry, (change.address - entry.base) >> self.shadow.page_shift)
 
-    def _check_mms(self) -> None:
+    def _check_mms(self) -> bool:
+        # Whether the areas of some have changed.
         shadow = self.shadow
+        areas, changed = self._vma_changes, False
         for mm in self.memory.mms:
+            if mm.vma_tree.changes != areas.get(mm, 0):
+                changed = True
             counted = shadow.rss.get(mm)
             if counted is None:
                 counted = shadow.rss[mm] = [0] * len(mm.rss)
@@ -457,6 +461,7 @@ class Checker:
                 for sub in live:
                     notifier.subscription_sequence(shadow, mm, subs, sub)
                 lifetime.mm_count(shadow, mm, subs, live)
+        return changed
 
     # --- page tables and struct pages
 
@@ -472,10 +477,12 @@ class Checker:
             self._pmds[key] = (page_table.entries.get(block), self.kernel.current)
 
     def mapped(self, zone: Zone, index: "Index | int") -> None:
-        mapping.mapped_before_referenced(self.shadow, zone, index)
+        if type(index) is not int or zone.m_refcount[index] < zone.m_mapcount[index]:
+            mapping.mapped_before_referenced(self.shadow, zone, index)
 
     def put(self, zone: Zone, index: "Index | int") -> None:
-        mapping.put_before_uncounted(self.shadow, zone, index)
+        if type(index) is not int or zone.m_refcount[index] < zone.m_mapcount[index]:
+            mapping.put_before_uncounted(self.shadow, zone, index)
         if self._migrations or self._left:
             self._forget_destinations(zone, index)
 

@@ -426,14 +426,18 @@ class Shadow:
         i = pfn - zone.base
         head = pfn - zone.m_head_off[i]
         index = zone.m_index[head - zone.base] + zone.m_head_off[i]
-        if not zone.m_mapping[head - zone.base]:
+        mapping = zone.m_mapping[head - zone.base]
+        if not mapping:
             # What a driver inserts (mm/memory.c:vm_insert_page) belongs to no file; rmap does not find it.
             vma = mm.vma_lookup(address)
             return None if vma is None or vma.is_anonymous else vma
-        for vma, start, end in self.memory.rmap.places(head):
-            if vma.mm is mm and start <= address < end:
-                if vma.pgoff + ((address - vma.start) >> self.page_shift) == index:
-                    return vma
+        found = self.memory.rmap.mappings.get(mapping)
+        if found is not None:
+            # As `places` of the folio would, of which this page is one.
+            for vma in found.vmas:
+                if vma.mm is mm and vma.start <= address < vma.end:
+                    if vma.pgoff + ((address - vma.start) >> self.page_shift) == index:
+                        return vma
         return None
 
     def holding(self, zone: Zone, where: Pfns) -> Pfns:

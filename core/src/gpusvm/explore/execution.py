@@ -21,7 +21,7 @@ from gpusvm.errors import (
 from gpusvm.explore.livelock import LivelockWatch
 from gpusvm.explore.scheduler import SchedulerChoices
 from gpusvm.explore.verdict import OutcomeError
-from gpusvm.kernel import Abandoned, FirstChoice
+from gpusvm.kernel import Abandoned, CarryOn
 
 if TYPE_CHECKING:
     from gpusvm.explore.footprint import Footprints
@@ -109,7 +109,7 @@ def _run(world: World, choices: Choices, failures_max: int, footprints: Footprin
     if footprints is not None:
         footprints.end()
     kernel.explore_failures(failures_max=0)
-    kernel.set_choices(FirstChoice())
+    kernel.set_choices(CarryOn())
     if world.checker is not None:
         world.checker.check_quiescent(holders=world.holders())
     world.run_task(scenario.end)

@@ -1,6 +1,6 @@
 """The kernel a driver runs in: tasks, choices, clock, locks and lockdep, work, references, failure injection, trace."""
 
-from gpusvm.kernel.choices import ABANDON, Abandoned, Choices, FirstChoice, RecordedChoices, SeededChoices
+from gpusvm.kernel.choices import ABANDON, Abandoned, CarryOn, Choices, FirstChoice, RecordedChoices, SeededChoices
 from gpusvm.kernel.core import Kernel
 from gpusvm.kernel.costs import Costs
 from gpusvm.kernel.footprint import EVERYTHING, Footprint
@@ -21,6 +21,7 @@ __all__ = [
     "ABANDON",
     "EVERYTHING",
     "Abandoned",
+    "CarryOn",
     "Choices",
     "Completion",
     "Costs",

@@ -59,6 +59,13 @@ class FirstChoice:
         return self.pick(len(candidates), "task")
 
 
+class CarryOn(FirstChoice):
+    """Pick 0 always and record nothing, for what nobody repeats by its choices: a yield point does not even ask."""
+
+    def pick(self, n: int, label: str) -> int:
+        return 0
+
+
 class SeededChoices:
     """Pick evenly by splitmix64 from a seed: the same on every machine and Python."""
 

@@ -7,7 +7,7 @@ from heapq import heappop
 from typing import TYPE_CHECKING
 
 from gpusvm.errors import LivelockError
-from gpusvm.kernel.choices import Abandoned
+from gpusvm.kernel.choices import Abandoned, CarryOn
 from gpusvm.kernel.footprint import EVERYTHING, READS
 from gpusvm.kernel.scheduler import Scheduler
 from gpusvm.kernel.task import Task
@@ -76,6 +76,8 @@ class ExploredScheduler(Scheduler):
         if self._due or (heap and heap[0][0] <= self.now):
             self._collect()
         if not self._ready and not self._due:
+            return
+        if type(kernel.choices) is CarryOn and not kernel.cpus:
             return
         others = self._candidates()
         if not others:
