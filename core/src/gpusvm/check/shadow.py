@@ -241,6 +241,8 @@ class ZoneShadow:
         self.seen = now
         nr = self.nr
         self.seen_first = now[: 6 * nr]
+        if nr <= _MANY:
+            return self._few(before, now)
         old, new = np.frombuffer(before, np.uint16), np.frombuffer(now, np.uint16)
         at = (old != new).nonzero()[0].tolist()
         if len(at) > _MANY:
@@ -256,6 +258,28 @@ class ZoneShadow:
                 found[(k - nr) % (2 * nr) >> 1] = None
             else:
                 found[k - 5 * nr if k < 6 * nr else (k - 6 * nr) >> 1] = None
+        return list(found)
+
+    def _few(self, before: bytes, now: bytes) -> list[int]:
+        # The same in one number, which for so few pages is several times as fast.
+        nr = self.nr
+        flags = self.zone.m_flags
+        differ = int.from_bytes(before, "little") ^ int.from_bytes(now, "little")
+        found: dict[int, None] = {}
+        k = 0
+        while differ:
+            skip = ((differ & -differ).bit_length() - 1) >> 4
+            k += skip
+            if k < nr:
+                found[k] = None
+                if (before[2 * k] | before[2 * k + 1] << 8) & ~flags[k] & PG_ANON_EXCLUSIVE:
+                    self.lost.append(k)
+            elif k < 5 * nr:
+                found[(k - nr) % (2 * nr) >> 1] = None
+            else:
+                found[k - 5 * nr if k < 6 * nr else (k - 6 * nr) >> 1] = None
+            differ >>= (skip + 1) << 4
+            k += 1
         return list(found)
 
     def _many(self, old: npt.NDArray[np.uint16], new: npt.NDArray[np.uint16]) -> list[int]:

@@ -119,7 +119,7 @@ class Graveyard:
                 names = ", ".join(f"task {holder.name!r}" for holder in holders)
                 held = f"{names} {'holds' if len(holders) == 1 else 'hold'} its {part.describe()}"
                 raise LockdepError(f"held lock freed: {_frees(task, whole)}, while {held}")
-        for other in task.kernel.tasks:
+        for other in task.kernel.sched.tasks.values():
             if other.waiting_on is part and part is not None:
                 raise UseAfterFreeError(
                     f"use after free: task {other.name!r} waits for {describe(part)} when {_frees(task, whole)}"
