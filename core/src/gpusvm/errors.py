@@ -7,6 +7,7 @@
     ├── KernelError    an errno that a modelled kernel function returns; the number is part of the contract
     ├── ModelError     the model was violated: an invariant, lockdep, the ledger, the contents of memory
     │   ├── DeadlockError   nothing can run and someone waits, or tasks wait for each other in a circle
+    │   ├── DriverError     an assertion of the driver's own does not hold (WARN_ON in its source)
     │   ├── LateWorkError   a work or timer is queued, or runs, though its owner has ended
     │   ├── LedgerError     a reference, mapping or the like was put twice, put by a stranger, or never put
     │   ├── LivelockError   tasks run and get nowhere, or one keeps its CPU from the task that it waits for
@@ -24,6 +25,7 @@ from collections.abc import Iterable
 __all__ = [
     "CpuSignal",
     "DeadlockError",
+    "DriverError",
     "GpusvmError",
     "InputError",
     "KernelError",
@@ -81,6 +83,21 @@ class ModelError(GpusvmError):
 
 class DeadlockError(ModelError):
     """Report that nothing can run though someone waits; the message lists who waits for what, who holds it, where."""
+
+
+class DriverError(ModelError):
+    """Report an assertion of a driver that does not hold.
+
+    `assertion` names it, as a rule by the kernel function it stands in; the message says what was found instead.
+    """
+
+    def __init__(self, assertion: str, detail: str) -> None:
+        super().__init__(assertion, detail)
+        self.assertion = assertion
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.assertion}: {self.detail}"
 
 
 class LateWorkError(ModelError):

@@ -226,7 +226,7 @@ def test_nothing_can_run(kernel, place):
     done = kernel.completion("done")
 
     def holder():
-        with mutex:
+        with mutex:  # holder takes
             done.wait()  # holder waits
 
     def waiter():
@@ -244,6 +244,7 @@ def test_nothing_can_run(kernel, place):
     rest = lines[lines.index("  task 'holder' waits for completion 'done'") :]
     assert rest == [
         "  task 'holder' waits for completion 'done'",
+        f"    holds mutex 'm' (taken at {place('holder takes')})",
         f"    {place('holder waits')} in holder",
         "  task 'waiter' waits for mutex 'm', held by task 'holder'",
         f"    {place('waiter waits')} in waiter",
@@ -276,7 +277,7 @@ def test_a_circle_is_found_though_others_can_run(unchecked, place):
             "deadlock: tasks wait for each other in a circle",
             "  task 'backward' waits for mutex 'a', held by task 'forward'",
             f"    {place('backward')} in backward",
-            "  task 'forward' waits for rwsem 'b', held by task 'backward'",
+            "  task 'forward' waits for rwsem 'b' to write, held by task 'backward' to read",
             f"    {place('forward')} in forward",
         ]
     )

@@ -156,6 +156,39 @@ class BoManager:
         self._add_tail(bo)
         return bo
 
+    def evict_all(self, *, passes_over: bool = False) -> KernelError | None:
+        """Move the contents of all objects away, oldest first (ttm_resource_manager_evict_all).
+
+        As in Linux the first that cannot be moved ends it, EBUSY and ENOSPC too, and those behind it stay; its error is
+        returned. With `passes_over` the others are moved nevertheless, and the first error is returned in the end.
+        """
+        kernel = self.kernel
+        failed: KernelError | None = None
+        done_seq = 0
+        while True:
+            bo = next((bo for bo in self.lru() if bo.lru_seq > done_seq and bo.evictable and not bo.pinned), None)
+            if bo is None:
+                return failed
+            if not bo.get_unless_zero("evict_all"):
+                # ttm_bo_evict_first says that it is done with it, and finds it again until its memory is free.
+                kernel.cond_resched()
+                kernel.cpu_relax()
+                continue
+            seq = bo.lru_seq
+            bo.resv.lock()
+            try:
+                if bo.blocks:
+                    self._move_away(bo)
+            except KernelError as error:
+                failed = failed or error
+                if not passes_over:
+                    return failed
+                done_seq = seq
+            finally:
+                bo.resv.unlock()
+                bo.put("evict_all")
+            kernel.cond_resched()
+
     def bump(self, bo: Bo) -> None:
         """Move an object to the end of the list (ttm_bo_move_to_lru_tail)."""
         if bo.lru_seq:
@@ -182,16 +215,15 @@ class BoManager:
         except KernelError:
             pass
         # ttm_bo_alloc_resource: walk the list, and after each eviction try again
-        evict = self.evict
         done_seq = 0
         bo = self._head
-        while bo is not None and evict is not None:
+        while bo is not None and self.evict is not None:
             done_seq = bo.lru_seq
             # Until its memory is freed an object stays on the list, though its last reference may be gone. To lock it
             # and to take one is a single step, under the lock of the list (ttm_bo_util.c:ttm_lru_walk_for_evict).
             if bo.evictable and not bo.pinned and bo.blocks and bo.get_unless_zero("evict"):
                 try:
-                    evicted = bo.resv.trylock() and self._evict_locked(bo, evict)
+                    evicted = bo.resv.trylock() and self._evict_locked(bo)
                 finally:
                     bo.put("evict")
                 if evicted:
@@ -210,20 +242,16 @@ class BoManager:
             ENOMEM, f"{self.name}: no room for {size_pages} pages, {self.buddy.free_pages} free, nothing left to evict"
         )
 
-    def _evict_locked(self, bo: Bo, evict: Callable[[Bo], None]) -> bool:
+    def _evict_locked(self, bo: Bo) -> bool:
         try:
             if not bo.blocks:  # somebody else has evicted it before it was locked
                 return False
             try:
-                evict(bo)
+                self._move_away(bo)
             except KernelError as error:
                 if error.errno in (EBUSY, ENOSPC):
                     return False
                 raise
-            # The object lives on in system memory as far as TTM is concerned; its device memory is free at once.
-            self._free_blocks(bo)
-            if bo.lru_seq:
-                self._unlink(bo)
             self.evictions += 1
             self.kernel.stats.evictions += 1
             if self.kernel.tracer.on:
@@ -231,6 +259,15 @@ class BoManager:
             return True
         finally:
             bo.resv.unlock()
+
+    def _move_away(self, bo: Bo) -> None:
+        """Move the contents of a locked object (ttm_bo_evict)."""
+        assert self.evict is not None
+        self.evict(bo)
+        # The object lives on in system memory as far as TTM is concerned; its device memory is free at once.
+        self._free_blocks(bo)
+        if bo.lru_seq:
+            self._unlink(bo)
 
     def _free_blocks(self, bo: Bo) -> None:
         if bo.blocks:

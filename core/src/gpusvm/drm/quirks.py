@@ -16,5 +16,10 @@ class DrmQuirks:
     populating a PMD in which nothing is mapped answers EBUSY although the migration is done.
     """
 
+    evict_dying: Variant = "as_written"
+    """drm_pagemap.c:drm_pagemap_evict_to_ram answers EFAULT for an allocation whose address space is being torn down,
+    even when its last page has gone; fixed, it is busy until then. Every other error ends whatever walk evicts.
+    """
+
 
 AS_WRITTEN: Final = DrmQuirks()

@@ -9,6 +9,7 @@ from attrs import frozen
 from gpusvm.check import InvariantError
 from gpusvm.errors import (
     DeadlockError,
+    DriverError,
     GpusvmError,
     KernelError,
     LateWorkError,
@@ -150,6 +151,8 @@ def classify(error: BaseException) -> Failure:
             return Failure(kind="ledger", invariant="I-REF", message=message)
         case DeadlockError():
             return Failure(kind="deadlock", invariant="I-PROG", message=message)
+        case DriverError():
+            return Failure(kind="driver", invariant=error.assertion, message=message)
         case LivelockError():
             return Failure(kind="livelock", invariant="I-PROG", message=message)
         case UseAfterFreeError():

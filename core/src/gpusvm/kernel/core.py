@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from greenlet import GreenletExit, getcurrent
 
-from gpusvm.errors import InputError, LateWorkError, LockdepError, ModelError, nearest
+from gpusvm.errors import DriverError, InputError, LateWorkError, LockdepError, ModelError, nearest
 from gpusvm.kernel.choices import Choices, FirstChoice
 from gpusvm.kernel.costs import Costs
 from gpusvm.kernel.cpus import CpuScheduler
@@ -452,6 +452,21 @@ class Kernel:
         """Let other choices decide from now on, about tasks, data and failures."""
         self.choices = choices
         self.injector.set_choices(choices)
+
+    # -- what a driver asserts
+
+    def warn(self, assertion: str, detail: str) -> None:
+        """Note that an assertion of a driver does not hold (WARN_ON); the caller goes on, as it does in the kernel.
+
+        `assertion` names it, as a rule by the kernel function that it stands in. In a checked explored kernel main gets
+        a DriverError at once, unless a failure was injected before: a driver may well warn of that. Everywhere a trace
+        event "warn" says it.
+        """
+        if self.tracer.on:
+            self.tracer.emit("warn", assertion, detail)
+        if self.explored and self.checked and not self.closing and not self.injector.failed:
+            error = DriverError(assertion, f"{detail}; task {self.current.name!r} at {caller()}")
+            self.sched.fail(error)  # type: ignore[attr-defined]  # an explored kernel's scheduler can
 
     @property
     def inject_sites(self) -> dict[str, int]:

@@ -1,4 +1,5 @@
-"""Find tasks that wait for each other, and say of each task what it waits for, who holds that, and where it stands."""
+"""Find tasks that wait for each other, and say of each what it waits for, who holds that, what it holds, where it stands.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from gpusvm.kernel.place import stack
+from gpusvm.kernel.task import Waitable
 
 if TYPE_CHECKING:
     from gpusvm.kernel.task import Task
@@ -34,22 +36,37 @@ def find_circle(task: Task) -> list[Task]:
 
 
 def report(title: str, tasks: Iterable[Task]) -> str:
-    """Return the message of a DeadlockError: `title`, then each waiting task with its stack, innermost call first."""
+    """Return the message of a DeadlockError: `title`, then each waiting task: what it waits for and who holds that,
+    what it holds itself (in checked kernels), and its stack, innermost call first.
+    """
     lines = [title]
     for task in tasks:
         on = task.waiting_on
         if on is None:
             continue
-        holders = on.holders(task)
-        held_by = (
-            f", held by {', '.join(f'task {holder.name!r}' for holder in holders)}"
-            if holders and holders != [on]
-            else ""
-        )
-        lines.append(f"  task {task.name!r} waits for {on.describe()}{held_by}")
+        lines.append(f"  task {task.name!r} waits for {on.wanted_by(task)}{_whose(on, task)}")
+        lines.extend(f"    holds {lock}" for lock in _held(task, on))
         if task.kernel.current is task:
             frame: FrameType | None = sys._getframe()
         else:
             frame = None if task.greenlet is None else task.greenlet.gr_frame
         lines.extend(f"    {line}" for line in stack(frame))
     return "\n".join(lines)
+
+
+def _whose(on: Waitable, task: Task) -> str:
+    # A task is waited for by itself, which says nothing.
+    holders = [each for each in on.holders(task) if each is not on]
+    ahead = on.ahead_of(task)
+    having = [f"task {each.name!r}{on.how_held(each)}" for each in holders if each not in ahead]
+    held = f", held by {', '.join(having)}" if having else ""
+    return held + (f", behind {', '.join(f'task {each.name!r}' for each in ahead)}" if ahead else "")
+
+
+def _held(task: Task, on: Waitable) -> list[str]:
+    # lockdep enters a lock before it is had.
+    return [
+        f"{lock.describe()}{lock.how_held(task) if isinstance(lock, Waitable) else ''} (taken at {node.place})"
+        for lock, node in zip(task.held, task.chain.path(), strict=True)
+        if lock is not on
+    ]

@@ -227,12 +227,22 @@ class RwSemaphore(Waitable):
 
     def holders(self, task: Task) -> list[Task]:
         """Return who holds it, and who stands before `task` in the queue."""
+        return ([] if self._writer is None else [self._writer]) + self._readers + self.ahead_of(task)
+
+    def ahead_of(self, task: Task) -> list[Task]:
         ahead = []
         for waiter, _ in self._queue:
             if waiter is task:
                 break
             ahead.append(waiter)
-        return ([] if self._writer is None else [self._writer]) + self._readers + ahead
+        return ahead
+
+    def how_held(self, task: Task) -> str:
+        return " to write" if self._writer is task else " to read"
+
+    def wanted_by(self, task: Task) -> str:
+        writing = next((writing for waiter, writing in self._queue if waiter is task), False)
+        return f"{self.describe()} to {'write' if writing else 'read'}"
 
     def forget(self, task: Task) -> None:
         self._queue = deque(entry for entry in self._queue if entry[0] is not task)

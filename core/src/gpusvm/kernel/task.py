@@ -25,6 +25,18 @@ class Waitable:
         """Return the tasks that `task`, blocked here, waits for; empty if anyone may wake it."""
         return []
 
+    def ahead_of(self, task: Task) -> list[Task]:
+        """Return those of the holders that do not hold it, but stand before `task` in its queue."""
+        return []
+
+    def how_held(self, task: Task) -> str:
+        """Say in which way `task` holds it, if there are several."""
+        return ""
+
+    def wanted_by(self, task: Task) -> str:
+        """Describe it, and in which way `task` waits for it."""
+        return self.describe()
+
     def forget(self, task: Task) -> None:
         """Take `task` off the waiters: it was interrupted or its timeout came."""
         raise NotImplementedError

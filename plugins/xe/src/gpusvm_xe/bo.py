@@ -7,9 +7,7 @@ eviction list are never bumped, so the oldest goes first.
 
 import errno
 from bisect import bisect_right, insort
-from collections.abc import Iterator
-from contextlib import suppress
-from typing import TYPE_CHECKING, ClassVar, Final, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 from gpusvm.drm import Bo, BoManager, Buddy, Devmem, evict_to_ram
@@ -25,10 +23,6 @@ if TYPE_CHECKING:
     from gpusvm_xe.pm import XeRuntimePm
 
 __all__ = ["OffsetBoMapping", "XeBoMapping", "XeVram", "ZddBoMapping"]
-
-
-# How long an evacuation waits before it tries an object again.
-_AGAIN_NS: Final = 1_000_000
 
 
 class XeBoMapping(Protocol):
@@ -125,6 +119,7 @@ class XeVram:
         # Allocations share it; one that found no room takes it alone and tries once more (xe_validation.c).
         self.validation = host.kernel.rwsem("xe_validation")
         self._evict_attempts = host.tunables.evict_attempts
+        self._passes_over = host.quirks.evict_all_stops == "fixed"
 
     def create(self, size_pages: int) -> tuple[Bo, EngineFence]:
         """Allocate and lock an object, evicting older ones, and queue its clear; ENOMEM. `validation` is held."""
@@ -153,52 +148,14 @@ class XeVram:
         bo.put_async()
         self.pm.pages_gone(bo)
 
-    def evacuate(self) -> None:
-        """Bring the contents of every object to RAM, oldest first: the device goes away (xe_bo_pci_dev_remove_all).
-
-        Whom somebody is busy with is tried again, and the pages of a process that ends go with it. What the kernel does
-        in these cases was not read.
-        """
-        for bo in self._walk():
-            bo.get("evacuate")
-            bo.resv.lock()
-            try:
-                while bo.devmem is not None and not bo.devmem.detached.done:
-                    try:
-                        evict_to_ram(bo.devmem, attempts=self._evict_attempts)
-                    except KernelError as error:
-                        if error.errno == errno.EFAULT:
-                            break
-                        self.kernel.sleep_ns(_AGAIN_NS)
-            finally:
-                bo.resv.unlock()
-                bo.put("evacuate")
-
-    def evict_all(self) -> None:
-        """Evict every object, oldest first, each once (xe_bo_evict_all). `validation` is held alone."""
-        for bo in self._walk():
-            if not bo.get_unless_zero("evict_all"):
-                continue
-            bo.resv.lock()
-            try:
-                if bo.devmem is not None and not bo.devmem.detached.done:
-                    with suppress(KernelError):
-                        self._evict(bo)
-            finally:
-                bo.resv.unlock()
-                bo.put("evict_all")
-
-    def _walk(self) -> Iterator[Bo]:
-        """Yield the objects from the oldest on; whoever takes them may sleep, and the list changes meanwhile."""
-        seq = 0
-        while (bo := next((bo for bo in self.bos.lru() if bo.lru_seq > seq), None)) is not None:
-            seq = bo.lru_seq
-            yield bo
+    def evict_all(self) -> KernelError | None:
+        """Evict every object, oldest first, as far as that goes; return the error that ended it (xe_bo_evict_all)."""
+        return self.bos.evict_all(passes_over=self._passes_over)
 
     def _evict(self, bo: Bo) -> None:
         """Move an object's contents to RAM, its lock held (xe_bo_move to SYSTEM: xe_svm_bo_evict).
 
-        EBUSY, which xe turns into ENOSPC, makes the walk skip the object; any other error ends the walk.
+        EBUSY, which xe turns into ENOSPC, makes the walk for room skip the object; any other error ends that too.
         """
         if bo.devmem is None:
             raise KernelError(errno.ENOSPC, "not in use yet")

@@ -132,15 +132,36 @@ class XeDriver:
         self.pm.vm_close()
 
     def unplug(self) -> None:
-        """Let the device go while it is in use: nothing new is populated, what is in VRAM comes home
-        (xe_device_remove).
+        """Let the device go while it is in use: nothing new is populated, what is in VRAM comes home, and when all of
+        it has, the pages cease to exist (xe_pci_remove, devres_release_all). Twice does nothing.
         """
-        if not self.device.unplugged:
-            self.device.unplug()
-        self.vram.evacuate()
+        if self.device.unplugged:
+            return
+        self.device.unplug()
+        xpagemap = self.xpagemap
+        if xpagemap is not None:
+            xpagemap.leave_cache(active_only=True)
+        self._evacuate()
+        self.destroy_wq.drain()
+        if xpagemap is not None:
+            xpagemap.unmap()
+            xpagemap.leave_cache()
+
+    def _evacuate(self) -> None:
+        """Bring the contents of every object to RAM (xe_bo_pci_dev_remove_all): its caller hears of no error."""
+        error = self.vram.evict_all()
+        while error is not None and error.errno == errno.ENOSPC and self.quirks.evict_all_stops == "fixed":
+            self.kernel.cpu_relax()  # those that were busy are tried again
+            error = self.vram.evict_all()
+        if error is not None:
+            left = sum(bo.devmem is not None and not bo.devmem.detached.done for bo in self.vram.bos.lru())
+            self.kernel.warn(
+                "xe_bo_pci_dev_remove_all",
+                f"evacuating {self.spec.name} ended with {error}, objects with pages left in VRAM: {left}",
+            )
 
     def evict(self) -> None:
-        """Bring what is in VRAM home, before system sleep, say; what is busy stays (xe_pm_notifier_callback)."""
+        """Bring what is in VRAM home, before system sleep, say; what cannot go stays (xe_pm_notifier_callback)."""
         with self.vram.validation.write():
             self.vram.evict_all()
 
@@ -151,8 +172,6 @@ class XeDriver:
         self.queues.stop()
         self.pf_wq.drain()
         self.vram.bos.drain()
-        if self.xpagemap is not None:
-            self.xpagemap.dpagemap.put()
         self.destroy_wq.drain()
         self.pm.rpm.disable()
         self.device.put()

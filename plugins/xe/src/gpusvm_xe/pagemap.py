@@ -49,7 +49,7 @@ class XePagemap:
     """Hold one tile's dev_pagemap and drm_pagemap as siblings; it is the drm_pagemap's ops.
 
     The dev_pagemap covers all usable VRAM with one page per 4 KiB, from `hpa_base` on. Built when the first VM needs
-    it; each VM, each zdd and the driver's cache hold a reference.
+    it; each VM, each zdd and the driver's cache hold a reference (the kernel's cache holds none, and keeps it as long).
     """
 
     def __init__(self, driver: "XeDriver") -> None:
@@ -78,9 +78,10 @@ class XePagemap:
             self.pagemap,
             self,
             container=self,
-            quirks=DrmQuirks(hole_count=driver.quirks.hole_count),
+            quirks=DrmQuirks(hole_count=driver.quirks.hole_count, evict_dying=driver.quirks.evict_dying),
         )
         self.devmem_ops = XeDevmemOps(memory, vr, driver.engine, driver.tunables.copy_chunk)
+        self._cached = True
         self._destroy_work = Work(self._destroy, "xe_pagemap_destroy_work")
 
     # ---- where a page is -----------------------------------------------------------------------------------------
@@ -182,8 +183,21 @@ class XePagemap:
         else:
             self._destroy()
 
-    def _destroy(self) -> None:
+    def leave_cache(self, *, active_only: bool = False) -> None:
+        """Drop the cache's reference. With `active_only` not if it is the last: the cache keeps a pagemap that nobody
+        uses until the device's resources go; after unplug the last user's put destroys it (drm_pagemap_shrinker_add).
+        """
+        if self._cached and not (active_only and self.dpagemap.refcount == 1):
+            self._cached = False
+            self.dpagemap.put()
+
+    def unmap(self) -> None:
+        """Let the pages cease to exist when the last is free; waits for that (devm_memremap_pages_release)."""
         self.memory.memunmap_pages(self.pagemap)
+
+    def _destroy(self) -> None:
+        if not self.driver.device.unplugged:  # or devres has it done, or will
+            self.unmap()
         self.driver.shared.owners.release_owner(self.peer)
         self.driver.xpagemap = None
         self.driver.kernel.free(self, self.pagemap, self.pagemap.done, self.dpagemap, self._destroy_work)

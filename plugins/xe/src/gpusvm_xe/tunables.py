@@ -145,6 +145,14 @@ class XeQuirks:
         "Populating a PMD-sized hole moves it and still answers EBUSY, so xe evicts it and migrates it once more",
         cite="drm_pagemap.c:drm_pagemap_migrate_to_devmem; recorded on 7.3.4",
     )
+    evict_dying: Variant = quirk(
+        "An object whose process is ending answers EFAULT to eviction, which ends the walk for room of others as well",
+        cite="drm_pagemap.c:drm_pagemap_evict_to_ram; ttm_bo.c:ttm_bo_evict_cb",
+    )
+    evict_all_stops: Variant = quirk(
+        "One object that cannot be evicted keeps all behind it in VRAM when the device goes away or the system sleeps",
+        cite="ttm_resource.c:ttm_resource_manager_evict_all; xe_bo_evict.c:xe_bo_pci_dev_remove_all",
+    )
 
 
 def refuse(tunables: XeTunables, quirks: XeQuirks) -> list[str]:
