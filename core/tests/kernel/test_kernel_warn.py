@@ -21,12 +21,10 @@ def test_exploring_ends_where_an_assertion_does_not_hold(inside, place):
             kernel.warn("acme_fini", "3 pages are left")  # warns
             log.append("went on")
 
+        if inside == "task":
+            kernel.spawn(driver, name="driver")
         with pytest.raises(DriverError) as caught:
-            if inside == "main":
-                driver()
-            else:
-                kernel.spawn(driver, name="driver")
-                kernel.settle()
+            driver() if inside == "main" else kernel.settle()
     task = "main" if inside == "main" else "driver"
     assert str(caught.value) == f"acme_fini: 3 pages are left; task {task!r} at {place('warns')}"
     assert (caught.value.assertion, caught.value.detail.split(";")[0]) == ("acme_fini", "3 pages are left")

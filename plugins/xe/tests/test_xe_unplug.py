@@ -120,7 +120,7 @@ def test_fixed_what_is_busy_is_passed_over(bench):
 
 @pytest.mark.parametrize(("variant", "answer"), [("as_written", errno.EFAULT), ("fixed", None)])
 def test_as_written_an_allocation_fails_with_efault_because_another_process_ends(two, variant, answer):
-    b, addr, ended = two(f"xe:quirk.evict_dying={variant}", vram_bytes=2 * PMD)
+    b, _, ended = two(f"xe:quirk.evict_dying={variant}", vram_bytes=2 * PMD)
     more = b.map(PMD)
     b.cpu_write(more, 512)
     dpagemap = b.driver.xpagemap.dpagemap

@@ -282,8 +282,10 @@ class BoManager:
         self.kernel.gauges.dec("bo")
         if self.on_destroy is not None:
             self.on_destroy(bo)
+        devmem = bo.devmem  # embedded in the driver's buffer object
+        if devmem is not None:
+            devmem.fini()
         if self.kernel.explored:
-            devmem = bo.devmem  # embedded in the driver's buffer object
             self.kernel.free(bo, bo.resv, devmem, None if devmem is None else devmem.detached)
 
     def _put_later(self, bo: Bo, holder: object) -> None:

@@ -64,6 +64,7 @@ class Devmem:
     """
 
     __slots__ = (
+        "_holds_mm",
         "cleared",
         "container",
         "detached",
@@ -91,6 +92,9 @@ class Devmem:
         kernel: Kernel = drm.kernel
         self.drm = drm
         self.mm = mm
+        self._holds_mm = dpagemap.quirks.devmem_mm == "fixed"
+        if self._holds_mm:
+            mm.mmgrab()
         self.ops = ops
         self.dpagemap = dpagemap
         self.size_bytes = size_bytes
@@ -105,3 +109,9 @@ class Devmem:
         release = self.ops.devmem_release
         if release is not None:
             release(self)
+
+    def fini(self) -> None:
+        """Give back what it holds itself, as the buffer object around it is freed: a reference on the mm, if any."""
+        if self._holds_mm:
+            self._holds_mm = False
+            self.mm.mmdrop()

@@ -21,5 +21,10 @@ class DrmQuirks:
     even when its last page has gone; fixed, it is busy until then. Every other error ends whatever walk evicts.
     """
 
+    devmem_mm: Variant = "as_written"
+    """drm_pagemap.c:drm_pagemap_devmem_init notes the address space down without a reference (mmgrab), and
+    drm_pagemap_evict_to_ram asks it for its users, before and between its attempts.
+    """
+
 
 AS_WRITTEN: Final = DrmQuirks()

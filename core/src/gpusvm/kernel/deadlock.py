@@ -1,5 +1,4 @@
-"""Find tasks that wait for each other, and say of each what it waits for, who holds that, what it holds, where it stands.
-"""
+"""Find tasks that wait for each other, and say of each what it waits for, who holds that, what it holds, and where."""
 
 from __future__ import annotations
 

@@ -140,12 +140,11 @@ class XeDriver:
         self.device.unplug()
         xpagemap = self.xpagemap
         if xpagemap is not None:
-            xpagemap.leave_cache(active_only=True)
+            xpagemap.leave_cache()
         self._evacuate()
         self.destroy_wq.drain()
         if xpagemap is not None:
-            xpagemap.unmap()
-            xpagemap.leave_cache()
+            xpagemap.release()
 
     def _evacuate(self) -> None:
         """Bring the contents of every object to RAM (xe_bo_pci_dev_remove_all): its caller hears of no error."""

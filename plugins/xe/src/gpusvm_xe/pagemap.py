@@ -78,10 +78,16 @@ class XePagemap:
             self.pagemap,
             self,
             container=self,
-            quirks=DrmQuirks(hole_count=driver.quirks.hole_count, evict_dying=driver.quirks.evict_dying),
+            quirks=DrmQuirks(
+                hole_count=driver.quirks.hole_count,
+                evict_dying=driver.quirks.evict_dying,
+                devmem_mm=driver.quirks.devmem_mm,
+            ),
         )
         self.devmem_ops = XeDevmemOps(memory, vr, driver.engine, driver.tunables.copy_chunk)
         self._cached = True
+        self._unmapped = False
+        self._destroyed = False
         self._destroy_work = Work(self._destroy, "xe_pagemap_destroy_work")
 
     # ---- where a page is -----------------------------------------------------------------------------------------
@@ -183,23 +189,42 @@ class XePagemap:
         else:
             self._destroy()
 
-    def leave_cache(self, *, active_only: bool = False) -> None:
-        """Drop the cache's reference. With `active_only` not if it is the last: the cache keeps a pagemap that nobody
-        uses until the device's resources go; after unplug the last user's put destroys it (drm_pagemap_shrinker_add).
+    def leave_cache(self) -> None:
+        """Be destroyed by whoever puts the last reference from now on: the device is unplugged.
+
+        A pagemap that nobody uses at that time stays with the cache until the device's resources go
+        (drm_pagemap_shrinker_add).
         """
-        if self._cached and not (active_only and self.dpagemap.refcount == 1):
+        if self.dpagemap.refcount > 1:
             self._cached = False
             self.dpagemap.put()
 
-    def unmap(self) -> None:
-        """Let the pages cease to exist when the last is free; waits for that (devm_memremap_pages_release)."""
+    def release(self) -> None:
+        """Go with the resources of the device: the pages cease to exist when the last is free,
+        which this waits for; a pagemap that is in the cache is destroyed (drm_pagemap_cache_fini).
+        """
         self.memory.memunmap_pages(self.pagemap)
+        self._unmapped = True
+        if self._destroyed:
+            self._free()
+        elif self._cached:
+            self._cached = False
+            self.dpagemap.put()
 
     def _destroy(self) -> None:
-        if not self.driver.device.unplugged:  # or devres has it done, or will
-            self.unmap()
-        self.driver.shared.owners.release_owner(self.peer)
-        self.driver.xpagemap = None
+        driver = self.driver
+        driver.shared.owners.release_owner(self.peer)
+        driver.xpagemap = None
+        if not driver.device.unplugged:
+            self.memory.memunmap_pages(self.pagemap)
+            self._unmapped = True
+        # As written the structure that devres is going to unmap is freed before that.
+        if self._unmapped or driver.quirks.pagemap_freed == "as_written":
+            self._free()
+        else:
+            self._destroyed = True
+
+    def _free(self) -> None:
         self.driver.kernel.free(self, self.pagemap, self.pagemap.done, self.dpagemap, self._destroy_work)
 
 

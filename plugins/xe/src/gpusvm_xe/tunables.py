@@ -153,6 +153,16 @@ class XeQuirks:
         "One object that cannot be evicted keeps all behind it in VRAM when the device goes away or the system sleeps",
         cite="ttm_resource.c:ttm_resource_manager_evict_all; xe_bo_evict.c:xe_bo_pci_dev_remove_all",
     )
+    devmem_mm: Variant = quirk(
+        "An object points to the address space that its pages were for, without a reference: eviction may ask it after "
+        "it was freed",
+        cite="drm_pagemap.c:drm_pagemap_devmem_init, drm_pagemap_evict_to_ram",
+    )
+    pagemap_freed: Variant = quirk(
+        "Whoever puts the last reference on a pagemap between unplug and the release of the device's resources frees "
+        "the dev_pagemap that these have still to unmap",
+        cite="xe_svm.c:xe_pagemap_destroy_work; drm_pagemap_util.c:drm_pagemap_shrinker_add",
+    )
 
 
 def refuse(tunables: XeTunables, quirks: XeQuirks) -> list[str]:
