@@ -3,6 +3,7 @@
 import pytest
 from gpusvm.errors import InputError
 from gpusvm.explore import explore
+from gpusvm.explore.world import World
 
 SCENARIO = "fault-munmap"
 
@@ -43,3 +44,21 @@ def test_depth_first_takes_no_part_of_its_tree(options, message):
     with pytest.raises(InputError) as error:
         once("dfs", **options)
     assert str(error.value) == message
+
+
+def test_a_tree_says_how_far_it_is(monkeypatch):
+    quiet = once("dfs:preemptions=1")
+    monkeypatch.setattr("gpusvm.explore.campaign.PROGRESS_S", 0)
+    told = []
+    whole = once("dfs:preemptions=1", progress=lambda each: told.append((each.exploration.schedules, each.failed)))
+    assert told[: whole.schedules] == [(number, 0) for number in range(1, whole.schedules + 1)]
+    assert (whole.schedules, whole.steps, whole.skipped) == (quiet.schedules, quiet.steps, quiet.skipped)
+
+
+@pytest.mark.parametrize("scheduler", ["pct", "delay"])
+def test_choices_are_counted_once_for_all_chunks(scheduler, monkeypatch):
+    boots = []
+    monkeypatch.setattr("gpusvm.explore.case.World", lambda *given, **named: boots.append(1) or World(*given, **named))
+    assert once(scheduler, schedules=600, seed=7).schedules == 600
+    # To see that it boots, to count, and to explore.
+    assert len(boots) == 3

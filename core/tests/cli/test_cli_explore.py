@@ -84,6 +84,7 @@ def test_the_document(found, tmp_path):
         "driver": "acme",
         "scheduler": "random",
         "exhausted": False,
+        "skipped": None,
         "findings": [
             {
                 "kind": "error",

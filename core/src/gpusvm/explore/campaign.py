@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["SELF_TEST_EVERY", "Campaign"]
 
+PROGRESS_S: Final = 0.2
+"""How often a campaign says how far it is."""
+
 SELF_TEST_EVERY: Final = 1000
 """One execution in so many is run again on a freshly booted machine, and has to be the same in every step."""
 
@@ -34,7 +37,8 @@ class Campaign:
 
     ``boot`` makes the world; it is booted once and put back between executions. ``first`` is the number of the first
     schedule. ``schedules``, ``steps``, ``abandoned`` and ``self_tests`` count; ``exhausted`` says that the scheduler
-    had no more to give. `footprints`, which a scheduler may want, have to be watching.
+    had no more to give. `footprints`, which a scheduler may want, have to be watching. `progress` is called five times
+    a second while it runs.
     """
 
     boot: Callable[[], World]
@@ -51,6 +55,7 @@ class Campaign:
     seconds: float = 0.0
     exhausted: bool = False
     coverage: Coverage = Factory(Coverage)
+    progress: Callable[[], None] | None = None
     stage: Stage = field(init=False)
     _test_due: bool = field(default=False, init=False)
 
@@ -64,7 +69,7 @@ class Campaign:
 
         One that is not the same when it is repeated has failed too, with the kind "nondeterminism".
         """
-        begun = perf_counter()
+        begun = told = perf_counter()
         spent = self.seconds
         while (schedules is None or self.schedules < schedules) and (
             seconds is None or perf_counter() - begun < seconds
@@ -77,7 +82,11 @@ class Campaign:
             self.schedules += 1
             self.abandoned += execution.abandoned
             self.steps += execution.steps
-            self.seconds = spent + perf_counter() - begun
+            now = perf_counter()
+            self.seconds = spent + now - begun
+            if self.progress is not None and now - told >= PROGRESS_S:
+                told = now
+                self.progress()
             if execution.failure is not None:
                 yield number, execution
         self.seconds = spent + perf_counter() - begun

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,7 @@ class Chunk:
 class _Kept:
     stage: Stage
     last: Chunk
+    choices: int | None
 
     def fits(self, chunk: Chunk) -> bool:
         return (self.last.case, self.last.scheduler, self.last.seed) == (chunk.case, chunk.scheduler, chunk.seed)
@@ -72,15 +74,21 @@ class ChunkResult:
 _LAST: list[_Kept] = []
 
 
-def run_chunk(chunk: Chunk) -> ChunkResult:
-    """Run the executions of one chunk; Ctrl-C ends it early, with what it has."""
+def run_chunk(chunk: Chunk, *, progress: Callable[[ChunkResult], None] | None = None) -> ChunkResult:
+    """Run the executions of one chunk; Ctrl-C ends it early, with what it has.
+
+    `progress` is told every now and then what there is by then.
+    """
     case = chunk.case
     kept = _LAST.pop() if _LAST and _LAST[0].fits(chunk) else None
     failed: dict[tuple[str, str], tuple[int, Execution, int]] = {}
     seconds = None if chunk.deadline_s is None else chunk.deadline_s - time.time()
     interrupted = False
     with case.active(), ExitStack() as watched:
-        scheduler = _scheduler(chunk)
+        choices = None if kept is None else kept.choices
+        if choices is None:
+            choices = _choices(chunk)
+        scheduler = _scheduler(chunk, choices)
         footprints = scheduler.footprints if isinstance(scheduler, DepthFirst) else None
         if footprints is not None:
             watched.enter_context(footprints.watching())
@@ -91,6 +99,24 @@ def run_chunk(chunk: Chunk) -> ChunkResult:
             footprints=footprints,
             first=chunk.first,
         )
+
+        def result() -> ChunkResult:
+            return ChunkResult(
+                campaign=chunk.campaign,
+                first=chunk.first,
+                schedules=campaign.schedules,
+                steps=campaign.steps,
+                abandoned=campaign.abandoned,
+                skipped=scheduler.skipped if isinstance(scheduler, DepthFirst) else None,
+                self_tests=campaign.self_tests,
+                exhausted=campaign.exhausted,
+                interrupted=interrupted,
+                coverage=campaign.coverage,
+                failed=tuple(failed.values()),
+            )
+
+        if progress is not None:
+            campaign.progress = lambda: progress(result())
         if kept is not None and footprints is None:
             campaign.stage = kept.stage
         try:
@@ -105,31 +131,23 @@ def run_chunk(chunk: Chunk) -> ChunkResult:
             interrupted = True  # and the machine may be in the middle of anything, so it is not kept
         else:
             if footprints is None:  # else the machine was booted while they watched
-                _LAST[:] = [_Kept(campaign.stage, chunk)]
-    return ChunkResult(
-        campaign=chunk.campaign,
-        first=chunk.first,
-        schedules=campaign.schedules,
-        steps=campaign.steps,
-        abandoned=campaign.abandoned,
-        skipped=scheduler.skipped if isinstance(scheduler, DepthFirst) else None,
-        self_tests=campaign.self_tests,
-        exhausted=campaign.exhausted,
-        interrupted=interrupted,
-        coverage=campaign.coverage,
-        failed=tuple(failed.values()),
-    )
+                _LAST[:] = [_Kept(campaign.stage, chunk, choices)]
+        return result()
 
 
-def _scheduler(chunk: Chunk) -> Scheduler:
+def _scheduler(chunk: Chunk, choices: int | None) -> Scheduler:
     spec = read_scheduler(chunk.scheduler)
-    if spec.values.get("steps", 0) is None:
-        spec = evolve(spec, values={**spec.values, "steps": _choices(chunk)})
+    if choices is not None:
+        spec = evolve(spec, values={**spec.values, "steps": choices})
     return spec.make(seed=chunk.seed, first=chunk.first, packages=chunk.case.packages)
 
 
-def _choices(chunk: Chunk) -> int:
-    """Count the choices of one execution, the same for all chunks: what a scheduler expects may not depend on those."""
+def _choices(chunk: Chunk) -> int | None:
+    """Count the choices of one execution, the same for all chunks: what a scheduler expects may not depend on those.
+    None for one that expects nothing, or was told what.
+    """
+    if read_scheduler(chunk.scheduler).values.get("steps", 0) is not None:
+        return None
     walk = RandomWalk(seed=chunk.seed)
     walk.new_execution()
     world = chunk.case.boot()

@@ -12,7 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from gpusvm.driver import read_spec
 from gpusvm.errors import InputError
@@ -84,6 +84,19 @@ class _Campaign:
             self._merged += 1
             self._merge(following)
         self.exploration.seconds = time.time() - self.begun_s
+
+    def so_far(self, chunk: ChunkResult) -> Exploration:
+        """Return what it would come to if its only chunk, which is under way, ended now."""
+        return evolve(
+            self.exploration,
+            schedules=chunk.schedules,
+            steps=chunk.steps,
+            abandoned=chunk.abandoned,
+            skipped=chunk.skipped,
+            self_tests=chunk.self_tests,
+            seconds=time.time() - self.begun_s,
+            coverage=chunk.coverage,
+        )
 
     def give_up(self) -> None:
         """Merge what has come back though what lies before it has not: it was interrupted."""
@@ -235,7 +248,15 @@ def explore_cases(
         )
         for number, case in enumerate(cases)
     ]
-    keep = _Keeper(scheduler=scheduler, seed=seed, out=out, shrunk=shrunk, total=len(cases), progress=progress)
+    keep = _Keeper(
+        scheduler=scheduler,
+        seed=seed,
+        out=out,
+        shrunk=shrunk,
+        total=len(cases),
+        schedules=schedules,
+        progress=progress,
+    )
 
     def deal() -> Iterator[Chunk]:
         for campaign in campaigns:
@@ -268,10 +289,12 @@ def explore_cases(
 
     executor: Executor = SerialExecutor() if jobs == 1 else ProcessExecutor(jobs)
     try:
-        for _, chunk in executor.run(run_chunk, deal()):
+        # The chunk of a tree is all of it, and never leaves this process.
+        run = run_chunk if spec.info.parallel else partial(run_chunk, progress=partial(keep.tell_of, campaigns))
+        for _, chunk in executor.run(run, deal()):
             campaign = campaigns[chunk.campaign]
             campaign.add(chunk)
-            keep.tell(campaign, schedules=schedules)
+            keep.tell(campaign)
     except KeyboardInterrupt:
         keep.interrupted = True
     for campaign in campaigns:
@@ -294,21 +317,27 @@ class _Keeper:
     out: Path | None
     shrunk: bool
     total: int
+    schedules: int | None
     progress: Listener | None
     interrupted: bool = False
 
-    def tell(self, campaign: _Campaign, *, schedules: int | None = None, shrinking: Shrinking | None = None) -> None:
+    def tell(
+        self, campaign: _Campaign, *, under_way: ChunkResult | None = None, shrinking: Shrinking | None = None
+    ) -> None:
         if self.progress is not None:
             self.progress(
                 ExplorationProgress(
                     number=campaign.number + 1,
                     total=self.total,
-                    exploration=campaign.exploration,
-                    schedules=schedules,
-                    failed=len(campaign.failed),
+                    exploration=campaign.exploration if under_way is None else campaign.so_far(under_way),
+                    schedules=self.schedules,
+                    failed=len(campaign.failed if under_way is None else under_way.failed),
                     shrinking=shrinking,
                 )
             )
+
+    def tell_of(self, campaigns: Sequence[_Campaign], chunk: ChunkResult) -> None:
+        self.tell(campaigns[chunk.campaign], under_way=chunk)
 
     def findings_of(self, campaign: _Campaign) -> None:
         """Turn what has failed in a campaign into findings, once."""

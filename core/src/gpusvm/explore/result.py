@@ -69,6 +69,7 @@ class Exploration:
             "seconds": round(self.seconds, 3),
             "schedules_per_s": round(self.schedules_per_s, 1),
             "exhausted": self.exhausted,
+            "skipped": self.skipped,
             "findings": [
                 {
                     "kind": found.finding.kind,
