@@ -9,6 +9,7 @@ from types import ModuleType
 from gpusvm.explore.exploring import ExplorationProgress, explore, explore_cases
 from gpusvm.explore.programs import Finding, Program, explore_program, random_walk, replay
 from gpusvm.explore.result import Exploration, Explorations, Found
+from gpusvm.explore.scenario_program import ScenarioError, scenario_program
 
 __all__ = [
     "Exploration",
@@ -17,11 +18,13 @@ __all__ = [
     "Finding",
     "Found",
     "Program",
+    "ScenarioError",
     "explore",
     "explore_cases",
     "explore_program",
     "random_walk",
     "replay",
+    "scenario_program",
 ]
 
 
