@@ -423,9 +423,13 @@ class Shadow:
         rss = self.rss.get(mm)
         if rss is None:
             rss = self.rss[mm] = [0] * len(mm.rss)
-        if sign > 0 and shadow.zone.m_mapping[i - shadow.zone.m_head_off[i]]:
+        if sign > 0:
+            zone = shadow.zone
+            in_what = zone.m_mapping[i - zone.m_head_off[i]]
             # A migration entry may be counted when its page is free again already: it counts where it did.
-            shadow.m_counter[i] = self.counter(pfn)
+            if in_what:
+                small = in_what > 0 and not zone.m_flags[i] & PG_HUGETLB
+                shadow.m_counter[i] = MM_ANONPAGES if small else self.counter(pfn)
         if shadow.m_counter[i] >= 0:
             rss[shadow.m_counter[i]] += sign * (self.nr if pmd else 1)
 

@@ -22,6 +22,7 @@ NONE: Final = "none"
 READ_ONLY: Final = "ro"
 READ_WRITE: Final = "rw"
 ALL_STATES: Final = frozenset({UNMAPPED, NONE, READ_ONLY, READ_WRITE})
+_ONLY: Final = {state: frozenset({state}) for state in ALL_STATES}
 
 
 class Permissions:
@@ -47,6 +48,8 @@ class Permissions:
 
     def states(self, page: int) -> frozenset[str]:
         """Return how a page may be mapped at this moment."""
+        if not self._changes:
+            return _ONLY[self.state(page)]
         found = {self.state(page)}
         for change in self._changes:
             found.update(change.get(page, ()))

@@ -59,6 +59,7 @@ __all__ = [
 
 # Below so many words a batch costs more than its pages one by one.
 _BATCH: Final = 4
+_FEW: Final = 16  # so many are looked at one by one
 _NOT_MIGRATE: Final = ~np.uint64(MIGRATE_PFN_MIGRATE)
 _KEPT_FLAGS: Final = PG_DIRTY | PG_UPTODATE | PG_SWAPBACKED
 
@@ -131,6 +132,10 @@ def _check_collected(memory: "MemoryManager", src: Words, fault_page: int | None
         if head & MIGRATE_PFN_MIGRATE and zone.m_flags[i] & (PG_LOCKED | PG_LRU) == PG_LOCKED:
             if not zone.m_mapcount[i]:
                 return
+    if len(src) <= _FEW:
+        checked = [_is_collected(memory, word) for word in src.tolist() if word & MIGRATE_PFN_VALID]
+        if all(checked):
+            return  # what is not as it should be is left to the arrays, which say why
     words = src[src & MIGRATE_PFN_VALID != 0]
     if not len(words):
         return
@@ -142,6 +147,14 @@ def _check_collected(memory: "MemoryManager", src: Words, fault_page: int | None
         unlocked = locked != len(flags) and (fault_page is None or memory.quirks.mm_s3 == "fixed")
         if unlocked or np.count_nonzero(flags & PG_LRU) or not all_zero(zone.mapcount[index]):
             raise ModelError(f"setup left a folio of {zone!r} unlocked, mapped or on the LRU")
+
+
+def _is_collected(memory: "MemoryManager", word: int) -> bool:
+    pfn = word >> MIGRATE_PFN_SHIFT
+    zone = memory.pages.zone(pfn)
+    i = pfn - zone.base
+    locked = zone.m_flags[i] & (PG_LOCKED | PG_LRU) == PG_LOCKED
+    return bool(word & MIGRATE_PFN_MIGRATE) and locked and not zone.m_mapcount[i]
 
 
 def migrate_device_range(memory: "MemoryManager", src: Words, start_pfn: int, npages: int) -> None:
