@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from sys import _getframe
 from types import CodeType
 from typing import TYPE_CHECKING, Any
@@ -24,14 +23,14 @@ __all__ = ["Reached", "reached"]
 
 @define
 class Reached:
-    """Hold (operation, code, instruction) of each operation once."""
+    """Hold each operation once: its code by (operation, id of the code, instruction), as code itself hashes slowly."""
 
-    found: set[tuple[str, CodeType, int]] = Factory(set)
+    found: dict[tuple[str, int, int], CodeType] = Factory(dict)
 
     @property
     def places(self) -> set[tuple[str, str]]:
         """Return the operations as a recording does: (operation, place)."""
-        return {(what, _place(code, instruction)) for what, code, instruction in self.found}
+        return {(what, _place(code, instruction)) for (what, _, instruction), code in self.found.items()}
 
 
 @contextmanager
@@ -40,7 +39,7 @@ def reached(world: World) -> Iterator[Reached]:
     kernel = world.kernel
     sched: Any = kernel.sched
     noted = Reached()
-    add = noted.found.add
+    found = noted.found
     plain_yield, plain_relax = kernel.yield_point, sched.cpu_relax
 
     def note(label: str) -> None:
@@ -50,7 +49,8 @@ def reached(world: World) -> Iterator[Reached]:
                 frame = caller  # a kworker that takes its next work is in nobody's code but the kernel's
                 break
             frame = frame.f_back
-        add((label, frame.f_code, frame.f_lasti))
+        code = frame.f_code
+        found[label, id(code), frame.f_lasti] = code
 
     def yield_point(label: str, what: object) -> None:
         plain_yield(label, what)
@@ -71,6 +71,5 @@ def reached(world: World) -> Iterator[Reached]:
         del sched.__dict__["yield_point"], sched.__dict__["cpu_relax"]
 
 
-@cache
 def _place(code: CodeType, instruction: int) -> str:
     return f"{place_of(code.co_filename, line_of(code, instruction))} in {code.co_name}"

@@ -15,7 +15,6 @@ def place_of(filename: str, line: int) -> str:
     return f"{'/'.join(filename.replace(chr(92), '/').split('/')[-2:])}:{line}"
 
 
-@cache
 def is_mechanism(code: CodeType) -> bool:
     """Tell whether code lies in gpusvm.kernel."""
     return code.co_filename.startswith(_ROOM)
@@ -32,7 +31,7 @@ def line_of(code: CodeType, instruction: int) -> int:
 def caller() -> str:
     """Return the place of the nearest frame outside gpusvm.kernel."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and is_mechanism(frame.f_code):
+    while frame is not None and frame.f_code.co_filename.startswith(_ROOM):
         frame = frame.f_back
     return "?" if frame is None else place_of(frame.f_code.co_filename, frame.f_lineno)
 

@@ -6,6 +6,7 @@ objects, so that storing one object for the 512 pages of a block is one store in
 """
 
 import errno
+from collections import Counter
 from typing import Any, Final
 
 import numpy as np
@@ -141,8 +142,8 @@ class DevPagemaps:
         if pgmap.type != MEMORY_DEVICE_GENERIC and not all_zero(zone.refcount):
             raise ModelError(f"pagemap of pfn {pgmap.start_pfn:#x} is done with pages in use")
         if not all_zero(zone.zdd):
-            for slot, users in zip(*np.unique(zone.zdd >> 1, return_counts=True), strict=True):
-                self._drop(int(slot), int(users))
+            for slot, users in sorted(Counter((zone.zdd[zone.zdd != 0] >> 1).tolist()).items()):
+                self._drop(slot, users)
         self.pages.remove_region(zone)
         self.regions.remove(pgmap)
         self._reserved.pop(pgmap.start_pfn, None)
