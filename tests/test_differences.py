@@ -1,6 +1,6 @@
 """The drivers differ where Linux's drivers differ: the rows S1, S8, S10, S23, S32 and S41 of the semantic differences.
 
-Each test runs all three drivers, so that none of them can drift without being compared.
+Each test runs all drivers, so that none of them can drift without being compared.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,8 +11,6 @@ from gpusvm.testing import Bench
 MIB = 1 << 20
 PMD = 2 * MIB
 PAGE = 4096
-
-DRIVERS = ["xe", "nouveau", "dmirror"]
 
 MakeBench = Callable[..., Bench]
 
@@ -38,9 +36,11 @@ def written_block(bench: Bench) -> int:
     return addr
 
 
-@pytest.mark.parametrize(("driver", "place"), [("xe", "device"), ("nouveau", "system"), ("dmirror", "system")])
+@pytest.mark.parametrize(
+    ("driver", "place"), [("xe", "device"), ("nouveau", "system"), ("dmirror", "system"), ("svmdev", "device")]
+)
 def test_s1_first_gpu_touch(bench: MakeBench, driver: str, place: str) -> None:
-    """Xe brings what the GPU touches to VRAM; nouveau and dmirror map it where it is."""
+    """Xe and svmdev bring what the GPU touches to VRAM; nouveau and dmirror map it where it is."""
     b = bench(driver)
     addr = written_block(b)
     assert b.gpu_read(addr) == 1
@@ -50,13 +50,15 @@ def test_s1_first_gpu_touch(bench: MakeBench, driver: str, place: str) -> None:
 @pytest.mark.parametrize(
     ("driver", "thp", "left"),
     [
-        # xe: the whole allocation goes home. nouveau and dmirror: one page, or the folio that maps it.
+        # xe, svmdev: the whole allocation goes home. nouveau and dmirror: one page, or the folio that maps it.
         ("xe", "never", 0),
         ("nouveau", "never", 511),
         ("dmirror", "never", 511),
+        ("svmdev", "never", 0),
         ("xe", "always", 0),
         ("nouveau", "always", 0),
         ("dmirror", "always", 0),
+        ("svmdev", "always", 0),
     ],
 )
 def test_s8_cpu_touch_of_one_device_page(bench: MakeBench, driver: str, thp: str, left: int) -> None:
@@ -72,10 +74,11 @@ def test_s8_cpu_touch_of_one_device_page(bench: MakeBench, driver: str, thp: str
     ("driver", "evictions", "places"),
     [
         # Three blocks, room for two. xe evicts the oldest; nouveau has pinned no chunk and stays in RAM; dmirror's
-        # device memory is backed by RAM and never runs out.
+        # device memory is backed by RAM and never runs out; svmdev refuses what finds no room.
         ("xe", 1, ["system", "device", "device"]),
         ("nouveau", 0, ["system", "system", "system"]),
         ("dmirror", 0, ["device", "device", "device"]),
+        ("svmdev", 0, ["device", "device", "system"]),
     ],
 )
 def test_s10_vram_exhaustion(bench: MakeBench, driver: str, evictions: int, places: list[str]) -> None:
@@ -89,8 +92,8 @@ def test_s10_vram_exhaustion(bench: MakeBench, driver: str, evictions: int, plac
 
 @pytest.mark.parametrize(
     ("driver", "mapped", "on_device"),
-    # One GPU touch of a block of small pages: xe binds and moves 512 pages, nouveau one, dmirror its window of 32.
-    [("xe", 512, 512), ("nouveau", 1, 0), ("dmirror", 32, 0)],
+    # One GPU touch of a block of small pages: xe and svmdev bind and move 512 pages, nouveau one, dmirror 32.
+    [("xe", 512, 512), ("nouveau", 1, 0), ("dmirror", 32, 0), ("svmdev", 512, 512)],
 )
 def test_s23_what_one_touch_binds(bench: MakeBench, driver: str, mapped: int, on_device: int) -> None:
     b = bench(driver, thp="never")
@@ -100,9 +103,9 @@ def test_s23_what_one_touch_binds(bench: MakeBench, driver: str, mapped: int, on
     assert b.device_pages(addr, 512) == on_device
 
 
-@pytest.mark.parametrize(("driver", "added"), [("xe", 3), ("nouveau", 0), ("dmirror", None)])
+@pytest.mark.parametrize(("driver", "added"), [("xe", 3), ("nouveau", 0), ("dmirror", None), ("svmdev", None)])
 def test_s32_usage_count_of_resident_allocations(bench: MakeBench, driver: str, added: int | None) -> None:
-    """Xe holds a reference for each of N resident allocations; nouveau none; dmirror has no runtime PM."""
+    """Xe holds a reference for each of N resident allocations; nouveau none; dmirror and svmdev have no runtime PM."""
     b = bench(driver)
     blocks = [written_block(b) for _ in range(3)]
     if added is None:
@@ -121,7 +124,7 @@ def test_s32_usage_count_of_resident_allocations(bench: MakeBench, driver: str, 
 @pytest.mark.parametrize(
     ("driver", "before", "after"),
     # 300 MiB of device memory: one pagemap per tile for ever, or one more for each chunk of 256 MiB.
-    [("xe", 1, 1), ("nouveau", 1, 2), ("dmirror", 2, 3)],
+    [("xe", 1, 1), ("nouveau", 1, 2), ("dmirror", 2, 3), ("svmdev", 1, 1)],
 )
 def test_s41_pagemaps_as_memory_grows(bench: MakeBench, driver: str, before: int, after: int) -> None:
     b = bench(driver, vram_bytes=1024 * MIB)

@@ -36,19 +36,19 @@ def explore(name, driver, mutant_id, schedules):
         return next((execution.failure.message for _, execution in campaign.run(schedules=schedules)), None)
 
 
-@pytest.mark.parametrize("driver", ["xe", "nouveau", "dmirror"])
+@pytest.mark.parametrize("driver", ["xe", "nouveau", "dmirror", "svmdev"])
 def test_a_fault_without_a_reference_is_found(driver):
     found = explore("discard", driver, "MM-03", 60)
     assert found is not None
     assert found.startswith("use after free: ")
 
 
-@pytest.mark.parametrize("driver", ["xe", "nouveau", "dmirror"])
+@pytest.mark.parametrize("driver", ["xe", "nouveau", "dmirror", "svmdev"])
 def test_a_fault_that_can_never_migrate_is_found(driver):
     assert explore("home", driver, "MM-03b", 20) is not None
 
 
-@pytest.mark.parametrize("driver", ["xe", "nouveau", "dmirror"])
+@pytest.mark.parametrize("driver", ["xe", "nouveau", "dmirror", "svmdev"])
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_nothing_is_found_without_a_mutant(name, driver):
     assert explore(name, driver, None, 60) is None

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
 CONTRACTS = {contract["id"]: contract for contract in SETTINGS["contracts"]}
-SOURCES = ["core/src", "plugins/xe/src", "plugins/nouveau/src", "plugins/dmirror/src"]
+SOURCES = ["core/src", "plugins/xe/src", "plugins/nouveau/src", "plugins/dmirror/src", "plugins/svmdev/src"]
 
 
 def lint_imports(*, path=()):
@@ -82,4 +82,4 @@ def test_room_exists(room):
 
 def test_drivers_may_look_no_higher_than_the_driver_contract():
     above = floors("floors")[: floors("floors").index("driver")]
-    assert floors("driver-floor") == [*above, "gpusvm_xe | gpusvm_nouveau | gpusvm_dmirror"]
+    assert floors("driver-floor") == [*above, "gpusvm_xe | gpusvm_nouveau | gpusvm_dmirror | gpusvm_svmdev"]

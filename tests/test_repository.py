@@ -16,6 +16,7 @@ DISTRIBUTIONS = {
     "plugins/xe": "gpusvm_xe",
     "plugins/nouveau": "gpusvm_nouveau",
     "plugins/dmirror": "gpusvm_dmirror",
+    "plugins/svmdev": "gpusvm_svmdev",
 }
 
 # Put together from pieces, so that this file passes its own test.

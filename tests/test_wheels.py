@@ -17,6 +17,7 @@ DISTRIBUTIONS = {
     "plugins/xe": "gpusvm_xe",
     "plugins/nouveau": "gpusvm_nouveau",
     "plugins/dmirror": "gpusvm_dmirror",
+    "plugins/svmdev": "gpusvm_svmdev",
 }
 VERSION = tomllib.loads((ROOT / "core" / "pyproject.toml").read_text())["project"]["version"]
 
@@ -98,3 +99,4 @@ def test_core_and_one_driver_are_enough(scripts):
     assert "xe" in output
     assert "nouveau" not in output
     assert "dmirror" not in output
+    assert "svmdev" not in output

@@ -15,6 +15,7 @@ PACKAGES = {
     "gpusvm_xe": "plugins/xe/src/gpusvm_xe",
     "gpusvm_nouveau": "plugins/nouveau/src/gpusvm_nouveau",
     "gpusvm_dmirror": "plugins/dmirror/src/gpusvm_dmirror",
+    "gpusvm_svmdev": "plugins/svmdev/src/gpusvm_svmdev",
 }
 
 

@@ -26,7 +26,7 @@ __all__ = ["Row", "listed", "opening_files", "page", "rows"]
 
 # Where kernel code is modelled; the rooms above cite the kernel only in passing.
 ROOMS = ("gpusvm.kernel", "gpusvm.mm", "gpusvm.drm", "gpusvm.gpu", "gpusvm.driver")
-PLUGINS = ("gpusvm_xe", "gpusvm_nouveau", "gpusvm_dmirror")
+PLUGINS = ("gpusvm_xe", "gpusvm_nouveau", "gpusvm_dmirror")  # svmdev is no code of the kernel's
 
 _FILE = r"[a-z][\w./{},-]*\.[ch]"
 _OPENING = re.compile(rf"({_FILE})(?::((?:struct |enum )?\w+))?")

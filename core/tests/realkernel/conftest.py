@@ -4,7 +4,7 @@ import attrs
 import pytest
 from gpusvm.driver import ABI, Capabilities, DriverInfo, no, quirk
 from gpusvm.driver.operations import Answer, OperationTarget
-from gpusvm.errors import KernelError
+from gpusvm.errors import DeadlockError, KernelError
 from gpusvm.plugins import LoadedDriver, Registry
 from gpusvm.realkernel import write_recording
 
@@ -38,7 +38,9 @@ class Quirks:
 
 
 class Executor:
-    """Answer `say` with its word, `tell` with as many events as told, `fail` with an errno, `break` not at all."""
+    """Answer `say` with its word, `tell` with as many events as told, `fail` with an errno; `hang` waits for ever,
+    `break` breaks down.
+    """
 
     def __init__(self, host):
         self.host = host
@@ -64,6 +66,9 @@ class Executor:
     def do_fail(self, errno):
         raise KernelError(errno)
 
+    def do_hang(self):
+        raise DeadlockError("deadlock: nothing can run")
+
     def do_break(self):
         raise RuntimeError("broken")
 
@@ -71,7 +76,7 @@ class Executor:
 TARGET = OperationTarget(
     driver="echo",
     devices=2,
-    operations={"say": ("word",), "where": ("dev",), "tell": ("n",), "fail": ("errno",), "break": ()},
+    operations={"say": ("word",), "where": ("dev",), "tell": ("n",), "fail": ("errno",), "hang": (), "break": ()},
     start=Executor,
     events=("ev", "other"),
     residency=frozenset({"where"}),

@@ -86,6 +86,29 @@ def test_a_model_that_fails_is_a_difference(write, echo):
     assert places(found) == [(0, 0, "break", "RuntimeError: broken", None)]
 
 
+def test_an_operation_that_never_returns_is_one_that_waits_for_ever(write, echo):
+    hang = [("say 1", "0 0 0 0 1"), ("hang", "HANG")]
+    assert check(write(hang, hang), registry=echo(), target="echo:quirk.leak=as_written").ok  # nobody can tear it down
+    found = check(write([("say 1", "HANG")], [("hang", "0 0 0 0")], [("fail 5", "HANG")]), registry=echo(), level="L0")
+    assert places(found) == [
+        (0, 0, "say 1", "0 0 0 0 1", "L0"),
+        (1, 0, "hang", "HANG: deadlock: nothing can run", "L0"),
+        (2, 0, "fail 5", "-1 5 0 0", "L0"),
+    ]
+
+
+def test_the_name_of_a_recording_says_what_it_needs(write, echo):
+    registry = echo(
+        settings={}, settings_by_name=[("echo-*", {"quirk.leak": "as_written"}), ("*-tidy.*", {"quirk.leak": "fixed"})]
+    )
+    pairs = [("say 1", "0 0 0 0 1")]
+    assert not check(write(pairs, name="echo-test.json.gz"), registry=registry).ok
+    tidy = write(pairs, name="echo-tidy.json.gz")
+    assert check(tidy, registry=registry).ok
+    assert not check(tidy, registry=registry, target="echo:quirk.leak=as_written").ok
+    assert check(write(pairs, name="other.json.gz"), registry=registry, target="echo:quirk.leak=fixed").ok
+
+
 def test_what_a_sequence_leaves_behind_is_a_difference(write, echo):
     path = write([("say 1", "0 0 0 0 1")])
     assert check(path, registry=echo(), target="echo").ok  # the target's settings mend it

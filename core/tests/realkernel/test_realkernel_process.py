@@ -134,3 +134,33 @@ def test_a_page_that_a_child_maps_too_is_not_exclusive(do):
     assert (do("pm 0 597 4"), child("pm 0 597 4")) == ("0 0 4 0 PXXP", "0 0 4 0 PXXP")
     child.operations.mm.exit()
     assert do("pm 0 597 4") == "0 0 4 0 XXXX"
+
+
+def test_a_child_that_stays_has_its_own_copy(do):
+    do("mmap 0 0 4 3 0")
+    do("w 0 0 2 10")
+    assert do("kf") == "0 0 0 0"
+    assert do("kp 0 0 3") == "0 0 3 0 PPn"
+    assert do("kw 0 0 1 20") == "0 0 1 0"
+    assert do("w 0 1 1 30") == "0 0 1 0"
+    assert do("kr 0 0 2") == "0 0 2 0 14,b"
+    assert do("r 0 0 2") == "0 0 2 0 a,1e"
+    assert do("kr 0 3 2") == "-2 11 1 0 0"
+    assert do("ke") == "0 0 0 0"
+
+
+def test_a_child_ends_with_the_next(do):
+    do("mmap 0 0 1 3 0")
+    do("w 0 0 1 10")
+    do("kf")
+    do("kw 0 0 1 20")
+    do("kf")
+    assert do("kr 0 0 1") == "0 0 1 0 a"
+    do("ke")
+    for operation in ("kr 0 0 1", "kw 0 0 1 5", "kp 0 0 1"):
+        assert do(operation) == "-9 0 0 0 nochild"
+    assert do("ke") == "0 0 0 0"
+
+
+def test_nothing_warns(do):
+    assert do("warn") == "0 0 0 0"

@@ -76,6 +76,10 @@ def test_what_is_not_json(refused, tmp_path):
         ([[["r 64 0 1", "0 0 0 0"]]], "slot of 'r 64 0 1': expected a slot from 0 to 63, got 64"),
         ([[["r 0 0 0", "0 0 0 0"]]], "n of 'r 0 0 0': expected 1 to 4096 pages, got 0"),
         ([[["r 0 4090 7", "0 0 0 0"]]], "'r 0 4090 7' goes beyond the 4096 pages of a slot"),
+        (
+            [[["say 5", "HANG"], ["say 5", "0 0 0 0 5"]]],
+            "sequence 0, operation 0: expected the sequence to end with HANG, got more operations behind it",
+        ),
         ([[["mprot 0 0 1 2", "0 0 0 0"]]], "prot of 'mprot 0 0 1 2': expected 0, 1 or 3, got 2"),
     ],
 )

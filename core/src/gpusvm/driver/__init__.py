@@ -14,9 +14,10 @@ from gpusvm.driver.fault import (
     GpuFault,
 )
 from gpusvm.driver.pipeline import FaultJob, FaultPipeline, Restart
+from gpusvm.driver.power import AlwaysAwake
 from gpusvm.driver.protocols import BoMapping, Driver, FaultPolicy, FaultSource, PagemapEmbedding, RuntimePmPolicy, Vm
 from gpusvm.driver.refusals import NEVER, Errnos, Refusals
-from gpusvm.driver.source import CallerFaults, FaultQueues, QueueFaults
+from gpusvm.driver.source import CallerFaults, CallerPipeline, FaultQueues, QueueFaults
 from gpusvm.driver.spec import DriverSpec, format_size, parse_size, read_spec, split_spec
 from gpusvm.driver.tunables import Variant, all_fixed, quirk, tunable
 from gpusvm.driver.unit import FaultUnit, NotifierWindow, RangeUnit
@@ -30,8 +31,10 @@ __all__ = [
     "ACCESS_WRITE",
     "NEVER",
     "STAGES",
+    "AlwaysAwake",
     "BoMapping",
     "CallerFaults",
+    "CallerPipeline",
     "Capabilities",
     "Capability",
     "Chunk",

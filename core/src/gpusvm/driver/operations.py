@@ -38,8 +38,14 @@ PROCESS_OPERATIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "fr": ("slot", "page", "n"),
     "fw": ("slot", "page", "n", "value"),
     "pm": ("slot", "page", "n"),
+    "kf": (),
+    "kr": ("slot", "page", "n"),
+    "kw": ("slot", "page", "n", "value"),
+    "kp": ("slot", "page", "n"),
+    "ke": (),
+    "warn": (),
 }
-PROCESS_RESIDENCY: Final = frozenset({"pm"})
+PROCESS_RESIDENCY: Final = frozenset({"pm", "kp"})
 
 
 @frozen
@@ -135,7 +141,8 @@ class OperationTarget:
     for its. `operations` maps each operation on a device to the names of its numbers, in order: `dev`, `slot`, `page`,
     `n` are checked to be in range, others only to be whole. An answer's events begin with a word of `events` and a
     parenthesis. The answers of `residency` say where pages are; all other payload is data. `settings` are options of a
-    spec string that the recordings need.
+    spec string that the recordings need; `settings_by_name` are those of recordings whose file name matches a pattern
+    (`fnmatch`), where several do, the last one's count.
     """
 
     driver: str
@@ -145,4 +152,5 @@ class OperationTarget:
     events: tuple[str, ...] = ("inv",)
     residency: frozenset[str] = frozenset()
     settings: Mapping[str, str] = field(factory=dict)
+    settings_by_name: Sequence[tuple[str, Mapping[str, str]]] = Factory(tuple)
     explained: Sequence[Deviation] = Factory(tuple)

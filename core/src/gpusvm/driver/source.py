@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from gpusvm.driver.fault import GpuFault
-from gpusvm.driver.pipeline import FaultPipeline
+from gpusvm.driver.pipeline import FaultJob, FaultPipeline
 from gpusvm.errors import LateWorkError
 from gpusvm.gpu import FaultBuffer
 from gpusvm.kernel import Work
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from gpusvm.kernel import Kernel, Workqueue
 
-__all__ = ["CallerFaults", "FaultQueues", "QueueFaults"]
+__all__ = ["CallerFaults", "CallerPipeline", "FaultQueues", "QueueFaults"]
 
 
 class FaultQueues:
@@ -116,6 +116,17 @@ class QueueFaults:
         """Tell the listeners that every access that waits may be tried again."""
         for listener in self._listeners:
             listener()
+
+
+class CallerPipeline(FaultPipeline):
+    """Serve faults that are calls of the kernel, as a device without hardware has them: nothing travels."""
+
+    def receive(self, batch: Sequence[GpuFault]) -> None:
+        """Nothing arrives: the fault is a function call."""
+
+    def respond(self, job: FaultJob, answer: int) -> None:
+        """Return from the call."""
+        job.fault.complete(answer)
 
 
 class CallerFaults:

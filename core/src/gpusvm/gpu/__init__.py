@@ -2,6 +2,7 @@
 
 from gpusvm.gpu.compute import ComputeEngine, FaultEntry, RaiseFaults
 from gpusvm.gpu.copy_engine import D2D, CopyEngine, Direction, Shape
+from gpusvm.gpu.cpu_copy import charge_cpu_copy
 from gpusvm.gpu.fault_buffer import FaultBuffer
 from gpusvm.gpu.link import D2H, H2D, Link
 from gpusvm.gpu.page_table import ATOMIC, NEED_OF_OP, READ, REMOTE, STALE, WRITE, GpuPageTable, PteWindow, runs
@@ -28,5 +29,6 @@ __all__ = [
     "RaiseFaults",
     "Shape",
     "Tlb",
+    "charge_cpu_copy",
     "runs",
 ]

@@ -5,6 +5,7 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Collection, Sequence
+from fnmatch import fnmatchcase
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -92,7 +93,7 @@ def check(
     documents = []
     for path in paths:
         chosen = _target_of(path, target, loaded)
-        spec, operations = _prepared(chosen, loaded)
+        spec, operations = _prepared(chosen, loaded, path.name)
         recording = load_recording(path, operations)
         documents.append(_document(path, recording, spec, loaded.find(spec.name)))
         jobs += [
@@ -133,7 +134,7 @@ def _run(
 
 def _check_job(job: _Job) -> list[SequenceResult]:
     registry = job.drivers.registry() if isinstance(job.drivers, Installed) else job.drivers
-    spec, target = _prepared(job.target, registry)
+    spec, target = _prepared(job.target, registry, Path(job.file).name)
     return [
         check_sequence(job.file, job.first + i, pairs, spec=spec, target=target, level=job.level)
         for i, pairs in enumerate(job.sequences)
@@ -145,8 +146,10 @@ def _target_of(path: Path, target: str | None, registry: Registry) -> str:
     return target_of_name(path, able) if target is None else target
 
 
-def _prepared(text: str, registry: Registry) -> tuple[DriverSpec, OperationTarget]:
-    """Read a spec string, with the settings that its recordings need unless it names them."""
+def _prepared(text: str, registry: Registry, file: str) -> tuple[DriverSpec, OperationTarget]:
+    """Read a spec string, with the settings that its recordings, and this one by its name, need unless it names
+    them.
+    """
     name, options = split_spec(text)
     spec = read_spec(text, registry)
     target = registry.find(name).operations
@@ -156,7 +159,11 @@ def _prepared(text: str, registry: Registry) -> tuple[DriverSpec, OperationTarge
             f"driver {name} cannot execute recorded operations: its plugin has no hook gpusvm_operations"
             + (f"; those that can: {', '.join(able)}" if able else "")
         )
-    missing = {key: value for key, value in target.settings.items() if key not in options}
+    settings = dict(target.settings)
+    for pattern, of_such in target.settings_by_name:
+        if fnmatchcase(file, pattern):
+            settings.update(of_such)
+    missing = {key: value for key, value in settings.items() if key not in options}
     if missing:
         every = ",".join(f"{key}={value}" for key, value in {**options, **missing}.items())
         spec = read_spec(f"{name}:{every}", registry)

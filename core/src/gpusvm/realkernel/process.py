@@ -18,18 +18,21 @@ if TYPE_CHECKING:
 __all__ = ["ProcessOperations"]
 
 _PROT = {0: 0, 1: PROT_READ, 3: PROT_READ | PROT_WRITE}
+_NO_CHILD = Answer(-9, payload="nochild")
 
 
 class ProcessOperations:
     """Do the operations of `PROCESS_OPERATIONS` in one process.
 
     A page that is written gets one word, of which the model keeps no more than the version; `words` knows the words.
+    `child` is the address space of the child that was forked to stay, if there is one.
     """
 
     def __init__(self, memory: "MemoryManager", mm: "MmStruct", words: PageWords) -> None:
         self.memory = memory
         self.mm = mm
         self.words = words
+        self.child: MmStruct | None = None
 
     def execute(self, name: str, numbers: Sequence[int]) -> Answer:
         """Do one operation. KernelError stands for an answer of -1."""
@@ -81,8 +84,35 @@ class ProcessOperations:
 
     def pm(self, slot: int, page: int, n: int) -> Answer:
         """Look at /proc/self/pagemap: see `_residency`."""
-        start = address(slot, page)
-        return Answer(done=n, payload="".join(self._residency(start + i * PAGE) for i in range(n)))
+        return self._pagemap(self.mm, address(slot, page), n)
+
+    # --- a child that stays
+
+    def kf(self) -> Answer:
+        """Fork a child that stays, after the end of the one before."""
+        self.ke()
+        self.child = self.mm.fork()
+        return Answer()
+
+    def kr(self, slot: int, page: int, n: int) -> Answer:
+        return _NO_CHILD if self.child is None else self._read(self.child, address(slot, page), n)
+
+    def kw(self, slot: int, page: int, n: int, value: int) -> Answer:
+        return _NO_CHILD if self.child is None else self._write(self.child, address(slot, page), n, value)
+
+    def kp(self, slot: int, page: int, n: int) -> Answer:
+        return _NO_CHILD if self.child is None else self._pagemap(self.child, address(slot, page), n)
+
+    def ke(self) -> Answer:
+        """Let the child end, if there is one."""
+        if self.child is not None:
+            self.child.exit()
+            self.child = None
+        return Answer()
+
+    def warn(self) -> Answer:
+        """Say what the kernel has warned of: nothing. Where Linux would warn, the model raises an error at once."""
+        return Answer()
 
     def _write(self, mm: "MmStruct", start: int, n: int, value: int) -> Answer:
         done, answer = self._access(mm, start, n, write=True)
@@ -116,9 +146,12 @@ class ProcessOperations:
             found[i] = entry.m_pfn[k] if isinstance(entry, PteTable) else entry.pfn + k
         return found
 
-    def _residency(self, at: int) -> str:
+    def _pagemap(self, mm: "MmStruct", start: int, n: int) -> Answer:
+        return Answer(done=n, payload="".join(self._residency(mm, start + i * PAGE) for i in range(n)))
+
+    def _residency(self, mm: "MmStruct", at: int) -> str:
         """Return the letter of one page (fs/proc/task_mmu.c:pagemap_read): n, P, X or S."""
-        page_table = self.mm.page_table
+        page_table = mm.page_table
         entry = page_table.lookup(at)
         if entry is None:
             return "n"

@@ -11,7 +11,7 @@ from attrs import frozen
 
 from gpusvm.driver.operations import PROCESS_OPERATIONS, OperationTarget
 from gpusvm.errors import InputError
-from gpusvm.realkernel.answers import read_answer
+from gpusvm.realkernel.answers import HANG, read_answer
 from gpusvm.realkernel.operations import read_operation
 
 __all__ = ["Pairs", "Recording", "load_recording", "target_of_name", "write_recording"]
@@ -87,7 +87,10 @@ def _sequence(found: Any, where: str, forms: Mapping[str, tuple[str, ...]], targ
         operation, answer = pair
         try:
             read_operation(operation, forms, devices=target.devices)
-            read_answer(answer, target.events)
+            if answer != HANG:
+                read_answer(answer, target.events)
+            elif number != len(found) - 1:
+                raise InputError(f"expected the sequence to end with {HANG}, got more operations behind it")
         except InputError as exc:
             raise InputError(f"{at}: {exc}") from None
         pairs.append((operation, answer))

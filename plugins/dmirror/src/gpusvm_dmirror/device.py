@@ -2,13 +2,13 @@
 
 import errno
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from gpusvm.driver import Chunk, ChunkPool, DriverInfo, FaultAccounts, Host, chunk_pages
+from gpusvm.driver import AlwaysAwake, Chunk, ChunkPool, DriverInfo, FaultAccounts, Host, chunk_pages
 from gpusvm.drm import DrmDevice, DrmPagemap
 from gpusvm.errors import KernelError
+from gpusvm.gpu import charge_cpu_copy
 from gpusvm.mm.api import (
     MEMORY_DEVICE_COHERENT,
     MEMORY_DEVICE_PRIVATE,
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from gpusvm_dmirror.tunables import DmirrorQuirks, DmirrorTunables
 
 __all__ = ["DmirrorDevice"]
-
-_NOTHING = nullcontext()
 
 
 class ChunkOfPage:
@@ -73,27 +71,6 @@ class DmirrorPool(ChunkPool):
         """Add a chunk once nobody removes any (dmirror_allocate_chunk)."""
         with self.devmem_lock:
             return super().add_chunk(order)
-
-
-class NoPm:
-    """Be the `RuntimePmPolicy` of a driver without runtime PM."""
-
-    def populate(self) -> AbstractContextManager[None]:
-        return _NOTHING
-
-    def pages_present(self, bo: Any) -> None: ...
-
-    def pages_gone(self, bo: Any) -> None: ...
-
-    def ioctl(self) -> AbstractContextManager[None]:
-        return _NOTHING
-
-    def fault(self) -> AbstractContextManager[None]:
-        return _NOTHING
-
-    def suspend(self) -> None: ...
-
-    def resume(self) -> None: ...
 
 
 class DmirrorDevice:
@@ -133,7 +110,7 @@ class DmirrorDevice:
         self.select = MIGRATE_VMA_SELECT_DEVICE_PRIVATE if spm is None else MIGRATE_VMA_SELECT_DEVICE_COHERENT
         self.calloc = self.cfree = 0
         self.bo_mapping = ChunkOfPage(self.pool)
-        self.pm = NoPm()
+        self.pm = AlwaysAwake()
         self.files: list[Dmirror] = []
         self._opened = 0
         try:
@@ -251,11 +228,7 @@ class DmirrorDevice:
 
     def charge_copy(self, pages: int, blocks: int) -> None:
         """Charge the CPU's time for copying or clearing `pages` in `blocks` contiguous pieces."""
-        kernel = self.kernel
-        if kernel.costs is not None:
-            nbytes = pages << self.memory.geometry.page_shift
-            kernel.charge("cpu_copy_base", blocks)
-            kernel.charge_ns("cpu_copy_per_byte", round(kernel.costs.cpu_copy_per_byte * nbytes))
+        charge_cpu_copy(self.kernel, pages << self.memory.geometry.page_shift, blocks)
 
     # ---- eviction ------------------------------------------------------------------------------------------------
 

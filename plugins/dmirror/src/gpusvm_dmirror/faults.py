@@ -6,10 +6,9 @@ stores to it hit; the ioctl WRITE, which wants the tag WRITE, would fault.
 """
 
 import errno
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from gpusvm.driver import ACCESS_ATOMIC, ACCESS_WRITE, FaultJob, FaultPipeline, GpuFault, NotifierWindow, Restart
+from gpusvm.driver import ACCESS_ATOMIC, ACCESS_WRITE, CallerPipeline, FaultJob, NotifierWindow, Restart
 from gpusvm.errors import KernelError
 from gpusvm.gpu import ATOMIC, READ, WRITE
 
@@ -33,19 +32,12 @@ class _Fault:
         self.exclusive = -1
 
 
-class DmirrorPipeline(FaultPipeline):
-    """Serve faults window by window; nothing is delivered, since the device's access is a call of the kernel."""
+class DmirrorPipeline(CallerPipeline):
+    """Serve faults window by window."""
 
     def __init__(self, device: "DmirrorDevice") -> None:
         super().__init__(device.kernel, device.accounts)
         self.device = device
-
-    def receive(self, batch: Sequence[GpuFault]) -> None:
-        """Nothing travels: the fault is a function call."""
-
-    def respond(self, job: FaultJob, answer: int) -> None:
-        """Return from the call."""
-        job.fault.complete(answer)
 
     def begin(self, job: FaultJob) -> bool:
         """Take the address space of the file (dmirror_fault: mmget_not_zero)."""

@@ -1,0 +1,186 @@
+"""One svmdev device: its pagemap, and what others do with it.
+
+`device_map` gives addresses that say which device and which of its pages: ``(number + 1) << 40 | offset``. There is no
+hardware whose bus could be in the way, so every device reaches every other.
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from errno import EBUSY
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from gpusvm.driver import AlwaysAwake, DriverInfo, FaultAccounts, Host
+from gpusvm.drm import (
+    DRM_INTERCONNECT_DRIVER,
+    Devmem,
+    DrmDevice,
+    DrmPagemap,
+    DrmQuirks,
+    MigrateDetails,
+    PagemapAddrs,
+    PagemapDevOps,
+    constant_u8,
+    evict_to_ram,
+    migrate_to_devmem,
+)
+from gpusvm.drm.addr import Orders, Protos
+from gpusvm.errors import KernelError
+from gpusvm.kernel import Kernel
+from gpusvm.mm.api import MEMORY_DEVICE_PRIVATE, DevPagemap, MemoryManagerApi, MmApi, Pfns, Words
+
+from gpusvm_svmdev.faults import SvmdevFaults
+from gpusvm_svmdev.file import SvmdevFile
+from gpusvm_svmdev.info import INFO
+from gpusvm_svmdev.memory import SvmdevMemory
+
+if TYPE_CHECKING:
+    from gpusvm_svmdev.tunables import SvmdevQuirks, SvmdevTunables
+
+__all__ = ["Svmdev", "device_page"]
+
+_DEVICE_SHIFT: Final = 40
+
+
+def device_page(addr: int, page_shift: int) -> tuple[int, int]:
+    """Return which device, and which of its pages, an address stands for."""
+    return (addr >> _DEVICE_SHIFT) - 1, (addr & ((1 << _DEVICE_SHIFT) - 1)) >> page_shift
+
+
+class Svmdev:
+    """Be one device (struct svmdev): its dev_pagemap and its drm_pagemap side by side, whose ops it is, and its memory.
+
+    With ``same_owner=1`` the machine's first svmdev owns the pages of all. It is its own `PagemapEmbedding`.
+    """
+
+    info: DriverInfo = INFO
+    destroy = None
+    kernel: Kernel
+    memory: MemoryManagerApi
+    tunables: "SvmdevTunables"
+    device: DrmDevice
+    vram: SvmdevMemory
+    accounts: FaultAccounts
+    pipeline: SvmdevFaults
+
+    def __init__(self, host: Host) -> None:
+        quirks: SvmdevQuirks = host.quirks
+        self.host = host
+        self.kernel = host.kernel
+        self.memory = host.memory
+        tunables = self.tunables = host.tunables
+        self.number = host.device.index
+        self.device = DrmDevice(host.kernel, host.device.name)
+        first = next((peer for peer in host.peers if isinstance(peer, Svmdev)), self)
+        self.owner = first if tunables.same_owner else self
+        self.details = MigrateDetails(can_migrate_same_pagemap=bool(tunables.can_migrate_same_pagemap))
+        self._page_shift = host.memory.geometry.page_shift
+        pages = tunables.device_pages or host.device.vram_bytes >> self._page_shift
+        self.vram = self.bo_mapping = SvmdevMemory(host, pages)
+        self.vram.first_pfn = host.memory.request_free_mem_region(pages)
+        self.pgmap = DevPagemap(
+            MEMORY_DEVICE_PRIVATE,
+            self.vram.first_pfn,
+            pages,
+            self.owner,
+            PagemapDevOps(host.memory),
+            container=self,
+        )
+        host.memory.memremap_pages(self.pgmap)
+        self.dpagemap = DrmPagemap(
+            host.memory,
+            self.device,
+            self.pgmap,
+            self,
+            container=self,
+            quirks=DrmQuirks(hole_count=quirks.hole_count),
+        )
+        self.mapped = 0
+        self.accounts = FaultAccounts()
+        self.pipeline = SvmdevFaults(self)
+        self.embedding = self
+        self.pm = AlwaysAwake()
+        self.files: dict[int, SvmdevFile] = {}
+        self._opened = 0
+
+    def __repr__(self) -> str:
+        return f"<Svmdev {self.host.device.name!r}>"
+
+    # ---- the driver ----------------------------------------------------------------------------------------------
+
+    def pagemaps(self) -> list[DrmPagemap]:
+        return [self.dpagemap]
+
+    def vm_create(self, mm: MmApi, *, start: int, end: int) -> SvmdevFile:
+        """Open the device in the process of `mm` (svmdev_open)."""
+        self._opened += 1
+        file = SvmdevFile(self, mm, start=start, end=end, inst=self._opened)
+        self.files[self._opened] = file
+        return file
+
+    def shutdown(self) -> None:
+        """Remove the device: what is in its memory comes home. EBUSY while a file is open.
+
+        The recorded module cannot be removed, its pagemaps hold it.
+        """
+        if self.files:
+            raise KernelError(EBUSY, f"{len(self.files)} files of {self.host.device.name} are open")
+        while (bo := self.vram.nth(0)) is not None:
+            assert bo.devmem is not None
+            try:
+                with suppress(KernelError):
+                    evict_to_ram(bo.devmem)
+            finally:
+                bo.ref.put("evict")
+        self.dpagemap.put()
+        self.memory.memunmap_pages(self.pgmap)
+        self.device.put()
+
+    def describe(self) -> Mapping[str, Any]:
+        return {
+            "device": self.host.device.name,
+            "device_pages": self.vram.pages,
+            "pages_in_use": self.vram.pages_in_use,
+            "allocations": len(self.vram.bos),
+            "files": len(self.files),
+        }
+
+    # ---- where its dev_pagemap is (`gpusvm.driver.PagemapEmbedding`) ---------------------------------------------
+
+    def container_of(self, pgmap: DevPagemap) -> "Svmdev":
+        """Return the device around a dev_pagemap (page_to_dev)."""
+        device: Svmdev = pgmap.container
+        return device
+
+    def dev_pagemaps(self) -> list[DevPagemap]:
+        return [self.pgmap]
+
+    def pagemap_of(self, pgmap: DevPagemap) -> DrmPagemap:
+        return self.container_of(pgmap).dpagemap
+
+    # ---- struct drm_pagemap_ops ----------------------------------------------------------------------------------
+
+    def device_map(
+        self, dpagemap: DrmPagemap, dev: DrmDevice, pfns: Pfns, order: Orders, direction: int
+    ) -> tuple[Words, Protos]:
+        """Name the device and the page, whichever device asks."""
+        self.mapped += len(pfns)
+        addrs = (pfns - self.vram.first_pfn << self._page_shift) | (self.number + 1 << _DEVICE_SHIFT)
+        return addrs.astype(np.uint64), constant_u8(DRM_INTERCONNECT_DRIVER, len(pfns))
+
+    def device_unmap(self, dpagemap: DrmPagemap, dev: DrmDevice, addrs: PagemapAddrs) -> None:
+        """Nothing to undo but the count."""
+        self.mapped -= len(addrs)
+
+    def populate_mm(self, dpagemap: DrmPagemap, start: int, end: int, mm: MmApi, timeslice_ms: int) -> None:
+        """Bring [start, end) into one new allocation, all of it or nothing. mmap_lock is held for reading.
+
+        ENOMEM without room, else what migrate_to_devmem raises. The timeslice is none of svmdev's: it asks for 0.
+        """
+        bo = self.vram.alloc((end - start) >> self._page_shift)
+        bo.devmem = Devmem(self.device, mm, self.vram, dpagemap, end - start, container=bo)
+        bo.ref.get("populate_mm")
+        try:
+            migrate_to_devmem(bo.devmem, mm, start, end, self.details)
+        finally:
+            bo.ref.put("populate_mm")
