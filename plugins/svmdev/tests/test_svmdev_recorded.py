@@ -63,8 +63,8 @@ def test_a_target_may_say_what_the_name_of_a_file_says(tmp_path):
     assert check(path, target=f"svmdev:{module}", registry=DRIVERS).ok
 
 
-# The first sequence that goes otherwise when the module is loaded otherwise, and where: a check that took any module for
-# the recorded one would check nothing.
+# The first sequence that goes otherwise when the module is loaded otherwise, and where: a check that took any module
+# for the recorded one would check nothing.
 LOADED = [
     ("same_owner=1", "two-diff-base", 0, 39),
     ("same_owner=0", "two-same-base", 0, 39),
