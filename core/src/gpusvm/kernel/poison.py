@@ -31,46 +31,47 @@ __all__ = ["Grave", "Graveyard", "describe", "freed_class", "is_freed", "peek"]
 _POISONED: Final[dict[type, type]] = {}  # class -> its freed class
 _LIVING: Final[dict[type, type]] = {}  # freed class -> class
 _GRAVEYARDS: Final[WeakSet[Graveyard]] = WeakSet()
+_SET: Final = object.__setattr__
+_RUNS: Final = (Work, Timer)
+_LOCKS: Final = (Mutex, SpinLock, RwSemaphore)
 
 
 class Grave:
-    """Say of one freed object what it was a part of, and who freed it where."""
+    """Say who freed an object, with the parts that are embedded in it, and where."""
 
-    __slots__ = ("_code", "_line", "obj", "part_of", "task")
+    __slots__ = ("_code", "_line", "task", "whole")
 
-    def __init__(self, obj: object, task: str, code: CodeType, line: int, part_of: object | None) -> None:
-        self.obj = obj
+    def __init__(self, whole: object, task: str, code: CodeType, line: int) -> None:
+        self.whole = whole
         self.task = task
         self._code = code
         self._line = line
-        self.part_of = part_of
 
     @property
     def place(self) -> str:
         """Return where it was freed."""
         return place_of(self._code.co_filename, self._line)
 
-    def __str__(self) -> str:
-        """Name the object, and what it was a part of."""
-        whole = "" if self.part_of is None else f" of {describe(self.part_of)}"
-        return f"{describe(self.obj)}{whole}"
+    def describe(self, obj: object) -> str:
+        """Name the object or a part of it, and then what it was a part of."""
+        return describe(obj) if obj is self.whole else f"{describe(obj)} of {describe(self.whole)}"
 
 
 class Graveyard:
-    """Hold what one kernel has freed, so that no new object takes its place in memory."""
+    """Hold what one kernel has freed, by id, so that no new object takes its place in memory."""
 
     __slots__ = ("__weakref__", "graves", "kernel")
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
-        self.graves: dict[int, Grave] = {}
+        self.graves: dict[int, tuple[object, Grave]] = {}
         _GRAVEYARDS.add(self)
 
     def revive(self, kept: frozenset[int]) -> None:
         """Give the objects that were freed since back their lives, `kept` being the keys of `graves` then."""
-        for key, grave in self.graves.items():
+        for key, (obj, _) in self.graves.items():
             if key not in kept:
-                object.__setattr__(grave.obj, "__class__", _LIVING[type(grave.obj)])
+                _SET(obj, "__class__", _LIVING[type(obj)])
 
     def bury(self, obj: object, parts: tuple[object, ...]) -> None:
         """Poison `obj` and `parts`, which are embedded in it.
@@ -79,51 +80,59 @@ class Graveyard:
         UseAfterFreeError: a task waits for a part, or the object has been freed before.
         """
         task = self.kernel.current
+        if parts:
+            self._check(parts, obj, task)
         frame: FrameType = sys._getframe(2)
-        grave = Grave(obj, task.name, frame.f_code, frame.f_lineno, None)
-        # A work that runs late may hold a lock: the work is what is wrong.
-        for part in parts:
-            if isinstance(part, Work | Timer):
-                self._check(part, obj, task)
-        for part in parts:
-            if part is not None and not isinstance(part, Work | Timer):
-                self._check(part, obj, task)
+        grave = Grave(obj, task.name, frame.f_code, frame.f_lineno)
         self._poison(obj, grave)
         for part in parts:
             if part is not None:
-                self._poison(part, Grave(part, task.name, frame.f_code, frame.f_lineno, obj))
+                self._poison(part, grave)
 
     def _poison(self, obj: object, grave: Grave) -> None:
-        cls = type(obj)
-        poisoned = _POISONED.get(cls)
+        poisoned = _POISONED.get(type(obj))
         if poisoned is None:
-            before = self.graves.get(id(obj))
-            if before is not None:
+            entry = self.graves.get(id(obj))
+            if entry is not None:
+                before = entry[1]
                 raise UseAfterFreeError(
-                    f"double free: task {grave.task!r} frees {before} at {grave.place}; "
+                    f"double free: task {grave.task!r} frees {before.describe(obj)} at {grave.place}; "
                     f"task {before.task!r} freed it at {before.place}"
                 )
-            poisoned = _poisoned(cls)
-        object.__setattr__(obj, "__class__", poisoned)
-        self.graves[id(obj)] = grave
+            poisoned = _poisoned(type(obj))
+        _SET(obj, "__class__", poisoned)
+        self.graves[id(obj)] = (obj, grave)
 
-    @staticmethod
-    def _check(part: object, whole: object, task: Task) -> None:
-        if isinstance(part, Work | Timer):
-            state = part.activity(task)
-            if state:
-                raise LateWorkError(f"late work: {_frees(task, whole)}, while its {part.describe()} {state}")
-        elif isinstance(part, Mutex | SpinLock | RwSemaphore):
-            holders = part.holders(task)
-            if holders:
-                names = ", ".join(f"task {holder.name!r}" for holder in holders)
-                held = f"{names} {'holds' if len(holders) == 1 else 'hold'} its {part.describe()}"
-                raise LockdepError(f"held lock freed: {_frees(task, whole)}, while {held}")
-        for other in task.kernel.sched.tasks.values():
-            if other.waiting_on is part and part is not None:
+    def _check(self, parts: tuple[object, ...], whole: object, task: Task) -> None:
+        # A work that runs late may hold a lock: the work is what is wrong.
+        for part in parts:
+            if isinstance(part, _RUNS):
+                self._check_idle(part, whole, task)
+        waited = {
+            id(other.waiting_on): other for other in self.kernel.sched.tasks.values() if other.waiting_on is not None
+        }
+        for part in parts:
+            if isinstance(part, _LOCKS):
+                self._check_unlocked(part, whole, task)
+            other = waited.get(id(part))
+            if other is not None:
                 raise UseAfterFreeError(
                     f"use after free: task {other.name!r} waits for {describe(part)} when {_frees(task, whole)}"
                 )
+
+    @staticmethod
+    def _check_idle(part: Work | Timer, whole: object, task: Task) -> None:
+        state = part.activity(task)
+        if state:
+            raise LateWorkError(f"late work: {_frees(task, whole)}, while its {part.describe()} {state}")
+
+    @staticmethod
+    def _check_unlocked(part: Mutex | SpinLock | RwSemaphore, whole: object, task: Task) -> None:
+        holders = part.holders(task)
+        if holders:
+            names = ", ".join(f"task {holder.name!r}" for holder in holders)
+            held = f"{names} {'holds' if len(holders) == 1 else 'hold'} its {part.describe()}"
+            raise LockdepError(f"held lock freed: {_frees(task, whole)}, while {held}")
 
 
 def _frees(task: Task, whole: object) -> str:
@@ -138,7 +147,7 @@ def _poisoned(cls: type) -> type:
         if grave is None:
             raise UseAfterFreeError(f"use after free: {doing} .{name} of a freed {cls.__name__}")
         raise UseAfterFreeError(
-            f"use after free: task {kernel.current.name!r} {doing} .{name} of {grave} at {caller()}; "
+            f"use after free: task {kernel.current.name!r} {doing} .{name} of {grave.describe(self)} at {caller()}; "
             f"task {grave.task!r} freed it at {grave.place}"
         )
 
@@ -149,7 +158,7 @@ def _poisoned(cls: type) -> type:
 
     def setattr_(self: object, name: str, value: object) -> None:
         if name == "__class__":  # whoever restores an earlier state gives it its life back
-            object.__setattr__(self, name, value)
+            _SET(self, name, value)
             return
         use(self, name, "writes")
 
@@ -176,9 +185,9 @@ def _poisoned(cls: type) -> type:
 
 def _find(obj: object) -> tuple[Grave | None, Kernel]:
     for graveyard in list(_GRAVEYARDS):
-        grave = graveyard.graves.get(id(obj))
-        if grave is not None:
-            return grave, graveyard.kernel
+        entry = graveyard.graves.get(id(obj))
+        if entry is not None:
+            return entry[1], graveyard.kernel
     return None, None  # type: ignore[return-value]  # no kernel without a grave
 
 
@@ -202,7 +211,7 @@ def describe(obj: object) -> str:
     poisoned = type(obj)
     cls = _LIVING.get(poisoned, poisoned)
     if poisoned is not cls:
-        object.__setattr__(obj, "__class__", cls)
+        _SET(obj, "__class__", cls)
     try:
         if isinstance(obj, Waitable):
             return obj.describe()
@@ -214,4 +223,4 @@ def describe(obj: object) -> str:
         return cls.__name__
     finally:
         if poisoned is not cls:
-            object.__setattr__(obj, "__class__", poisoned)
+            _SET(obj, "__class__", poisoned)

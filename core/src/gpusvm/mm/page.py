@@ -420,8 +420,8 @@ class PageMap:
         """Lock if free; never sleeps."""
         zone = self.ram if pfn < self.ram_pages else self.zone(pfn)
         i = pfn - zone.base
-        if self.owner is not None:
-            self.owner.check_one("locks", pfn)
+        if self.owner is not None and not zone.m_refcount[i - zone.m_head_off[i]]:
+            raise self.owner.used("locks", pfn)
         flags = zone.m_flags[i]
         if flags & PG_LOCKED:
             return False

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["PageOwner"]
 
 # What stands between whoever frees a page and the free itself.
-_BETWEEN: Final = frozenset({"page.py", "page_owner.py", "memory_manager.py", "memremap.py"})
+_BETWEEN: Final = frozenset(
+    __file__.replace("page_owner.py", name) for name in ("page.py", "page_owner.py", "memory_manager.py", "memremap.py")
+)
 
 
 class PageOwner:
@@ -74,11 +76,15 @@ class PageOwner:
         zone = self.pages.zone(pfn)
         i = pfn - zone.base
         if not zone.m_refcount[i - zone.m_head_off[i]]:
-            task = self.pages.kernel.current
-            raise UseAfterFreeError(f"use after free: task {task.name!r} {doing} free page {pfn:#x}{self.last(pfn)}")
+            raise self.used(doing, pfn)
+
+    def used(self, doing: str, pfn: int) -> UseAfterFreeError:
+        """Return the error of the running task that does something with a free page."""
+        task = self.pages.kernel.current.name
+        return UseAfterFreeError(f"use after free: task {task!r} {doing} free page {pfn:#x}{self.last(pfn)}")
 
     def _by(self) -> "tuple[str, CodeType, int]":
         frame = sys._getframe(2)
-        while frame.f_back is not None and frame.f_code.co_filename.rpartition("/")[2] in _BETWEEN:
+        while frame.f_back is not None and frame.f_code.co_filename in _BETWEEN:
             frame = frame.f_back
         return self.pages.kernel.current.name, frame.f_code, frame.f_lineno
