@@ -15,6 +15,7 @@ from gpusvm.drm import (
     DrmDevice,
     DrmPagemap,
     DrmQuirks,
+    Fence,
     GpuSvm,
     GpuSvmCtx,
     MigrateDetails,
@@ -61,6 +62,7 @@ class TinyDevice:
         self.release_atomic = []
         self.details = {}
         self.same_pagemap = same_pagemap
+        self.clears = False
         self.pgmap = DevPagemap(
             MEMORY_DEVICE_PRIVATE,
             memory.request_free_mem_region(pages),
@@ -112,9 +114,32 @@ class TinyDevice:
         if self._fails("alloc"):
             raise KernelError(ENOMEM, "tiny: injected")
         allocation = self.alloc((end - start) // PAGE)
-        allocation.devmem = Devmem(self.drm, mm, self, dpagemap, end - start, container=allocation)
+        clear = self._clear(allocation) if self.clears else None
+        allocation.devmem = Devmem(
+            self.drm,
+            mm,
+            self,
+            dpagemap,
+            end - start,
+            pre_migrate_fence=clear,
+            cleared=not self.clears,
+            container=allocation,
+        )
         details = MigrateDetails(timeslice_ms=timeslice_ms, can_migrate_same_pagemap=self.same_pagemap)
         migrate_to_devmem(allocation.devmem, mm, start, end, details)
+
+    def _clear(self, allocation):
+        """Let an engine clear an allocation in its own time."""
+        fence = Fence(self.kernel, "clear")
+
+        def clear():
+            self.kernel.sleep_ns(1_000_000)
+            first = self.pgmap.start_pfn + allocation.first
+            self.memory.clear_pages(np.arange(first, first + allocation.npages))
+            fence.signal()
+
+        self.kernel.spawn(clear, name="engine")
+        return fence
 
     # DevmemOps
 
@@ -134,6 +159,8 @@ class TinyDevice:
     def copy_to_devmem(self, device_pfns, addrs, fence):
         if self._fails("to_devmem"):
             raise KernelError(EIO, "tiny: injected")
+        if fence is not None:
+            fence.wait()
         assert (addrs.proto == DRM_INTERCONNECT_SYSTEM).all()
         self.copies.append(("to_devmem", len(addrs), addrs.npages))
         copy_contents(self.memory, device_pfns, addrs.pfns, addrs.order, addrs.npages)
@@ -141,6 +168,8 @@ class TinyDevice:
     def copy_to_ram(self, device_pfns, addrs, fence):
         if self._fails("to_ram"):
             raise KernelError(EIO, "tiny: injected")
+        if fence is not None:
+            fence.wait()
         self.copies.append(("to_ram", len(addrs), addrs.npages))
         copy_contents(self.memory, addrs.pfns, device_pfns, addrs.order, addrs.npages)
 

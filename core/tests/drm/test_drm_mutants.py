@@ -135,6 +135,83 @@ def first_of_two_copies_fails(make):
     return m
 
 
+def wrong(m):
+    return {mismatch.found for mismatch in m.memory.contents.mismatches}
+
+
+def migrated_into_fresh_memory(make, **how):
+    m = make(kernel=Kernel(mode="explored"), **how)
+    m.devices[-1].clears = True
+    m.mmap(BASE, 4)
+    m.write(BASE, 3)
+    return m
+
+
+def dp_06(make):
+    m = migrated_into_fresh_memory(make)
+    assert m.files[0].populate(BASE * PAGE, 4) == 0
+    m.kernel.sleep_ns(5_000_000)
+    m.read(BASE, 4)
+    assert wrong(m) == set(), "the clear came after the copy"
+    return m
+
+
+def dp_06_from_a_peer(make):
+    m = migrated_into_fresh_memory(make, devices=2)
+    assert m.files[0].populate(BASE * PAGE, 4) == 0
+    assert m.files[1].populate(BASE * PAGE, 4) == 0
+    m.kernel.sleep_ns(5_000_000)
+    m.read(BASE, 4)
+    assert wrong(m) == set(), "the clear came after the copy"
+    return m
+
+
+def dp_06_holes(make):
+    m = make(kernel=Kernel(mode="explored"))
+    m.mmap(BASE, 4)
+    m.write(BASE, 4)
+    assert m.files[0].populate(BASE * PAGE, 4) == 0
+    m.mm.madvise(BASE * PAGE, 4 * PAGE, MADV_DONTNEED)  # what was in the device's pages before
+    m.devices[0].clears = True
+    assert m.files[0].populate(BASE * PAGE, 4) == 0
+    m.read(BASE, 4)
+    assert wrong(m) == set(), "the page came before its clear"
+    return m
+
+
+def outlived(make, *, driver_goes):
+    """Bring home the last pages that lead to a pagemap, which its driver, or that and its device, has put before."""
+    m = make(kernel=Kernel(mode="explored"))
+    device = m.devices.pop()
+
+    def destroy(dpagemap, _atomic):
+        dpagemap.drm.dev_exit(dpagemap.drm.dev_enter())  # as xe_pagemap_destroy_work
+        m.kernel.free(dpagemap)
+
+    device.destroy = destroy
+    m.mmap(BASE, 4)
+    m.write(BASE, 4)
+    assert m.files[0].populate(BASE * PAGE, 4) == 0
+    m.files.pop().close()
+    device.dpagemap.put()
+    if driver_goes:
+        device.drm.put()
+    m.read(BASE, 4)
+    m.kernel.settle()
+    m.memory.memunmap_pages(device.pgmap)
+    if not driver_goes:
+        device.drm.put()
+    return m
+
+
+def dp_10(make):
+    return outlived(make, driver_goes=True)
+
+
+def dp_11(make):
+    return outlived(make, driver_goes=False)
+
+
 def dp_14(make):
     m = make(devices=2)
     m.mmap(BASE, 16)
@@ -156,13 +233,20 @@ TRIGGERS = {
     "DP-02": (dp_02, "ledger: not given back\n  'dma' held by 'tiny0': 16"),
     "DP-03": (first_of_two_copies_fails, "folio"),
     "DP-04": (first_of_two_copies_fails, "a destination in Zone(0x0-0x2001, RAM) is not locked"),
+    "DP-06": (dp_06, "the clear came after the copy\nassert {0} == set()"),
+    "DP-06 from a peer": (dp_06_from_a_peer, "the clear came after the copy\nassert {0} == set()"),
+    "DP-06 holes": (dp_06_holes, "the page came before its clear\nassert {"),
+    "DP-10": (dp_10, "use after free: task 'main' reads .dma of <DrmDevice 'tiny0'> at drm/mapping.py:"),
+    "DP-10b": (dp_10, "use after free: task 'main' reads .dev_exit of <DrmDevice 'tiny0'> at drm/test_drm_mutants.py:"),
+    "DP-11": (dp_11, "use after free: task 'main' reads .pagemap of <DrmPagemap of 'tiny0'> at drm/cpu_fault.py:"),
     "DP-14": (dp_14, "memory of a peer does not move\nassert -16 == 0"),
 }
 
 
-@pytest.mark.parametrize("mutant_id", TRIGGERS)
-def test_a_mutant_shows_by_its_trigger_and_leaves_nothing(machine, mutant_id):
-    program, message = TRIGGERS[mutant_id]
+@pytest.mark.parametrize("name", TRIGGERS)
+def test_a_mutant_shows_by_its_trigger_and_leaves_nothing(machine, name):
+    program, message = TRIGGERS[name]
+    mutant_id = name.split(" ")[0]
     make = lambda **how: machine(finish=False, **how)  # noqa: E731
     program(make).finish()
     with load(mutant_id).active(), pytest.raises((ModelError, AssertionError)) as raised:

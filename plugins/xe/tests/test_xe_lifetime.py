@@ -3,7 +3,9 @@
 import re
 
 import pytest
-from gpusvm.errors import KernelError, LateWorkError, ModelError
+from gpusvm.conformance.mutants import load
+from gpusvm.drm import migrate_to_devmem
+from gpusvm.errors import KernelError, LateWorkError, LockdepError, ModelError
 from gpusvm.explore import random_walk
 from gpusvm.kernel import Work, is_freed
 from gpusvm.mm import Geometry
@@ -52,13 +54,44 @@ def _finds(program, message):
     return any(_plain(finding.error) == message for finding in walk)
 
 
-def test_a_collector_that_is_flushed_and_not_disabled_outlives_its_vm(monkeypatch):
-    """XE-02: between the flush and the end of the VM a notifier queues the work again."""
-    monkeypatch.setattr(Work, "disable_sync", Work.cancel_sync)
-    assert _finds(
-        _program("munmap", "close"),
-        "late work: task 'close' frees XeVm at gpusvm_xe/vm.py, while its work 'xe_svm_garbage_collector' runs in "
-        "task 'kworker/xe_page_fault_work_queue:0' (queued by task 'munmap' at gpusvm_xe/svm.py)",
+def test_xe_02_a_collector_that_is_flushed_and_not_disabled_outlives_its_vm():
+    """Between the flush and the end of the VM a notifier queues the work again."""
+    with load("XE-02").active():
+        assert _finds(
+            _program("munmap", "close"),
+            "late work: task 'close' frees XeVm at gpusvm_xe/vm.py, while its work 'xe_svm_garbage_collector' runs in "
+            "task 'kworker/xe_page_fault_work_queue:0' (queued by task 'munmap' at gpusvm_xe/svm.py)",
+        )
+
+
+def _populate(monkeypatch, afterwards):
+    """Populate, and do something when the pages have arrived and the object is still locked."""
+    b = _bench()
+    addr = b.map(4 << 12)
+    b.cpu_write(addr, 4)
+
+    def then(devmem, *how):
+        moved = migrate_to_devmem(devmem, *how)
+        afterwards(b, addr)
+        return moved
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gpusvm_xe.pagemap.migrate_to_devmem", then)
+        b.vm.populate(addr, addr + (4 << 12))
+    b.close()
+
+
+def test_xe_01_the_object_goes_with_its_last_page_while_it_is_locked(monkeypatch):
+    def home(b, addr):
+        b.kernel.spawn(b.cpu_write, addr, 4, name="cpu").join()
+        b.kernel.sleep_ns(1_000_000)  # the worker puts the object
+
+    _populate(monkeypatch, home)
+    with load("XE-01").active(), pytest.raises(LockdepError) as raised:
+        _populate(monkeypatch, home)
+    assert _plain(raised.value) == (
+        "held lock freed: task 'kworker/bo_put_async:0' frees Bo at drm/bo.py, while task 'main' holds its "
+        "mutex 'dma_resv'"
     )
 
 

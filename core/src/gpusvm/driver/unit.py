@@ -192,6 +192,8 @@ class NotifierWindow:
     def close(self) -> None:
         """Unsubscribe what `open` subscribed; sleeps until no callback runs."""
         if self._own:
+            kernel = self.memory.kernel
             self.memory.mmu_interval_notifier_remove(self.notifier)
-            self.memory.kernel.gauges.dec("notifier")
+            kernel.gauges.dec("notifier")
+            kernel.free(self.notifier)
             self._own = False

@@ -32,6 +32,7 @@ from gpusvm.mm.api import (
 )
 
 if TYPE_CHECKING:
+    from gpusvm.drm.fence import Fence
     from gpusvm.drm.pagemap import DrmPagemap
 
 _DEFAULT_DETAILS = MigrateDetails()
@@ -358,7 +359,7 @@ class _Migration:
         devmem = self._devmem
         mapping = CopyMapping(devmem.drm, src, order, npages, DMA_TO_DEVICE)
         try:
-            devmem.ops.copy_to_devmem(dst, mapping.addrs, devmem.pre_migrate_fence)
+            devmem.ops.copy_to_devmem(dst, mapping.addrs, pre_migrate_fence(devmem))
         finally:
             mapping.unmap()
         self.copied += npages
@@ -369,7 +370,7 @@ class _Migration:
         """Let the source push its pages to the target (drm_pagemap_migrate_remote_to_local)."""
         mapping = PeerMapping(self._dpagemap, peer.drm, dst, order, npages, DMA_FROM_DEVICE)
         try:
-            ops.copy_to_ram(src, mapping.addrs, self._devmem.pre_migrate_fence)
+            ops.copy_to_ram(src, mapping.addrs, pre_migrate_fence(self._devmem))
         finally:
             mapping.unmap()
         self.copied += npages
@@ -404,6 +405,13 @@ class _Migration:
 
 _NO_PFNS: Pfns = np.zeros(0, np.int64)
 _NO_ORDERS: Orders = np.zeros(0, np.uint8)
+
+
+def pre_migrate_fence(devmem: Devmem) -> "Fence | None":
+    """Return what has to be over before anything is copied into an allocation, or left as it is there: its clear, or
+    the move of what was in it before.
+    """
+    return devmem.pre_migrate_fence
 
 
 def _pages(order: Orders) -> int:

@@ -124,11 +124,14 @@ class _DevHold:
         self._drm = drm
         self._workqueue = drm.kernel.workqueue("drm_pagemap_unhold")
         self._unhold = Work(self._put, "drm_pagemap_dev_unhold_work")
-        drm.get("drm_pagemap")
+        self._get()
 
     def put_later(self) -> None:
         """Drop it from a worker: the caller may be one of the driver's own functions."""
         self._workqueue.queue(self._unhold)
+
+    def _get(self) -> None:
+        self._drm.get("drm_pagemap")
 
     def _put(self) -> None:
         self._drm.put("drm_pagemap")

@@ -18,6 +18,16 @@ def page_zdd(memory: MemoryManagerApi, pfn: int) -> "Zdd":
     return zdd
 
 
+def hold_dpagemap(dpagemap: "DrmPagemap") -> None:
+    """Keep a pagemap for its pages: they lead to it, and may stay when its driver and the last VM have put it."""
+    dpagemap.get("zdd")
+
+
+def drop_dpagemap(dpagemap: "DrmPagemap") -> None:
+    """Let go of it, the allocation being released."""
+    dpagemap.put("zdd")
+
+
 class Zdd:
     """Be the zone_device_data of every page of one migration into device memory.
 
@@ -30,7 +40,7 @@ class Zdd:
 
     def __init__(self, dpagemap: "DrmPagemap", devmem: "Devmem") -> None:
         kernel = dpagemap.kernel
-        dpagemap.get("zdd")
+        hold_dpagemap(dpagemap)
         self.dpagemap = dpagemap
         self.devmem = devmem
         self.kref = Kref(kernel, "zdd", self._destroy, holder="migrate_to_devmem")
@@ -74,6 +84,6 @@ class Zdd:
         kernel.gauges.dec("zdd")
         devmem.detached.complete_all()
         devmem.release()
-        dpagemap.put("zdd")
+        drop_dpagemap(dpagemap)
         if kernel.explored:
             kernel.free(self)

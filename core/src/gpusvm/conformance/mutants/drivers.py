@@ -15,6 +15,10 @@ def _begin_once(window: Any) -> int:
     return seq
 
 
+def _flush_only(garbage: Any) -> None:
+    garbage.work.flush()
+
+
 def _always_done(guard: Any) -> Any:
     def _copy_home(dmem: Any, *how: Any) -> Any:
         return guard(dmem, *how) or SimpleNamespace(through_ns=0, pages=0, rows=0)
@@ -37,6 +41,18 @@ DRIVERS: Final = (
             Swap("gpusvm_xe.pagemap:XePagemap._hold", gone),
             Swap("gpusvm_xe.pagemap:XePagemap._drop", gone),
         ),
+    ),
+    Mutant(
+        id="XE-02",
+        title="The garbage collector is queued again after it was flushed, by a notifier, and outlives its VM",
+        where="xe_svm.c:xe_svm_close",
+        fix="bce7cd6db238, 7.0",
+        evidence="C",
+        importance="S",
+        oracle=("I-LIFE",),
+        scope="xe",
+        drivers=("xe",),
+        swaps=(Swap("gpusvm_xe.svm:GarbageCollector.stop", instead(_flush_only)),),
     ),
     Mutant(
         id="NV-01",

@@ -38,6 +38,10 @@ def _leave_driver_pfns(migration: Any) -> None:
         args.dst[live:] = devmem.ops.populate_devmem_pfn(devmem, migration._npages)[live:].astype(np.uint64)
 
 
+def _put_at_once(hold: Any) -> None:
+    hold._put()
+
+
 PAGEMAP: Final = (
     Mutant(
         id="DP-01",
@@ -92,6 +96,57 @@ PAGEMAP: Final = (
         drivers=("xe",),
         swaps=(Swap("gpusvm.drm.migrate:_Migration._forget_destinations", instead(_leave_driver_pfns)),),
         needs_failure=True,
+    ),
+    Mutant(
+        id="DP-06",
+        title="Fresh device memory is filled before its clear, or the move of who had it before, is over",
+        where="drm_pagemap.c:drm_pagemap_migrate_sys_to_dev",
+        fix="16b5ad319524 and 754c23238438, 6.18",
+        evidence="C",
+        importance="S",
+        oracle=("I-DATA",),
+        scope="drm",
+        drivers=(),
+        swaps=(Swap("gpusvm.drm.migrate:pre_migrate_fence", gone),),
+    ),
+    Mutant(
+        id="DP-10",
+        title="The device of a pagemap goes while others have the pagemap",
+        where="drm_pagemap.c:drm_pagemap_init",
+        fix="a26084328ac4, 7.0",
+        evidence="T+V",
+        importance="S",
+        oracle=("I-LIFE",),
+        scope="drm",
+        drivers=(),
+        swaps=(
+            Swap("gpusvm.drm.pagemap:_DevHold._get", gone),
+            Swap("gpusvm.drm.pagemap:_DevHold._put", gone),
+        ),
+    ),
+    Mutant(
+        id="DP-10b",
+        title="The last reference of a pagemap takes the device along before the driver has destroyed the pagemap",
+        where="drm_pagemap.c:drm_pagemap_release",
+        fix="a26084328ac4, 7.0",
+        evidence="T+V",
+        importance="S",
+        oracle=("I-LIFE",),
+        scope="drm",
+        drivers=(),
+        swaps=(Swap("gpusvm.drm.pagemap:_DevHold.put_later", instead(_put_at_once)),),
+    ),
+    Mutant(
+        id="DP-11",
+        title="Device pages lead to a pagemap that nobody holds for them",
+        where="drm_pagemap.c:drm_pagemap_zdd_alloc",
+        fix="565477dbca6e and a599b98607de",
+        evidence="T",
+        importance="A",
+        oracle=("I-REF", "I-LIFE"),
+        scope="drm",
+        drivers=(),
+        swaps=(Swap("gpusvm.drm.zdd:hold_dpagemap", gone), Swap("gpusvm.drm.zdd:drop_dpagemap", gone)),
     ),
     Mutant(
         id="DP-14",
