@@ -16,8 +16,8 @@ PAGE = 4096
 
 def _bench():
     return Bench(
-        "nouveau:chunk_bytes=2M,hmm_timeout_ms=1", drivers={"nouveau": INFO}, vram_bytes=4 << 20, geometry=Geometry(pmd_order=2),
-        mode="explored", quirks="fixed", thp="never",
+        "nouveau:chunk_bytes=2M,hmm_timeout_ms=1", drivers={"nouveau": INFO}, vram_bytes=4 << 20,
+        geometry=Geometry(pmd_order=2), mode="explored", quirks="fixed", thp="never",
     )  # fmt: skip
 
 
