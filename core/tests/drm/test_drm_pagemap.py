@@ -221,6 +221,7 @@ def test_the_copy_gets_the_fence_of_the_allocation(machine):
 
     device.copy_to_devmem = copy_to_devmem
     fence = Fence(m.kernel, "clear")
+    fence.signal()  # the tiny driver would wait for it
     for start in (0x100, 0x110):  # with a source, and without: the op is called all the same, so that it can wait
         allocation = device.alloc(16)
         allocation.devmem = Devmem(
