@@ -225,9 +225,13 @@ def hold_fault_page(memory: "MemoryManager", head: int) -> bool:
 
 
 def release_fault_page(memory: "MemoryManager", page: int) -> None:
-    """Undo that for the folio that holds the page by now: it may have been split."""
+    """Undo that for the folio that holds the page by now: it may have been split.
+
+    Unlocked it is not free yet: who goes by physical pages may lock it, though its contents have moved.
+    """
     head = memory.pages.folio_head(page)
     memory.pages.folio_unlock(head)
+    memory.kernel.step()
     memory.pages.folio_put(head)
 
 
