@@ -10,6 +10,7 @@ from errno import EACCES, EAGAIN, EBUSY, EFAULT, EINTR, EINVAL, EIO, ENODEV, ENO
 from typing import Any, Final
 
 from attrs import field, fields, frozen
+from attrs.converters import optional
 
 __all__ = ["NEVER", "Errnos", "Refusals"]
 
@@ -45,13 +46,16 @@ class Errnos:
     unplugged: AbstractSet[int] = _errnos(ENODEV)
     """The device went away."""
     contended: AbstractSet[int] = _errnos(EBUSY, EAGAIN)
-    """Others used, moved or held pages in reach."""
+    """Others used, moved or held pages in reach, or wanted room on the device."""
+    touched: AbstractSet[int] | None = field(default=None, converter=optional(_frozenset))
+    """Pages in reach were read or written by CPUs, and no more than that; None: as for `contended`."""
     failed: AbstractSet[int] = _errnos(ENOMEM, EBUSY, EFAULT, EINVAL, EIO, ENOSPC)
     """Something was made to fail."""
 
     def items(self) -> Iterator[tuple[str, AbstractSet[int]]]:
         """Return (reason, errnos) in order of declaration."""
-        return ((each.name, getattr(self, each.name)) for each in fields(Errnos))
+        stated = ((each.name, getattr(self, each.name)) for each in fields(Errnos))
+        return ((name, self.contended if errnos is None else errnos) for name, errnos in stated)
 
 
 @frozen(kw_only=True)

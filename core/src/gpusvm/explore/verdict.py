@@ -26,6 +26,8 @@ SIGBUS: Final = 7
 SIGKILL: Final = 9
 SIGSEGV: Final = 11
 
+_CPU_ACCESSES: Final = frozenset({"cpu_read", "cpu_write"})
+_WANT_PAGES: Final = _CPU_ACCESSES | {"gpu_read", "gpu_write", "gpu_atomic", "gpu_together", "populate"}
 _ALLOWS: Final = {"read": frozenset({READ_ONLY, READ_WRITE}), "write": frozenset({READ_WRITE})}
 
 
@@ -129,7 +131,12 @@ def _reasons(world: World, actor: Actor, attempt: Attempt) -> set[str]:
         true.add("in_use")
     if len(world.kernel.injector.failed) > attempt.failures:
         true.add("failed")
-    if world.holds_pages or any(_touches(other, attempt) for other in attempt.met):
+    # Whoever touches memory at all may keep a driver that evicts from making room.
+    evicts = bool(world.info.capabilities.eviction)
+    for other in attempt.met:
+        if _touches(other, attempt) or (evicts and other.step.kind.name in _WANT_PAGES):
+            true.add("touched" if other.step.kind.name in _CPU_ACCESSES else "contended")
+    if world.holds_pages:
         true.add("contended")
     if attempt.met and world.machine.memory.quirks.mm_q12 == "as_written":
         true.add("locked_exclusive")

@@ -67,6 +67,8 @@ INFO = DriverInfo(
             killed={EFAULT},
             unplugged={ENODEV},
             contended={EBUSY, ENOMEM, EFAULT, EOPNOTSUPP},
+            # A CPU cannot take the pages away between the migration and its use: it has to wait for the timeslice.
+            touched={EBUSY, ENOMEM, EOPNOTSUPP},
             failed={ENOMEM, EBUSY, EFAULT},
         ),
         # What cannot be brought is no error (ENODATA is kept from the program).
