@@ -23,6 +23,7 @@ from gpusvm.explore.livelock import LivelockWatch
 from gpusvm.explore.scheduler import SchedulerChoices
 from gpusvm.explore.verdict import OutcomeError
 from gpusvm.kernel import Abandoned, CarryOn
+from gpusvm.kernel.place import leave_out
 
 if TYPE_CHECKING:
     from gpusvm.explore.footprint import Footprints
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from gpusvm.kernel import Choices
 
 __all__ = ["ContentsError", "Execution", "Failure", "classify", "execute"]
+
+leave_out(__file__, callers=True)
 
 
 class ContentsError(ModelError):
@@ -139,8 +142,18 @@ def by_quirk(world: World) -> Failure | None:
     return None
 
 
+def _first(error: BaseException) -> BaseException:
+    first, before = error, error.__context__
+    while before is not None:
+        if isinstance(before, ModelError | AssertionError):
+            first = before
+        before = before.__context__
+    return first
+
+
 def classify(error: BaseException) -> Failure:
-    """Say which oracle an exception comes from."""
+    """Say which oracle an exception comes from: the first, where unwinding has broken more."""
+    error = _first(error)
     message = f"{error}"
     match error:
         case InvariantError():

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import Factory, define
 
-from gpusvm.kernel.place import is_mechanism, line_of, place_of
+from gpusvm.kernel.place import is_mechanism, leave_out, line_of, place_of
 
 if TYPE_CHECKING:
     from gpusvm.explore.world import World
 
 __all__ = ["Reached", "reached"]
+
+leave_out(__file__)
 
 
 @define

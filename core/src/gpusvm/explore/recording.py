@@ -17,7 +17,7 @@ from attrs import Factory, define, frozen
 
 from gpusvm.errors import CpuSignal, KernelError, ModelError
 from gpusvm.kernel import describe
-from gpusvm.kernel.place import place_of, stack
+from gpusvm.kernel.place import is_mechanism, leave_out, place_of
 from gpusvm.kernel.task import Waitable
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from gpusvm.kernel import Task
 
 __all__ = ["Entry", "Recording", "described", "first_difference", "recorded"]
+
+leave_out(__file__)
 
 
 Kind = Literal["step", "wait", "fail", "event", "begin", "end"]
@@ -185,9 +187,13 @@ def recorded(world: World) -> Iterator[Recording]:
 
 
 def _place(frame: FrameType) -> str:
-    places = stack(frame, 1)
-    # A kworker that takes its next work is in nobody's code but the kernel's.
-    return places[0] if places else f"{place_of(frame.f_code.co_filename, frame.f_lineno)} in {frame.f_code.co_name}"
+    at = frame
+    while is_mechanism(at.f_code):
+        if at.f_back is None:
+            at = frame  # a kworker that takes its next work is in nobody's code but the kernel's
+            break
+        at = at.f_back
+    return f"{place_of(at.f_code.co_filename, at.f_lineno)} in {at.f_code.co_name}"
 
 
 _WRAPPED: Final = ("yield_point", "cpu_relax", "block", "_finish")

@@ -8,6 +8,9 @@ from types import CodeType, FrameType
 # What lies in this room is mechanism: an error names the code that called it.
 _ROOM = str(Path(__file__).parent / "_").removesuffix("_")
 
+# Files of those who look on: by whether what called them is theirs, too.
+_ONLOOKERS: dict[str, bool] = {}
+
 
 @cache  # a machine has few places, and passes them often
 def place_of(filename: str, line: int) -> str:
@@ -36,11 +39,22 @@ def caller() -> str:
     return "?" if frame is None else place_of(frame.f_code.co_filename, frame.f_lineno)
 
 
+def leave_out(filename: str, *, callers: bool = False) -> None:
+    """Leave the frames of a file out of every `stack`, and with `callers` whatever called it.
+
+    For those who look on or start the tasks: errors of the same execution are the same, whoever looked.
+    """
+    _ONLOOKERS[filename] = callers
+
+
 def stack(frame: FrameType | None, limit: int = 8) -> list[str]:
-    """Return up to `limit` lines ``place in function`` from `frame` outwards, gpusvm.kernel left out."""
+    """Return up to `limit` lines ``place in function`` from `frame` outwards, gpusvm.kernel and onlookers left out."""
     lines: list[str] = []
     while frame is not None and len(lines) < limit:
-        if not is_mechanism(frame.f_code):
+        callers = _ONLOOKERS.get(frame.f_code.co_filename)
+        if callers:
+            break
+        if callers is None and not is_mechanism(frame.f_code):
             lines.append(f"{place_of(frame.f_code.co_filename, frame.f_lineno)} in {frame.f_code.co_name}")
         frame = frame.f_back
     return lines
