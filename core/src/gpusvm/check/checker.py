@@ -235,9 +235,13 @@ class Checker:
                 shadow.zones = {zone: shadow.zones.get(zone) or ZoneShadow(zone) for zone in zones}
         touched = False
         for each in shadow.zones.values():
-            if each.small and each.zone.used == each.nr and b"".join(each.views) == each.seen:
-                continue  # most often; `look` would say so too
-            found = each.look(whole=whole or each.small)
+            if each.small and each.zone.used == each.nr:
+                now = b"".join(each.views)
+                if now == each.seen:
+                    continue  # most often
+                found: list[int] | None = each.differ(now)
+            else:
+                found = each.look(whole=whole or each.small)
             if found is None:
                 continue
             touched = True

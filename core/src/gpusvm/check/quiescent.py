@@ -155,9 +155,14 @@ def _check_few(s: Shadow, shadow: ZoneShadow, nr: int, holders: Mapping[int, int
     # The same one by one: for so few pages an array costs more than they do.
     zone = shadow.zone
     locked = moving = 0
+    flags, order, refs, entire = zone.m_flags, zone.m_order, zone.m_refcount, zone.m_entire
+    mapcount, pte, pmd, mig = zone.m_mapcount, shadow.m_pte, shadow.m_pmd, shadow.m_mig
+    ram = zone.pgmap is None
     for i in range(nr):
-        locked |= zone.m_flags[i] & PG_LOCKED
-        moving |= shadow.m_mig[i]
+        if ram and not (refs[i] or flags[i] or mapcount[i] or pte[i] or mig[i] or pmd[i] or order[i] or entire[i]):
+            continue  # free, and nothing names it
+        locked |= flags[i] & PG_LOCKED
+        moving |= mig[i]
         if zone.m_head_off[i]:
             continue
         if unusual_folio(shadow, i):

@@ -235,10 +235,11 @@ class ZoneShadow:
         elif not whole and b"".join(self.first) == self.seen_first:
             return None
         now = b"".join(self.views)
-        before = self.seen
-        if now == before:
-            return None
-        self.seen = now
+        return None if now == self.seen else self.differ(now)
+
+    def differ(self, now: bytes) -> list[int]:
+        """Return the pages whose struct page differs, the columns being `now`, in no particular order."""
+        before, self.seen = self.seen, now
         nr = self.nr
         self.seen_first = now[: 6 * nr]
         if nr <= _MANY:
