@@ -2,8 +2,10 @@
 
 import pytest
 from gpusvm.errors import InputError
-from gpusvm.explore.operation import OPERATIONS, Operation, bind
+from gpusvm.explore.operation import MAIN_PROCESS, OPERATIONS, Operation, bind
 from gpusvm.explore.scenario import bundled, find_scenario, read_scenarios
+
+_SPAN = ["first", "pages"]
 
 GOOD = """
 [[scenario]]
@@ -162,6 +164,11 @@ def test_there_are_enough_and_of_every_kind() -> None:
     for scenario in standard:
         assert len(scenario.tasks) <= 3, scenario.name
         assert not scenario.source.endswith("suspects.toml"), scenario.name
+        assert scenario.devices == 1, scenario.name
+        steps = [bind(operation) for operation in scenario.operations]
+        assert {step.process for step in steps} == {MAIN_PROCESS}, scenario.name
+        spans = [step.args[:2] for step in steps if [each.name for each in step.kind.parameters[:2]] == _SPAN]
+        assert all(first + pages <= 1 << scenario.pmd_order for first, pages in spans), scenario.name
 
 
 def test_an_operation_reads_as_it_is_written() -> None:

@@ -70,7 +70,8 @@ class Scenario:
     """Describe one concurrent program.
 
     `tasks` maps a name to its operations, in order. `needs` names capabilities that a driver must have, `drivers` the
-    drivers that it is meant for (empty: all). `standard` ones are what rates are measured on. `vram_pages` and
+    drivers that it is meant for (empty: all). `standard` ones are what rates are measured on: two or three tasks of
+    one process on one range and one device. `vram_pages` and
     `ram_pages` are the sizes of the machine, a PMD has ``1 << pmd_order`` pages. Each of `devices` has
     the same driver, and every process opens each of them `files` times: ``@N`` is file N, on device ``N % devices``.
     With `cpus` the tasks share so many CPUs, and without `preemptive` keep them (`gpusvm.kernel.cpus`); 0: each has
