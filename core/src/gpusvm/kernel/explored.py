@@ -58,6 +58,10 @@ class ExploredScheduler(Scheduler):
             self._ready.remove(task)
         self._until = [(ns, other) for ns, other in self._until if other is not task]
 
+    def forget_timer(self, timer: Timer) -> None:
+        super().forget_timer(timer)
+        self._due = [(counter, other) for counter, other in self._due if other is not timer]
+
     def yield_point(self, label: str, what: object) -> None:
         """Let Choices decide who goes on; `label` names the operation that follows and `what` the thing it touches."""
         kernel = self.kernel

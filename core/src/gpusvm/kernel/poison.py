@@ -80,10 +80,12 @@ class Graveyard:
         UseAfterFreeError: a task waits for a part, or the object has been freed before.
         """
         task = self.kernel.current
-        if parts:
-            self._check(parts, obj, task)
         frame: FrameType = sys._getframe(2)
         grave = Grave(obj, task.name, frame.f_code, frame.f_lineno)
+        if type(obj) in _LIVING:
+            self._poison(obj, grave)  # its parts are freed, too, but it is what is freed twice
+        if parts:
+            self._check(parts, obj, task)
         self._poison(obj, grave)
         for part in parts:
             if part is not None:
@@ -108,6 +110,8 @@ class Graveyard:
         for part in parts:
             if isinstance(part, _RUNS):
                 self._check_idle(part, whole, task)
+                if isinstance(part, Timer):
+                    self.kernel.sched.forget_timer(part)
         waited = {
             id(other.waiting_on): other for other in self.kernel.sched.tasks.values() if other.waiting_on is not None
         }

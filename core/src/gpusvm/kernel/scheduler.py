@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from greenlet import GreenletExit, getcurrent, greenlet
@@ -95,6 +95,11 @@ class Scheduler(ABC):
         if what.counted:
             what.counted = False
             self.busy -= 1
+
+    def forget_timer(self, timer: Timer) -> None:
+        """Take all void entries of a timer out: it is freed, and nobody may look at it any more."""
+        self.heap[:] = [entry for entry in self.heap if entry[2] is not timer]
+        heapify(self.heap)
 
     def top(self) -> int | None:
         """Return the time of the first valid entry, None if there is none."""
