@@ -6,6 +6,7 @@ import pytest
 from attrs import evolve
 from gpusvm.conformance.mutants import load
 from gpusvm.explore.execution import execute
+from gpusvm.explore.livelock import CHANCES_MAX
 from gpusvm.explore.random_walk import RandomWalk
 from gpusvm.explore.scenario import find_scenario, read_scenarios
 from gpusvm.explore.world import World
@@ -69,3 +70,33 @@ def test_mm_01_a_cpu_that_spins_keeps_the_owner_of_the_lock_from_draining_it():
 def test_mm_01_is_none_where_the_kernel_preempts():
     (scenario,) = find_scenario("cpus-drain")
     assert schedules(evolve(scenario, preemptive=True), "xe", 60, mutant="MM-01") is None
+
+
+@pytest.mark.parametrize("driver", ["nouveau", "dmirror"])
+def test_kf_05_a_sequence_that_is_stale_for_ever_is_found_within_some_rounds(driver):
+    (scenario,) = find_scenario("fault-munmap")
+    found = schedules(scenario, driver, 60, mutant="KF-05")
+    assert found is not None
+    _, failure = found
+    assert (failure.kind, failure.invariant) == ("livelock", "I-PROG")
+    title, *stacks = failure.message.splitlines()
+    assert title.endswith(f"began again {2 * CHANCES_MAX} times each, and nobody got anything done")
+    assert any(line.startswith("    driver/pipeline.py:") and line.endswith(" in serve") for line in stacks)
+
+
+def test_gs_06_a_budget_of_time_that_begins_anew_is_found_at_the_first_retry():
+    (scenario,) = find_scenario("devices-fault")
+    found = schedules(scenario, "xe", 100, mutant="GS-06")
+    assert found is not None
+    _, failure = found
+    assert (failure.kind, failure.invariant) == ("livelock", "I-PROG")
+    title, *stacks = failure.message.splitlines()
+    assert title.startswith("livelock: 'kworker/xe_page_fault_work_queue:0' was to give up at ")
+    assert title.endswith(" ns: nothing bounds its attempts")
+    assert any(line.startswith("    drm/pages.py:") and line.endswith(" in get_pages") for line in stacks)
+
+
+@pytest.mark.parametrize("driver", ["xe", "nouveau", "dmirror"])
+def test_two_devices_that_take_a_page_from_each_other_get_it_in_the_end(driver):
+    (scenario,) = find_scenario("devices-atomic")
+    assert schedules(scenario, driver, 30) is None

@@ -11,6 +11,7 @@
     │   ├── LateWorkError   a work or timer is queued, or runs, though its owner has ended
     │   ├── LedgerError     a reference, mapping or the like was put twice, put by a stranger, or never put
     │   ├── LivelockError   tasks run and get nowhere, or one keeps its CPU from the task that it waits for
+    │   │   └── ProgressError   no end is in sight after as many steps or attempts as anything may take
     │   ├── LockdepError    a rule about locks was broken: order, context, ownership
     │   └── UseAfterFreeError  something was used, or freed again, after it was freed
     ├── PluginError    a driver plugin cannot be loaded, or breaks the contract of ``gpusvm.driver``
@@ -35,6 +36,7 @@ __all__ = [
     "LockdepError",
     "ModelError",
     "PluginError",
+    "ProgressError",
     "UseAfterFreeError",
     "errno_name",
     "nearest",
@@ -106,6 +108,10 @@ class LateWorkError(ModelError):
 
 class LivelockError(ModelError):
     """Report tasks that run and get nowhere; the message names who runs, where, and who waits for that."""
+
+
+class ProgressError(LivelockError):
+    """Report an execution or an operation that takes more steps, or attempts, than any may."""
 
 
 class LedgerError(ModelError):

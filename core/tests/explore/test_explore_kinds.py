@@ -6,12 +6,14 @@ import pytest
 from gpusvm.check import InvariantError, Violation
 from gpusvm.errors import (
     DeadlockError,
+    DriverError,
     KernelError,
     LateWorkError,
     LedgerError,
     LivelockError,
     LockdepError,
     ModelError,
+    ProgressError,
     UseAfterFreeError,
 )
 from gpusvm.explore.execution import ContentsError, Failure, classify
@@ -21,7 +23,9 @@ KINDS = [
     (LockdepError("m"), "lockdep", "I-LOCK"),
     (LedgerError("m"), "ledger", "I-REF"),
     (DeadlockError("m"), "deadlock", "I-PROG"),
+    (DriverError("acme_fini", "m"), "driver", "acme_fini"),
     (LivelockError("m"), "livelock", "I-PROG"),
+    (ProgressError("m"), "progress", "I-PROG"),
     (UseAfterFreeError("m"), "use-after-free", "I-LIFE"),
     (LateWorkError("m"), "late-work", "I-LIFE"),
     (ContentsError("m"), "contents", "I-DATA"),

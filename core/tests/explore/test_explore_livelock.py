@@ -2,7 +2,7 @@
 
 import pytest
 from gpusvm.errors import LivelockError
-from gpusvm.explore.livelock import ROUNDS_MAX, LivelockWatch
+from gpusvm.explore.livelock import CHANCES_MAX, ROUNDS_MAX, LivelockWatch
 from gpusvm.kernel import FirstChoice, Kernel, SeededChoices
 from gpusvm.mm import MemoryManager
 
@@ -16,10 +16,10 @@ class Bench:
         self.watch = LivelockWatch(self.memory, lambda: self.done)
         self.watch.begin()
 
-    def try_for_ever(self, *, by_clock=False):
+    def try_for_ever(self, **why):
         while True:
             self.tries += 1
-            self.kernel.retried(by_clock=by_clock)
+            self.kernel.retried(**why)
             self.kernel.cond_resched()
 
     def run(self, *names, **options):
@@ -60,7 +60,7 @@ def test_nobody_is_blamed_while_a_task_that_could_end_it_does_not_get_its_turn(c
     kernel.spawn(last, name="patient")
     with pytest.raises(LivelockError) as caught:
         kernel.settle()
-    assert str(caught.value) == "no end after 200 steps: tasks keep each other busy"
+    assert str(caught.value).splitlines()[0] == "no end after 200 steps: tasks keep each other busy"
     assert bench.tries > ROUNDS_MAX
     kernel.close()
 
@@ -89,7 +89,7 @@ def test_what_gets_done_or_will_come_by_itself_is_no_livelock(what):
     kernel, memory = bench.kernel, bench.memory
     mm = memory.mm_alloc("p")
     mm.mmap(1 << 30, 4096, 3)
-    kernel.sched.steps_max = kernel.sched.steps + 500
+    last = kernel.sched.steps_max = kernel.sched.steps + 500
 
     def work():
         while True:
@@ -110,7 +110,7 @@ def test_what_gets_done_or_will_come_by_itself_is_no_livelock(what):
     kernel.spawn(work, name="a")
     with pytest.raises(LivelockError) as caught:
         kernel.settle()
-    assert str(caught.value) == f"no end after {kernel.sched.steps_max} steps: tasks keep each other busy"
+    assert str(caught.value).splitlines()[0] == f"no end after {last} steps: tasks keep each other busy"
     assert bench.tries > 2 * ROUNDS_MAX
     kernel.close()
 
@@ -120,3 +120,96 @@ def test_nothing_is_heard_after_the_end():
     bench.watch.end()
     bench.kernel.sched.steps_max = 100
     assert outcome(bench, "a") == "no end after 100 steps: tasks keep each other busy"
+
+
+def test_where_it_is_chance_many_rounds_have_to_be_in_vain_the_last_of_them_undisturbed():
+    bench = Bench(SeededChoices(2))
+    for name in ("a", "b"):
+        bench.kernel.spawn(lambda: bench.try_for_ever(by_chance=True), name=name)
+    with pytest.raises(LivelockError) as caught:
+        bench.kernel.settle()
+    title = f"livelock: 'a', 'b' began again {2 * CHANCES_MAX} times each, and nobody got anything done"
+    assert str(caught.value).splitlines()[0] == title
+    assert bench.tries >= 4 * CHANCES_MAX
+    bench.kernel.close()
+
+
+def test_two_who_get_in_each_others_way_by_chance_are_left_alone_to_find_out():
+    bench = Bench(SeededChoices(5))
+    kernel = bench.kernel
+    kernel.sched.steps_max = 5000
+    taken, got, undisturbed = [None], [], []
+
+    def contend(name):
+        while True:
+            taken[0] = name
+            for _ in range(30):  # so long nobody may come in between
+                kernel.step()
+            if taken[0] == name:
+                got.append(name)
+                bench.done += 1
+                return
+            kernel.retried(by_chance=True)
+            undisturbed.append(kernel.choices is not choices)
+            kernel.cond_resched()
+
+    choices = kernel.choices
+    for name in ("a", "b"):
+        kernel.spawn(contend, name, name=name)
+    kernel.settle()
+    assert sorted(got) == ["a", "b"]
+    assert any(undisturbed)
+    bench.watch.end()
+    assert kernel.choices is choices
+    kernel.close()
+
+
+def test_a_task_that_gives_itself_more_time_is_found_at_once():
+    bench = Bench()
+    kernel = bench.kernel
+
+    def unbounded():
+        due_ns = kernel.now_ns + 1_000_000_000
+        while True:
+            kernel.cond_resched()
+            kernel.retried(by_chance=True, deadlines=(due_ns, kernel.now_ns + 1_000_000_000))  # again
+
+    kernel.spawn(unbounded, name="get_pages")
+    with pytest.raises(LivelockError) as caught:
+        kernel.settle()
+    title, *rest = str(caught.value).splitlines()
+    assert title == (
+        "livelock: 'get_pages' was to give up at 1000001000 ns, and begins again with time until 1000002000 ns: "
+        "nothing bounds its attempts"
+    )
+    at = rest.index("  task 'get_pages' runs")
+    assert [line.split(" in ")[-1] for line in rest[at + 1 :]] == ["_unbounded", "_retry", "unbounded"]
+    kernel.close()
+
+
+def test_the_message_says_of_each_who_began_again_where_it_stands_and_what_it_holds():
+    bench = Bench(SeededChoices(3))
+    kernel = bench.kernel
+    lock = kernel.mutex("mm->lock")
+
+    def spin():
+        with lock:
+            bench.try_for_ever()
+
+    def wait():
+        with lock:
+            pass
+
+    kernel.spawn(spin, name="spin")
+    kernel.spawn(wait, name="wait")
+    with pytest.raises(LivelockError) as caught:
+        kernel.settle()
+    title, *rest = str(caught.value).splitlines()
+    assert title == "livelock: 'spin' began again 5 times each, and nobody got anything done"
+    told = [line.split(" (taken at ")[0] for line in rest if line.startswith(("  task", "    holds"))]
+    assert told == [
+        "  task 'spin' runs",
+        "    holds mutex 'mm->lock'",
+        "  task 'wait' waits for mutex 'mm->lock', held by task 'spin'",
+    ]
+    kernel.close()

@@ -213,7 +213,7 @@ def test_a_livelock_ends_with_an_error():
     kernel.spawn(work, name="work")
     with pytest.raises(ModelError) as caught:
         kernel.settle()
-    assert str(caught.value) == "no end after 1000 steps: tasks keep each other busy"
+    assert str(caught.value).splitlines()[0] == "no end after 1000 steps: tasks keep each other busy"
 
 
 def test_the_observer_sees_what_each_step_touches():

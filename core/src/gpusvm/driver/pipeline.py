@@ -164,6 +164,7 @@ class FaultPipeline:
                     if self.restart_limit is not None and restarts > self.restart_limit:
                         return errno.EBUSY
                     job.enter(STAGE_GC)
+                    self.kernel.retried(by_chance=True)
                     # Whoever invalidated has to be able to go on before the fault is tried again.
                     self.kernel.cond_resched()
         except KernelError as error:

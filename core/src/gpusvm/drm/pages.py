@@ -162,6 +162,9 @@ def get_pages(
             if pages.unmapped:
                 raise KernelError(EFAULT, f"[{start:#x}, {end:#x}) is unmapped")
             if memory.mmu_interval_read_retry(notifier, hmm_range.notifier_seq):
+                now_ns = kernel.current.time_ns
+                due_ns = begun_ns + HMM_RANGE_DEFAULT_TIMEOUT_NS
+                kernel.retried(by_chance=True, deadlines=(due_ns, now_ns + time_left(begun_ns, now_ns)))
                 continue
             _map(gpusvm, pages, hmm_range.hmm_pfns, ctx)
             pages.notifier_seq = hmm_range.notifier_seq

@@ -58,6 +58,7 @@ def scan_mm(range_: "GpuSvmRange", dev_private_owner: object | None, pagemap: De
         if not retry:
             break
         lock.up_read()
+        gpusvm.kernel.retried(by_chance=True)
     try:
         words = hmm_range.hmm_pfns
         word = int(words[0])
@@ -107,5 +108,6 @@ def check_pages(
         except KernelError as error:
             if error.errno != EBUSY or kernel.now_ns > deadline_ns:
                 return False
+            kernel.retried(by_chance=True)
             continue
         return bool(int(np.bitwise_and.reduce(hmm_range.hmm_pfns)) & HMM_PFN_VALID)

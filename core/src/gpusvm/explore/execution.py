@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from attrs import frozen
 
@@ -17,6 +17,7 @@ from gpusvm.errors import (
     LivelockError,
     LockdepError,
     ModelError,
+    ProgressError,
     UseAfterFreeError,
 )
 from gpusvm.explore.livelock import LivelockWatch
@@ -31,7 +32,11 @@ if TYPE_CHECKING:
     from gpusvm.explore.world import Outcome, World
     from gpusvm.kernel import Choices
 
-__all__ = ["ContentsError", "Execution", "Failure", "classify", "execute"]
+__all__ = ["STEPS_MAX", "ContentsError", "Execution", "Failure", "classify", "execute"]
+
+
+STEPS_MAX: Final = 50_000
+"""Steps of one execution that are too many: a hundred times what those of the bundled scenarios take."""
 
 leave_out(__file__, callers=True)
 
@@ -80,6 +85,7 @@ def execute(
     if footprints is not None:
         footprints.begin(kernel)
     livelocks.begin()
+    kernel.sched.steps_max = before + STEPS_MAX  # type: ignore[attr-defined]  # as above
     try:
         _run(world, choices, failures_max, footprints)
     except Abandoned:
@@ -166,6 +172,8 @@ def classify(error: BaseException) -> Failure:
             return Failure(kind="deadlock", invariant="I-PROG", message=message)
         case DriverError():
             return Failure(kind="driver", invariant=error.assertion, message=message)
+        case ProgressError():
+            return Failure(kind="progress", invariant="I-PROG", message=message)
         case LivelockError():
             return Failure(kind="livelock", invariant="I-PROG", message=message)
         case UseAfterFreeError():

@@ -126,7 +126,7 @@ class Kernel:
         self.costs = costs
         self.choices: Choices = FirstChoice() if choices is None else choices
         self.observer: Any = None
-        self.on_retry: Callable[[bool], None] | None = None
+        self.on_retry: Callable[[bool, bool, tuple[int, int] | None], None] | None = None
         self.footprint: Footprint | None = None
         self.stats = Stats()
         self.gauges = Gauges()
@@ -224,14 +224,17 @@ class Kernel:
         """
         self.sched.give_way()
 
-    def retried(self, *, by_clock: bool = False) -> None:
+    def retried(
+        self, *, by_clock: bool = False, by_chance: bool = False, deadlines: tuple[int, int] | None = None
+    ) -> None:
         """Note that the running task begins again what it has just tried in vain.
 
-        `by_clock`: and will until its time has come, whatever others do. Whoever looks for tasks that get nowhere hears
-        of it (``on_retry``), in explored mode.
+        `by_clock`: and will until its time has come, whatever others do. `by_chance`: others got in its way, as they
+        may from time to time. `deadlines`: when it was to give up as it began, and when it will now. Whoever looks for
+        tasks that get nowhere hears of it (``on_retry``), in explored mode.
         """
         if self.on_retry is not None:
-            self.on_retry(by_clock)
+            self.on_retry(by_clock, by_chance, deadlines)
 
     def exit_to_user_mode(self) -> None:
         """Return to user space for a moment, where others may get the CPU whatever the kernel's preemption model.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -34,16 +34,18 @@ def find_circle(task: Task) -> list[Task]:
     return []
 
 
-def report(title: str, tasks: Iterable[Task]) -> str:
+def report(title: str, tasks: Iterable[Task], *, running: Collection[Task] = ()) -> str:
     """Return the message of a DeadlockError: `title`, then each waiting task: what it waits for and who holds that,
-    what it holds itself (in checked kernels), and its stack, innermost call first.
+    what it holds itself (in checked kernels), and its stack, innermost call first; also those of `running`, which wait
+    for nobody.
     """
     lines = [title]
     for task in tasks:
         on = task.waiting_on
-        if on is None:
+        if on is None and task not in running:
             continue
-        lines.append(f"  task {task.name!r} waits for {on.wanted_by(task)}{_whose(on, task)}")
+        what = "runs" if on is None else f"waits for {on.wanted_by(task)}{_whose(on, task)}"
+        lines.append(f"  task {task.name!r} {what}")
         lines.extend(f"    holds {lock}" for lock in _held(task, on))
         if task.kernel.current is task:
             frame: FrameType | None = sys._getframe()
@@ -62,7 +64,7 @@ def _whose(on: Waitable, task: Task) -> str:
     return held + (f", behind {', '.join(f'task {each.name!r}' for each in ahead)}" if ahead else "")
 
 
-def _held(task: Task, on: Waitable) -> list[str]:
+def _held(task: Task, on: Waitable | None) -> list[str]:
     # lockdep enters a lock before it is had.
     return [
         f"{lock.describe()}{lock.how_held(task) if isinstance(lock, Waitable) else ''} (taken at {node.place})"

@@ -6,8 +6,9 @@ from bisect import bisect_right, insort
 from heapq import heappop
 from typing import TYPE_CHECKING
 
-from gpusvm.errors import LivelockError
+from gpusvm.errors import ProgressError
 from gpusvm.kernel.choices import Abandoned, CarryOn
+from gpusvm.kernel.deadlock import report
 from gpusvm.kernel.footprint import EVERYTHING, READS
 from gpusvm.kernel.scheduler import Scheduler
 from gpusvm.kernel.task import Task
@@ -34,6 +35,7 @@ class ExploredScheduler(Scheduler):
         self.now = 0
         self.steps = 0
         self.steps_max = STEPS_MAX
+        self._endless = ""
         self._ready: list[Task] = []  # runnable, without the running one, in spawn order
         self._due: list[tuple[int, Timer]] = []  # due and not fired, in that order, with the counter of their entry
         self._until: list[tuple[int, Task]] = []
@@ -149,7 +151,14 @@ class ExploredScheduler(Scheduler):
         self.now += STEP_NS
         self.steps += 1
         if self.steps > self.steps_max:
-            raise LivelockError(f"no end after {self.steps_max} steps: tasks keep each other busy")
+            raise ProgressError(self._no_end())
+
+    def _no_end(self) -> str:
+        # Every step from now on ends whoever takes it; all say what the first found.
+        if not self._endless:
+            title = f"no end after {self.steps_max} steps: tasks keep each other busy"
+            self._endless = report(title, self.tasks.values(), running=[*self._ready, self.kernel.current])
+        return self._endless
 
     def next_task(self) -> Task:
         observer = self.kernel.observer

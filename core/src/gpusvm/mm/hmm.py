@@ -522,5 +522,5 @@ def hmm_range_fault_unlocked_timeout(memory: "MemoryManager", range_: HmmRange, 
                 lock.up_read()
         if not walk.locked:
             deadline = kernel.current.time_ns + timeout_ns
-        kernel.retried(by_clock=timeout_ns > 0)
+        kernel.retried(by_chance=True)
         kernel.cond_resched()

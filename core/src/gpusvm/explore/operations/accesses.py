@@ -4,7 +4,7 @@ import errno as _errno
 from typing import Final
 
 from gpusvm.driver import ACCESS_ATOMIC, ACCESS_READ, ACCESS_WRITE
-from gpusvm.errors import KernelError, ModelError
+from gpusvm.errors import KernelError, ModelError, ProgressError
 from gpusvm.explore.operation import operation
 from gpusvm.explore.place import Place
 from gpusvm.gpu import NEED_OF_OP
@@ -14,7 +14,7 @@ __all__ = ["WaitingFault", "cpu_read", "cpu_write", "gpu_atomic", "gpu_read", "g
 
 _ACCESS: Final = {"read": ACCESS_READ, "write": ACCESS_WRITE, "atomic": ACCESS_ATOMIC}
 
-FAULTS_MAX: Final = 2000
+FAULTS_MAX: Final = 500
 """Faults that one access may take before that is called no progress."""
 
 
@@ -101,13 +101,15 @@ def gpu_together(at: Place, access: str, first: int, pages: int) -> None:
     need = int(NEED_OF_OP[_ACCESS[access]])
     left = list(range(first, first + pages))
     at.look(first, range(first, first + pages))
-    for _ in range(FAULTS_MAX):
+    for again in range(FAULTS_MAX):
+        if again > 1:  # one fault is what an access may take
+            kernel.retried(by_chance=True)
         kernel.step()
         left = [page for page in left if not table.access_one(at.address(page) // at.world.page_size, need)]
         if not left:
             return
         _raise(at, [WaitingFault(kernel, at.address(page), _ACCESS[access]) for page in left])
-    raise ModelError(f"{at.step}: page {left[0]} faults for ever, {FAULTS_MAX} times by now")
+    raise ProgressError(f"{at.step}: page {left[0]} faults for ever, {FAULTS_MAX} times by now")
 
 
 def _one_by_one(at: Place, how: str, first: int, pages: int) -> None:
@@ -118,13 +120,15 @@ def _one_by_one(at: Place, how: str, first: int, pages: int) -> None:
     for page in range(first, first + pages):
         at.look(page)
         address = at.address(page)
-        for _ in range(FAULTS_MAX):
+        for again in range(FAULTS_MAX):
+            if again > 1:
+                kernel.retried(by_chance=True)
             kernel.step()
             if table.access_one(address // size, need):
                 break
             _raise(at, [WaitingFault(kernel, address, access)])
         else:
-            raise ModelError(f"{at.step}: page {page} faults for ever, {FAULTS_MAX} times by now")
+            raise ProgressError(f"{at.step}: page {page} faults for ever, {FAULTS_MAX} times by now")
         at.succeeded(how)
 
 
