@@ -174,6 +174,16 @@ def test_a_program_populates_block_by_block(bench):
     assert error.value.errno == ENOENT
 
 
+def test_a_block_that_lies_in_two_areas_stays(bench):
+    b = bench(thp="never")
+    addr = b.map(4 << 20)
+    b.cpu_write(addr, 1024)
+    b.mm.mprotect(addr, PAGE, PROT_READ)
+    assert b.vm.populate(addr, addr + (4 << 20)) == 2 << 20
+    assert b.device_pages(addr, 512) == 0
+    assert b.device_pages(addr + (2 << 20), 512) == 512
+
+
 def test_a_program_that_only_reads_may_have_no_fault_on_memory_it_may_not_write(bench):
     b = bench()
     addr = b.map(PAGE)

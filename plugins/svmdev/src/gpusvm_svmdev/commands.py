@@ -1,7 +1,7 @@
 """The commands of an open svmdev file, as programs give them by ioctl. Addresses are those of the process."""
 
 from contextlib import contextmanager
-from errno import EACCES, EBADF, EBUSY, EFAULT, ENOENT, ENOMEM
+from errno import EACCES, EBADF, EBUSY, EFAULT, EINVAL, ENOENT, ENOMEM
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -84,7 +84,10 @@ class SvmdevCommands:
             self.device.dpagemap.populate_mm(addr, addr + (npages << self._page_shift), file.mm, 0)
 
     def populate_blocks(self, start: int, end: int) -> int:
-        """Do so for each PMD block of [start, end); the bytes that moved. EBUSY and ENOMEM of a block are no error."""
+        """Do so for each PMD block of [start, end); the bytes that moved.
+
+        A block that is busy (EBUSY), finds no room (ENOMEM) or lies in more than one area (EINVAL) stays where it is.
+        """
         stats, size = self.device.kernel.stats, self.file.memory.geometry.pmd_size
         before = stats.migrated_to_device_bytes
         at = start
@@ -93,7 +96,7 @@ class SvmdevCommands:
             try:
                 self.populate(at, (until - at) >> self._page_shift)
             except KernelError as error:
-                if error.errno not in (EBUSY, ENOMEM):
+                if error.errno not in (EBUSY, EINVAL, ENOMEM):
                     raise
             at = until
         return stats.migrated_to_device_bytes - before

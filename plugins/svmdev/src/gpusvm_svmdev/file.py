@@ -170,9 +170,10 @@ class SvmdevFile:
     # ---- the driver contract -------------------------------------------------------------------------------------
 
     def populate(self, start: int, end: int) -> int:
-        """Do POPULATE block by block; the bytes that moved. What is busy, or finds no room, stays where it is.
+        """Do POPULATE block by block; the bytes that moved. A block that is busy, finds no room, or lies in more than
+        one area stays where it is.
 
-        ENOENT where a block begins in no area, EINVAL where one exceeds its area, EFAULT the mm is gone, EBADF closed.
+        ENOENT where a block begins in no area, EFAULT the mm is gone, EBADF closed.
         """
         return self.commands.populate_blocks(start, end)
 

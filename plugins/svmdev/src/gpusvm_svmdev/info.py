@@ -60,11 +60,11 @@ INFO = DriverInfo(
     refusals=Refusals(
         access=_ACCESS,
         atomic=_ACCESS,
-        # drm_pagemap_populate_mm of a block; that what is busy or finds no room stays is no error.
+        # drm_pagemap_populate_mm of a block; that what cannot move stays is no error.
         populate=evolve(
             _ACCESS,
-            unmapped={ENOENT, EINVAL},
-            forbidden={EINVAL},
+            unmapped={ENOENT},
+            forbidden=NEVER,
             closed={EBADF},
             contended=NEVER,
             failed={EFAULT, EIO},
