@@ -241,9 +241,9 @@ def test_an_iommu_makes_system_pages_consecutive(machine):
     assert (m.kernel.ledger.count("iova"), m.kernel.ledger.count("dma")) == (0, 8)
 
 
-@pytest.mark.parametrize("site", ["dma.map", "dma.link"])
+@pytest.mark.parametrize("site", ["dma.map", "dma.link", "dma.sync"])
 def test_a_failed_mapping_leaves_nothing_mapped(machine, site):
-    m = machine(iommu=site == "dma.link")
+    m = machine(iommu=site != "dma.map")
     m.mmap(0x100, 16)
     m.write(0x100, 16)
     m.kernel.arm(site)
@@ -253,6 +253,19 @@ def test_a_failed_mapping_leaves_nothing_mapped(machine, site):
     assert m.files[0].populate(0x100 * PAGE, 16) == -EFAULT
     assert m.kernel.ledger.count("dma") == m.kernel.ledger.count("iova") == 0
     m.read(0x100, 16)
+
+
+def test_a_failed_sync_unmaps_what_else_was_mapped(machine):
+    m = machine(iommu=True)
+    m.mmap(0x100, 16)
+    m.write(0x100, 16)
+    file, device = m.files[0], m.devices[0]
+    file.fault(0x100 * PAGE, migrate=False)
+    file.populate(0x108 * PAGE, 8)
+    m.kernel.arm("dma.sync")
+    assert file.fault(0x100 * PAGE, migrate=False, allow_mixed=True) == ["rng(100,110,mig)", "get(-14)"]
+    assert (m.kernel.ledger.count("iova"), m.kernel.ledger.count("dma"), device.maps) == (0, 0, 0)
+    assert file.fault(0x100 * PAGE, migrate=False, allow_mixed=True)[-1] == "map(rw,s0*8,00*8)"
 
 
 def test_a_failed_device_map_unmaps_the_system_pages(machine):
@@ -405,7 +418,7 @@ def test_races_with_failures_and_unmaps_leave_nothing_behind(machine, seed):
                         device.evict()
             kernel.cond_resched()
 
-    sites = ("alloc.folio", "alloc.pages", "dma.map", "dma.link", "gpusvm.range", "gpusvm.notifier", "pagemap.zdd")
+    sites = ("alloc.folio", "alloc.pages", "dma.map", "dma.link", "dma.sync", "gpusvm.range", "gpusvm.notifier", "pagemap.zdd")
     kernel.explore_failures(sites, failures_max=6)
     tasks = [
         kernel.spawn(gpu, m.files[0], name="gpu0"),

@@ -27,6 +27,7 @@ class CopyMapping:
             assert state is not None
             try:
                 addr = dma.iova_link(state, pfns, order, direction)
+                dma.iova_sync(state, 0, state.linked_bytes)
             except BaseException:
                 dma.iova_destroy(state)
                 raise

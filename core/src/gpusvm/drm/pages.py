@@ -259,6 +259,8 @@ def _map(gpusvm: "GpuSvm", pages: GpuSvmPages, words: Words, ctx: "GpuSvmCtx") -
     try:
         if refusal is None:
             _map_rows(pages, pfns, order, device, dpagemap, direction, npages, size_bytes)
+            if pages._iova is not None:
+                pages.drm.dma.iova_sync(pages._iova, 0, pages._iova.linked_bytes)
         else:
             # The kernel finds out as it goes: what comes before is mapped by then.
             last, error = refusal
