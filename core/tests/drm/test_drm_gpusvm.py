@@ -418,7 +418,16 @@ def test_races_with_failures_and_unmaps_leave_nothing_behind(machine, seed):
                         device.evict()
             kernel.cond_resched()
 
-    sites = ("alloc.folio", "alloc.pages", "dma.map", "dma.link", "dma.sync", "gpusvm.range", "gpusvm.notifier", "pagemap.zdd")
+    sites = (
+        "alloc.folio",
+        "alloc.pages",
+        "dma.map",
+        "dma.link",
+        "dma.sync",
+        "gpusvm.range",
+        "gpusvm.notifier",
+        "pagemap.zdd",
+    )
     kernel.explore_failures(sites, failures_max=6)
     tasks = [
         kernel.spawn(gpu, m.files[0], name="gpu0"),
