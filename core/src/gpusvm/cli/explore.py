@@ -23,6 +23,7 @@ def explore(
     mutant: str | None = None,
     keep_going: Flag = False,
     no_shrink: Flag = False,
+    coverage: Flag = False,
     jobs: int = 1,
     out: Path = Path("findings"),
     list_: Annotated[Flag, Parameter(name="--list")] = False,
@@ -59,6 +60,8 @@ def explore(
         Go on after a finding, and keep the first one of each kind.
     no_shrink
         Keep findings as they were found.
+    coverage
+        List the injection sites and yield points that were reached, and those that never were.
     jobs
         Processes to run on.
     out
@@ -99,12 +102,16 @@ def explore(
             progress=listener,
         )
     if json:
-        print(explorations.to_json(), end="")
+        print(explorations.to_json(places=coverage), end="")
     else:
-        print_explorations(explorations)
+        print_explorations(explorations, coverage=coverage)
     sys.stdout.flush()
     if explorations.interrupted:
-        print("gpusvm: interrupted", file=sys.stderr)
+        kept = f", and {len(explorations.findings)} findings are in {out}" if explorations.findings else ""
+        print(
+            f"gpusvm: interrupted: {explorations.ended} of {explorations.asked} explorations had ended{kept}",
+            file=sys.stderr,
+        )
         return 130
     return 1 if explorations.findings else 0
 

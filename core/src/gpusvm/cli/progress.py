@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
     from gpusvm.compare import Progress, ProgressListener
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from gpusvm.realkernel import CheckProgress, CheckProgressListener
 
 __all__ = ["check_progress_shown", "eta_text", "exploration_shown", "progress_shown"]
+
+_WIDE: Final = 120
 
 Update: TypeAlias = Callable[[int, int | None, str], None]
 """Draw how many are done, of how many (None: nobody knows), and a text."""
@@ -67,8 +69,9 @@ def exploration_text(progress: "ExplorationProgress") -> str:
         return f"{where}  shrinking, {shrinking.executions}/{shrinking.executions_max}: {shrinking.size}"
     coverage = exploration.coverage
     return (
-        f"{where}  {exploration.schedules_per_s:,.0f}/s  {len(coverage.outcomes)} outcomes  "
-        f"{len(coverage.places)} operations  {len(coverage.sites)} sites  {progress.failed} findings"
+        f"{where}  {exploration.schedules_per_s:,.0f}/s  {progress.failed} findings  "
+        f"{len(coverage.outcomes)} outcomes  {len(coverage.states)} states  {len(coverage.yields_reached)} yield points  "
+        f"{len(coverage.sites_reached)} sites"
     )
 
 
@@ -80,16 +83,18 @@ def _bar(unit: str, *, quiet: bool) -> Iterator[Update | None]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
+    from rich.table import Column
 
+    console = Console(stderr=True)
     columns = (
         SpinnerColumn(),
-        BarColumn(),
+        *([BarColumn(20)] if console.width >= _WIDE else []),  # without room the text says more
         MofNCompleteColumn(),
-        TextColumn(unit),
+        TextColumn(unit, table_column=Column(no_wrap=True)),
         TimeElapsedColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
     )
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Bar(*columns, console=console, transient=True, expand=True) as bar:
         task = bar.add_task("", total=None)
 
         def update(done: int, total: int | None, text: str) -> None:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import Factory, define, evolve, field
 
-from gpusvm.explore.coverage import PLACES_EVERY, Coverage
+from gpusvm.explore.coverage import PLACES_EVERY, STATES_EVERY, Coverage
 from gpusvm.explore.execution import Execution, Failure, execute
+from gpusvm.explore.fingerprint import Fingerprint
 from gpusvm.explore.reached import reached
 from gpusvm.explore.recording import Recording, first_difference, recorded
 from gpusvm.explore.replay import Replay
-from gpusvm.explore.sites import sites_of
+from gpusvm.explore.sites import sites_of, yield_points_of
 from gpusvm.explore.stage import Stage
 from gpusvm.explore.watch_log import LOG
 
@@ -29,6 +30,8 @@ PROGRESS_S: Final = 0.2
 
 SELF_TEST_EVERY: Final = 1000
 """One execution in so many is run again on a freshly booted machine, and has to be the same in every step."""
+
+_WATCHED_TIMES: Final = 4  # rarer by so much, where looking at the places of an execution takes another one
 
 
 @define
@@ -48,6 +51,7 @@ class Campaign:
     first: int = 0
     self_test_every: int = SELF_TEST_EVERY
     places_every: int = PLACES_EVERY
+    states_every: int = STATES_EVERY
     schedules: int = 0
     abandoned: int = 0
     steps: int = 0
@@ -94,14 +98,23 @@ class Campaign:
     def _execute(self, number: int) -> Execution:
         world = self.stage.ready()
         if not self.coverage.known_sites:
-            self.coverage.known_sites = frozenset(sites_of(world))
+            self.coverage.known_sites = sites_of(world)
+            self.coverage.known_yields = yield_points_of(world)
         before = dict(world.kernel.inject_sites)
         if self.self_test_every and number % self.self_test_every == self.self_test_every - 1:
             self._test_due = True
         if self.footprints is not None:
             # What a recording looks at would count as touched: it is made of a repetition.
-            execution = execute(world, self.scheduler, failures_max=self.failures_max, footprints=self.footprints)
+            execution = execute(
+                world,
+                self.scheduler,
+                failures_max=self.failures_max,
+                footprints=self.footprints,
+                at_rest=self._look_at(world, number),
+            )
             self.coverage.add(execution, world.kernel.inject_sites, before)
+            if self.places_every and not number % (_WATCHED_TIMES * self.places_every) and not execution.abandoned:
+                self._watched_places(execution)
             return self._watched_self_test(execution)
         if self._test_due:
             with recorded(world) as recording:
@@ -116,9 +129,32 @@ class Campaign:
                 execution = execute(world, self.scheduler, failures_max=self.failures_max)
             self.coverage.add_places(found.places)
         else:
-            execution = execute(world, self.scheduler, failures_max=self.failures_max)
+            execution = execute(
+                world, self.scheduler, failures_max=self.failures_max, at_rest=self._look_at(world, number)
+            )
         self.coverage.add(execution, world.kernel.inject_sites, before)
         return execution
+
+    def _look_at(self, world: World, number: int) -> Callable[[], None] | None:
+        """Return what looks at the state of an execution's end, if it is one of those that are looked at."""
+        if not self.states_every or number % self.states_every != 1:
+            return None
+
+        def look() -> None:
+            with LOG.paused():
+                self.coverage.add_state(Fingerprint(world).take())
+
+        return look
+
+    def _watched_places(self, execution: Execution) -> None:
+        """Repeat an execution to see its places: looking at them would count as touching."""
+        with LOG.paused():
+            world = self.stage.ready()
+            replay = Replay(execution.taken)
+            replay.new_execution()
+            with reached(world) as found:
+                execute(world, replay, failures_max=self.failures_max)
+            self.coverage.add_places(found.places)
 
     def _watched_self_test(self, execution: Execution) -> Execution:
         """Repeat an execution twice, put back and freshly booted, if a test is due and it came to its end."""

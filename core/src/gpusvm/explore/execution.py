@@ -27,6 +27,8 @@ from gpusvm.kernel import Abandoned, CarryOn
 from gpusvm.kernel.place import leave_out
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gpusvm.explore.footprint import Footprints
     from gpusvm.explore.scheduler import Scheduler
     from gpusvm.explore.world import Outcome, World
@@ -68,13 +70,18 @@ class Execution:
 
 
 def execute(
-    world: World, scheduler: Scheduler, *, failures_max: int = 0, footprints: Footprints | None = None
+    world: World,
+    scheduler: Scheduler,
+    *,
+    failures_max: int = 0,
+    footprints: Footprints | None = None,
+    at_rest: Callable[[], None] | None = None,
 ) -> Execution:
     """Run the tasks of the world's scenario to their end in the order that `scheduler` says, and check everything.
 
     The scheduler has begun the execution (`new_execution`). At most `failures_max` injection sites fail, where it says
-    so. `footprints`, if given, record the steps until all tasks have ended. Afterwards the scenario's `end` runs, the
-    machine comes to rest and is torn down. The world is used up until it is reset.
+    so. `footprints`, if given, record the steps until all tasks have ended; then `at_rest` is called. Afterwards the
+    scenario's `end` runs, the machine comes to rest and is torn down. The world is used up until it is reset.
     """
     choices = SchedulerChoices(scheduler)
     kernel = world.kernel
@@ -87,7 +94,7 @@ def execute(
     livelocks.begin()
     kernel.sched.steps_max = before + STEPS_MAX  # type: ignore[attr-defined]  # as above
     try:
-        _run(world, choices, failures_max, footprints)
+        _run(world, choices, failures_max, footprints, at_rest)
     except Abandoned:
         abandoned = True
     except (GpusvmError, AssertionError) as error:
@@ -108,7 +115,13 @@ def execute(
     )
 
 
-def _run(world: World, choices: Choices, failures_max: int, footprints: Footprints | None) -> None:
+def _run(
+    world: World,
+    choices: Choices,
+    failures_max: int,
+    footprints: Footprints | None,
+    at_rest: Callable[[], None] | None,
+) -> None:
     kernel, scenario = world.kernel, world.scenario
     tasks = [kernel.spawn(world.run_task, operations, name=name) for name, operations in scenario.tasks.items()]
     kernel.set_choices(choices)
@@ -118,6 +131,8 @@ def _run(world: World, choices: Choices, failures_max: int, footprints: Footprin
     kernel.settle()
     if footprints is not None:
         footprints.end()
+    if at_rest is not None:
+        at_rest()
     kernel.explore_failures(failures_max=0)
     kernel.set_choices(CarryOn())
     if world.checker is not None:

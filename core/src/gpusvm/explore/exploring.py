@@ -10,6 +10,7 @@ from functools import partial
 from importlib import metadata
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Final, Literal
 
 from attrs import define, evolve, field, frozen
@@ -22,7 +23,7 @@ from gpusvm.explore.chunk import Chunk, ChunkResult, run_chunk
 from gpusvm.explore.execution import Execution, Failure, execute
 from gpusvm.explore.finding import Finding
 from gpusvm.explore.replay import Replay
-from gpusvm.explore.result import Exploration, Explorations, Found
+from gpusvm.explore.result import Exploration, Explorations, Found, LeftOut
 from gpusvm.explore.scenario import Scenario, select_scenarios
 from gpusvm.explore.schedulers import read_scheduler
 from gpusvm.explore.shrink import Shrinking, Shrunk, shrink
@@ -100,6 +101,7 @@ class _Campaign:
 
     def give_up(self) -> None:
         """Merge what has come back though what lies before it has not: it was interrupted."""
+        self.exploration.interrupted = True
         for chunk in sorted(self._back.values(), key=lambda chunk: chunk.first):
             if not self.ended:
                 self._merge(chunk)
@@ -172,14 +174,13 @@ def explore(
         raise InputError(
             "no driver plugin is installed; install one (gpusvm-xe, for example), or name a file in GPUSVM_DRIVERS"
         )
-    cases = []
+    cases, left_out = [], []
     for scenario in select_scenarios(scenarios):
-        refusals = []
         for spec in drivers or sorted(known):
             read = read_spec(spec, known, quirks=quirks)
             refusal = scenario.refuses(read.info)
             if refusal:
-                refusals.append(refusal)
+                left_out.append(LeftOut(scenario=scenario.name, driver=read.text, reason=refusal))
                 continue
             cases.append(
                 Case(
@@ -191,9 +192,11 @@ def explore(
                     mutant=mutant,
                 )
             )
-        if refusals and len(scenarios) == 1 and not cases:
-            raise InputError(f"scenario {scenario.name!r}: {'; '.join(refusals)}")
-    return explore_cases(
+    if not cases:
+        why = "; ".join(f"{each.scenario} on {each.driver}: {each.reason}" for each in left_out[:3])
+        more = f"; and {len(left_out) - 3} more" if len(left_out) > 3 else ""
+        raise InputError(f"none of the scenarios is for these drivers: {why}{more}")
+    explorations = explore_cases(
         cases,
         scheduler=scheduler,
         seed=seed,
@@ -206,6 +209,7 @@ def explore(
         shrunk=shrunk,
         progress=progress,
     )
+    return evolve(explorations, left_out=tuple(left_out))
 
 
 def explore_cases(
@@ -236,6 +240,8 @@ def explore_cases(
         option = "jobs" if jobs > 1 else "first"
         raise InputError(f"--{option}: {spec.info.name!r} explores one tree from its root in one process; leave it out")
     scheduler = spec.text
+    if out is not None:
+        _check_folder(out)
     for case in cases:
         with case.active():
             case.boot().kernel.close()  # what cannot boot is said before anything runs
@@ -261,6 +267,7 @@ def explore_cases(
     def deal() -> Iterator[Chunk]:
         for campaign in campaigns:
             campaign.begun_s = time.time()
+            keep.tell(campaign, schedules=schedules)
             deadline_s = None if seconds is None else campaign.begun_s + seconds
             at, end = first, math.inf if schedules is None else first + schedules
             while at < end and not campaign.ended and (deadline_s is None or time.time() < deadline_s):
@@ -286,6 +293,8 @@ def explore_cases(
                 return
             if campaign.complete:  # it is, unless other processes are still at it
                 keep.findings_of(campaign)
+            if keep.interrupted:
+                return
 
     executor: Executor = SerialExecutor() if jobs == 1 else ProcessExecutor(jobs)
     try:
@@ -304,7 +313,9 @@ def explore_cases(
     for campaign in campaigns:
         keep.findings_of(campaign)
     return Explorations(
-        results=tuple(campaign.exploration for campaign in campaigns if campaign.dealt), interrupted=keep.interrupted
+        results=tuple(campaign.exploration for campaign in campaigns if campaign.dealt),
+        interrupted=keep.interrupted,
+        asked=len(campaigns),
     )
 
 
@@ -392,6 +403,16 @@ class _Keeper:
 
     def _shrinks(self, campaign: _Campaign, shrinking: Shrinking) -> None:
         self.tell(campaign, shrinking=shrinking)
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a directory in which nothing can be written, before anything runs; it need not be there yet."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    try:
+        with TemporaryFile(dir=there):
+            pass
+    except OSError as exc:
+        raise InputError(f"--out {folder}: nothing can be written there: {exc.strerror or exc}") from None
 
 
 def write_finding(finding: Finding, folder: Path) -> Path:

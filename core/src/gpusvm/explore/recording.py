@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import zip_longest
+from linecache import getline
 from sys import _getframe, exc_info
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from attrs import Factory, define, frozen
+from attrs import Factory, define, field, frozen
 
 from gpusvm.errors import CpuSignal, KernelError, ModelError
 from gpusvm.kernel import describe
-from gpusvm.kernel.place import is_mechanism, leave_out, place_of
+from gpusvm.kernel.place import leave_out, outside, place_of
 from gpusvm.kernel.task import Waitable
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class Entry:
     what: str
     on: str
     place: str
+    code: str = field(default="", eq=False)
+    """The line of code at `place`."""
 
     def __str__(self) -> str:
         """Say it in one line, the same in every run of the same execution."""
@@ -129,8 +132,8 @@ def recorded(world: World) -> Iterator[Recording]:
         task = kernel.current
         if kind == "step":
             last_of[task] = len(entries)
-        place = _place(_getframe(2)) if kind in {"step", "wait"} else ""
-        entries.append(Entry(sched.steps - begun, task.name, kind, what, described(on), place))
+        place, code = _place(_getframe(2)) if kind in {"step", "wait"} else ("", "")
+        entries.append(Entry(sched.steps - begun, task.name, kind, what, described(on), place, code))
 
     plain_yield: Callable[..., None] = kernel.yield_point
     plain_relax, plain_block, plain_finish = sched.cpu_relax, sched.block, sched._finish
@@ -186,14 +189,14 @@ def recorded(world: World) -> Iterator[Recording]:
             del sched.__dict__[name]
 
 
-def _place(frame: FrameType) -> str:
-    at = frame
-    while is_mechanism(at.f_code):
-        if at.f_back is None:
-            at = frame  # a kworker that takes its next work is in nobody's code but the kernel's
-            break
-        at = at.f_back
-    return f"{place_of(at.f_code.co_filename, at.f_lineno)} in {at.f_code.co_name}"
+def _place(frame: FrameType) -> tuple[str, str]:
+    """Return where the code is that uses the kernel, and what it says there."""
+    user = outside(frame)
+    # A kworker that takes its next work is in nobody's code but the kernel's.
+    shown = frame if user is None else user
+    file, line = shown.f_code.co_filename, shown.f_lineno
+    place = f"{place_of(file, line)} in {shown.f_code.co_name}"
+    return place, "" if user is None else getline(file, line).strip()
 
 
 _WRAPPED: Final = ("yield_point", "cpu_relax", "block", "_finish")

@@ -14,7 +14,7 @@ from gpusvm.explore.finding import Finding
 if TYPE_CHECKING:
     from gpusvm.explore.shrink import Shrunk
 
-__all__ = ["Exploration", "Explorations", "Found"]
+__all__ = ["Exploration", "Explorations", "Found", "LeftOut"]
 
 SCHEMA: Final = 1
 
@@ -58,8 +58,8 @@ class Exploration:
     def schedules_per_s(self) -> float:
         return self.schedules / self.seconds if self.seconds else 0.0
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the document that ``--json`` prints (schema/exploration-1.json)."""
+    def to_dict(self, *, places: bool = False) -> dict[str, Any]:
+        """Return the document that ``--json`` prints (schema/exploration-1.json), with `places` that of --coverage."""
         return {
             "schema": SCHEMA,
             "scenario": self.scenario,
@@ -70,6 +70,7 @@ class Exploration:
             "schedules_per_s": round(self.schedules_per_s, 1),
             "exhausted": self.exhausted,
             "skipped": self.skipped,
+            "coverage": self.coverage.to_dict(places=places),
             "findings": [
                 {
                     "kind": found.finding.kind,
@@ -81,24 +82,49 @@ class Exploration:
         }
 
 
+@frozen(kw_only=True)
+class LeftOut:
+    """Name a scenario that was asked for and is not for a driver, and why."""
+
+    scenario: str
+    driver: str
+    reason: str
+
+
 @frozen
 class Explorations:
-    """Hold several explorations, in the order of scenarios, and of drivers for each."""
+    """Hold several explorations, in the order of scenarios, and of drivers for each.
+
+    `results` are those that had begun when it was `interrupted`, if it was; `asked` is how many there were to be.
+    """
 
     results: tuple[Exploration, ...]
     interrupted: bool = False
+    asked: int = 0
+    left_out: tuple[LeftOut, ...] = ()
+
+    @property
+    def ended(self) -> int:
+        """Count those that came to their end."""
+        return sum(not result.interrupted for result in self.results)
 
     @property
     def findings(self) -> list[Found]:
         """List the findings of all."""
         return [found for result in self.results for found in result.findings]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return one exploration's document, or several under ``results``."""
+    def to_dict(self, *, places: bool = False) -> dict[str, Any]:
+        """Return one exploration's document, or that of several (schema/explorations-1.json)."""
         if len(self.results) == 1:
-            return self.results[0].to_dict()
-        return {"schema": SCHEMA, "results": [result.to_dict() for result in self.results]}
+            return self.results[0].to_dict(places=places)
+        return {
+            "schema": SCHEMA,
+            "results": [result.to_dict(places=places) for result in self.results],
+            "left_out": [
+                {"scenario": each.scenario, "driver": each.driver, "reason": each.reason} for each in self.left_out
+            ],
+        }
 
-    def to_json(self) -> str:
+    def to_json(self, *, places: bool = False) -> str:
         """Return the document as text."""
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+        return json.dumps(self.to_dict(places=places), indent=2, ensure_ascii=False) + "\n"

@@ -247,11 +247,14 @@ def find_scenario(name_or_path: str) -> list[Scenario]:
     path = Path(name_or_path)
     if path.suffix != ".toml" and not path.exists():
         near = nearest(name_or_path, [each.name for each in known])
+        if near.startswith("valid"):  # there are too many to name them all
+            near = "`gpusvm explore --list` shows all"
         raise InputError(f"unknown scenario {name_or_path!r}, {near} (or the path of a .toml file)")
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as exc:
-        raise InputError(f"{path}: expected scenarios in TOML, cannot be read: {exc}") from None
+        reason = getattr(exc, "strerror", None) or exc
+        raise InputError(f"{path}: expected scenarios in TOML, cannot be read: {reason}") from None
     return read_scenarios(text, source=str(path))
 
 

@@ -33,10 +33,15 @@ def line_of(code: CodeType, instruction: int) -> int:
 
 def caller() -> str:
     """Return the place of the nearest frame outside gpusvm.kernel."""
-    frame: FrameType | None = sys._getframe(1)
+    frame = outside(sys._getframe(1))
+    return "?" if frame is None else place_of(frame.f_code.co_filename, frame.f_lineno)
+
+
+def outside(frame: FrameType | None) -> FrameType | None:
+    """Return the nearest frame outside gpusvm.kernel, `frame` itself or one that called it."""
     while frame is not None and frame.f_code.co_filename.startswith(_ROOM):
         frame = frame.f_back
-    return "?" if frame is None else place_of(frame.f_code.co_filename, frame.f_lineno)
+    return frame
 
 
 def leave_out(filename: str, *, callers: bool = False) -> None:

@@ -1,10 +1,13 @@
 """Show what explorations came to, and the scenarios that there are."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO, TYPE_CHECKING, Any, Final
+
+from attrs import frozen
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from gpusvm.explore.result import Exploration, Explorations, Found
     from gpusvm.explore.scenario import Scenario
@@ -31,76 +34,131 @@ def print_scenarios(scenarios: "Sequence[Scenario]", *, file: IO[str] | None = N
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("scenario", "tasks", "standard", "about"):
-        table.add_column(column, justify="right" if column == "tasks" else "left")
+        table.add_column(
+            column, justify="right" if column == "tasks" else "left", no_wrap=column != "about", overflow="fold"
+        )
     for each in scenarios:
         table.add_row(each.name, str(len(each.tasks)), "yes" if each.standard else "", each.about)
     open_console(file, width=_WIDTH).print(table)
 
 
-def print_explorations(explorations: "Explorations", *, file: IO[str] | None = None) -> None:
-    """Print a table of explorations, what was never reached, and each finding."""
-    from rich import box
-    from rich.table import Table
+@frozen
+class _Column:
+    """Be a column of numbers: `given_up` says when it goes if there is no room for all, the least number first."""
 
-    from gpusvm.report.console import open_console
+    name: str
+    text: "Callable[[Exploration], str]"
+    given_up: int = 0
+
+
+_COLUMNS: Final = (
+    _Column("schedules", lambda each: f"{each.schedules:,}" + (" (all)" if each.exhausted else "")),
+    _Column("a second", lambda each: f"{each.schedules_per_s:,.0f}", 6),
+    _Column("steps each", lambda each: f"{each.steps / max(each.schedules, 1):,.0f}", 1),
+    _Column("skipped", lambda each: f"{each.skipped or 0:,}"),
+    _Column("outcomes", lambda each: f"{len(each.coverage.outcomes):,}", 2),
+    _Column("states", lambda each: f"{len(each.coverage.states):,}", 3),
+    _Column("yield points", lambda each: _part(len(each.coverage.yields_reached), len(each.coverage.yields_missed)), 5),
+    _Column("sites", lambda each: _part(len(each.coverage.sites_reached), len(each.coverage.sites_missed)), 4),
+    _Column("findings", lambda each: str(len(each.findings))),
+)
+
+
+def _part(reached: int, missed: int) -> str:
+    return f"{reached:,} of {reached + missed:,}"
+
+
+def print_explorations(explorations: "Explorations", *, coverage: bool = False, file: IO[str] | None = None) -> None:
+    """Print a table of explorations, what was left out, and each finding.
+
+    With `coverage` the injection sites and yield points that were reached and those that were not, for each driver.
+    """
+    from gpusvm.report.console import needed_width, open_console
 
     console = open_console(file, width=_WIDTH)
-    known = _known_places(explorations)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("scenario")
-    table.add_column("driver")
-    skips = any(result.skipped is not None for result in explorations.results)
-    columns = [
-        "schedules",
-        "a second",
-        "steps each",
-        *(["skipped"] if skips else []),
-        "outcomes",
-        "operations",
-        "sites",
-    ]
-    for column in (*columns, "findings"):
-        table.add_column(column, justify="right")
-    for result in explorations.results:
-        coverage = result.coverage
-        table.add_row(
-            result.scenario,
-            result.driver,
-            f"{result.schedules:,}" + (" (all)" if result.exhausted else ""),
-            f"{result.schedules_per_s:,.0f}",
-            f"{result.steps / max(result.schedules, 1):,.0f}",
-            *([f"{result.skipped or 0:,}"] if skips else []),
-            f"{len(coverage.outcomes):,}",
-            f"{len(coverage.places):,} of {len(known[result.driver]):,}",
-            f"{len(coverage.sites.keys() & coverage.known_sites)} of {len(coverage.known_sites)}",
-            str(len(result.findings)),
-        )
+    results = explorations.results
+    columns = [each for each in _COLUMNS if each.name != "skipped" or any(one.skipped is not None for one in results)]
+    table = _table(results, columns)
+    while needed_width(console, table) > console.width and any(each.given_up for each in columns):
+        columns.remove(min((each for each in columns if each.given_up), key=lambda each: each.given_up))
+        table = _table(results, columns)
     console.print(table)
-    for line in _legend(explorations.results, known):
+    for line in _legend(explorations, {each.name for each in columns}):
         console.print(line, markup=False, soft_wrap=True)
-    for result in explorations.results:
+    if coverage:
+        for line in _coverage(results):
+            console.print(line, markup=False, soft_wrap=True)
+    for result in results:
         for found in result.findings:
             _print_found(console, result, found)
 
 
-def _known_places(explorations: "Explorations") -> dict[str, set[tuple[str, str]]]:
-    known: dict[str, set[tuple[str, str]]] = {}
-    for result in explorations.results:
-        known.setdefault(result.driver, set()).update(result.coverage.places)
-    return known
+def _table(results: "Sequence[Exploration]", columns: Sequence[_Column]) -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("scenario", "driver"):
+        table.add_column(name, no_wrap=True)
+    for column in columns:
+        table.add_column(column.name, justify="right", no_wrap=True)
+    for result in results:
+        table.add_row(result.scenario, result.driver, *(column.text(result) for column in columns))
+    return table
 
 
-def _legend(results: "Sequence[Exploration]", known: dict[str, set[tuple[str, str]]]) -> Iterator[str]:
-    recorded = sum(result.coverage.recorded for result in results)
-    yield (
-        f"outcomes: different ways in which the operations ended; operations: of the kernel, by place in the code, in "
-        f"{recorded:,} recorded executions, of those that any of these explorations reached"
-    )
-    for driver in known:
-        coverages = [result.coverage for result in results if result.driver == driver]
-        missed = sorted(set.intersection(*(set(coverage.sites_missed) for coverage in coverages)))
+def _legend(explorations: "Explorations", shown: set[str]) -> Iterator[str]:
+    results = explorations.results
+    recorded = sum(each.coverage.recorded for each in results)
+    looked_at = sum(each.coverage.looked_at for each in results)
+    explained = {
+        "outcomes": "outcomes: different ways in which the operations ended",
+        "states": f"states: different ones at the end of {looked_at:,} executions that were looked at",
+        "yield points": f"yield points: places in the code, in {recorded:,} executions that were recorded",
+        "sites": "sites: of injected failures",
+    }
+    kept = [text for name, text in explained.items() if name in shown]
+    if kept:
+        yield "; ".join(kept)
+    for driver in dict.fromkeys(each.driver for each in results):
+        missed = _missed(results, driver)
         if missed:
-            yield f"injection sites that {driver} has and nothing here reached: {', '.join(missed)}"
+            yield f"sites that {driver} has and nothing here reached: {', '.join(missed)}"
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for each in explorations.left_out:
+        reasons.setdefault((each.driver, each.reason), []).append(each.scenario)
+    for (driver, reason), names in reasons.items():
+        yield f"left out on {driver}: {', '.join(names)}: {reason}"
+
+
+def _missed(results: "Sequence[Exploration]", driver: str) -> list[str]:
+    return sorted(set.intersection(*(set(each.coverage.sites_missed) for each in results if each.driver == driver)))
+
+
+def _coverage(results: "Sequence[Exploration]") -> Iterator[str]:
+    """List by driver what was reached, how often, and what never was."""
+    from gpusvm.explore.coverage import Coverage
+
+    for driver in dict.fromkeys(each.driver for each in results):
+        whole = Coverage()
+        for each in results:
+            if each.driver == driver:
+                whole.merge(each.coverage)
+        reached, missed = whole.sites_reached, whole.sites_missed
+        yield ""
+        yield f"injection sites of {driver}: {_part(len(reached), len(missed))}, with the number of passings"
+        yield from (f"{times:>9,}  {site}" for site, times in reached.items())
+        yield from (f"    never  {site}" for site in missed)
+        yields, never = whole.yields_reached, whole.yields_missed
+        yield ""
+        yield (
+            f"yield points of {driver}: {_part(len(yields), len(never))}, with the number of recorded executions, "
+            f"{whole.recorded:,} in all"
+        )
+        for place, operations in yields.items():
+            times = max(whole.places[operation, place] for operation in operations)
+            yield f"{times:>9,}  {place}: {', '.join(operations)}"
+        yield from (f"    never  {place}" for place in never)
 
 
 def _print_found(console: "Console", result: "Exploration", found: "Found") -> None:
@@ -108,7 +166,8 @@ def _print_found(console: "Console", result: "Exploration", found: "Found") -> N
 
     finding = found.finding
     console.print()
-    console.print(Text(f"{result.scenario} on {result.driver}: {finding.kind} {finding.invariant}", style="bold red"))
+    head = Text(f"{result.scenario} on {result.driver}: {finding.kind} {finding.invariant}", style="bold red")
+    console.print(head, soft_wrap=True)
     for line in finding.message.splitlines():
         console.print(Text(f"  {line}"), soft_wrap=True)
     times = f", and in {found.times - 1:,} more of {result.schedules:,}" if found.times > 1 else ""

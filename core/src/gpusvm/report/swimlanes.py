@@ -1,6 +1,7 @@
 """Draw an execution as an SVG picture: a lane for each task, time downwards, nothing but the file itself needed."""
 
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Final
 from xml.etree import ElementTree as ET
 
@@ -17,6 +18,7 @@ _LINE: Final = 17
 _CHARACTER: Final = 6.7  # of the monospaced letters below, at 11 px
 _NUMBER: Final = 50
 _TOP: Final = 64
+_MESSAGE: Final = 60  # characters
 _COLOURS: Final = {
     "fail": "#c2185b",
     "wait": "#b26a00",
@@ -45,14 +47,16 @@ def draw_explanation(repeated: "Repeated", finding: "Finding", path: Path, *, fu
 
 def _picture(repeated: "Repeated", finding: "Finding", *, full: bool) -> str:
     failure = repeated.execution.failure
-    rows = rows_of(repeated.recording, "" if failure is None else failure.message, full=full)
+    message = "" if failure is None else "\n".join(_wrapped(failure.message))
+    rows = rows_of(repeated.recording, message, full=full)
     tasks = list(dict.fromkeys(row.task for row in rows))
     widths = [
         12 + _CHARACTER * max(len(task), *(len(row.text) for row in rows if row.task == task)) + 12 for task in tasks
     ]
     lanes = {task: _NUMBER + sum(widths[:at]) for at, task in enumerate(tasks)}
     places = _NUMBER + sum(widths)
-    width = places + _CHARACTER * max((len(row.place) for row in rows), default=0) + 12
+    codes = places + _CHARACTER * max((len(row.place) for row in rows), default=0) + 12
+    width = codes + _CHARACTER * max((len(row.code) for row in rows), default=0) + 12
     height = _TOP + _LINE * len(rows) + 16
     svg = ET.Element(
         "svg",
@@ -68,6 +72,7 @@ def _picture(repeated: "Repeated", finding: "Finding", *, full: bool) -> str:
         _write(svg, x + 8, _TOP - 14, task, "head")
         _line(svg, x, _TOP - 8, x, height - 8, "lane")
     _write(svg, places, _TOP - 14, "place", "head")
+    _write(svg, codes, _TOP - 14, "code", "head")
     for at, row in enumerate(rows):
         y = _TOP + _LINE * at
         if row.broken:
@@ -77,8 +82,14 @@ def _picture(repeated: "Repeated", finding: "Finding", *, full: bool) -> str:
             _write(svg, 12, y + 13, str(row.number), "place")
         _write(svg, lanes[row.task] + 8, y + 13, row.text, "", _COLOURS.get(row.kind))
         _write(svg, places, y + 13, row.place, "place")
+        _write(svg, codes, y + 13, row.code, "place")
     _draw_turns(svg, rows, lanes)
     return ET.tostring(svg, encoding="unicode") + "\n"
+
+
+def _wrapped(message: str) -> list[str]:
+    """Cut the lines of a message so that it does not make its lane wider than the steps do."""
+    return [line for whole in message.splitlines() for line in wrap(whole, _MESSAGE) or [""]]
 
 
 def _draw_turns(svg: ET.Element, rows: list[Row], lanes: dict[str, float]) -> None:
