@@ -107,7 +107,7 @@ def explore(
         print_explorations(explorations, coverage=coverage)
     sys.stdout.flush()
     if explorations.interrupted:
-        kept = f", and {len(explorations.findings)} findings are in {out}" if explorations.findings else ""
+        kept = f", and what was found is in {out}" if explorations.findings else ""
         print(
             f"gpusvm: interrupted: {explorations.ended} of {explorations.asked} explorations had ended{kept}",
             file=sys.stderr,

@@ -68,11 +68,14 @@ def exploration_text(progress: "ExplorationProgress") -> str:
     if shrinking is not None:
         return f"{where}  shrinking, {shrinking.executions}/{shrinking.executions_max}: {shrinking.size}"
     coverage = exploration.coverage
-    return (
-        f"{where}  {exploration.schedules_per_s:,.0f}/s  {progress.failed} findings  "
-        f"{len(coverage.outcomes)} outcomes  {len(coverage.states)} states  {len(coverage.yields_reached)} yield points  "
-        f"{len(coverage.sites_reached)} sites"
+    reached = (
+        f"{len(coverage.outcomes)} outcomes",
+        f"{len(coverage.states)} states",
+        f"{len(coverage.yields_reached)} yield points",
+        f"{len(coverage.sites_reached)} sites",
     )
+    rate = f"{exploration.schedules_per_s:,.0f}/s"
+    return "  ".join((where, rate, f"{progress.failed} findings", *reached))
 
 
 @contextmanager

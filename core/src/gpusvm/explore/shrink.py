@@ -33,6 +33,7 @@ EXECUTIONS_MAX: Final = 2000
 
 _STEPS_MAX: Final = 3_000_000  # of all executions together: one that never ends counts for many
 _ENDLESS_STEPS: Final = 20_000
+_SEARCH_MAX: Final = 150  # executions for one program with fewer operations, whose deviations come at other moments
 _Item = TypeVar("_Item")
 
 
@@ -158,6 +159,7 @@ class _Shrinker:
     best: _Attempt = field(init=False)
     _stage: tuple[Scenario, Stage] | None = None
     _good: set[tuple[object, frozenset[Deviation]]] = field(factory=set)
+    _searched: set[tuple[object, int, int]] = field(factory=set)
 
     def run(self, scenario: Scenario, scheduler: Scheduler) -> _Attempt:
         """Execute once, and note the answers in words, and as deviations."""
@@ -245,20 +247,38 @@ class _Shrinker:
         size = self.best.size
         for deviations in range(1, size.preemptions + size.other):
             for switches in range(min(deviations + 1, size.preemptions)):
-                if self._search(fixed, {"switch": switches, "next": deviations - switches}, limit):
+                left = {"switch": switches, "next": deviations - switches}
+                if self._search(self.best.scenario, fixed, left, limit):
                     return
 
-    def _search(self, deviations: list[Deviation], left: dict[str, int], limit: int) -> bool:
+    def _search(self, scenario: Scenario, deviations: list[Deviation], left: dict[str, int], limit: int) -> bool:
         """Try `deviations` with so many more, each after those that are there."""
         if self.executions >= limit:
             return False
-        attempt = self.attempt(self.best.scenario, deviations)
+        attempt = self.attempt(scenario, deviations)
         if not any(left.values()):
             return self.same(attempt)
         for each in attempt.alternatives:
-            if left[each.kind] and self._search([*deviations, each], {**left, each.kind: left[each.kind] - 1}, limit):
+            less = {**left, each.kind: left[each.kind] - 1}
+            if left[each.kind] and self._search(scenario, [*deviations, each], less, limit):
                 return True
         return False
+
+    def _search_program(self, scenario: Scenario) -> bool:
+        """Try a program with fewer operations, where the deviations of the best may come at other moments."""
+        size = self.best.size
+        key = (tuple(scenario.tasks.items()), size.preemptions, size.other)
+        if key in self._searched:
+            return False
+        self._searched.add(key)
+        fixed = [each for each in self.best.deviations if each.kind in {"fail", "choose"}]
+        limit = min(self.executions + _SEARCH_MAX, self.executions_max)
+        most = size.preemptions + size.other
+        return any(
+            self._search(scenario, fixed, {"switch": switches, "next": deviations - switches}, limit)
+            for deviations in range(most + 1)
+            for switches in range(min(deviations, size.preemptions) + 1)
+        )
 
     def _shrink_operations(self) -> None:
         best = self.best
@@ -272,7 +292,8 @@ class _Shrinker:
             }
             scenario = best.scenario.with_tasks(tasks)
             gone = best.scenario.tasks.keys() - scenario.tasks.keys()
-            return self._still(scenario, [each.without(gone) for each in self.best.deviations])
+            deviations = [each.without(gone) for each in self.best.deviations]
+            return self._still(scenario, deviations) or self._search_program(scenario)
 
         _minimise(items, still)
 

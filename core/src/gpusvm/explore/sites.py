@@ -25,7 +25,8 @@ _YIELDING: Final = frozenset({
     "synchronize", "wait_event", "wait_event_killable", "wait_event_timeout_ns", "wake_up", "wake_up_all", "write_once",
 })  # fmt: skip
 _LOCK: Final = re.compile(r"(lock|mutex|resv)$")
-_COMPLETION: Final = re.compile(r"(done|completion)$")
+_WAITED: Final = {"wait": re.compile(r"(done|completion)$"), "flush": re.compile(r"(queue|_wq|work)$")}
+_WAITED["drain"] = _WAITED["flush"]  # other things are waited for, flushed and drained too
 
 
 def sites_of(world: World) -> frozenset[str]:
@@ -89,8 +90,9 @@ def _yields(node: ast.AST, function: str) -> Iterator[tuple[int, str]]:
             yield from ((item.context_expr.lineno, function) for item in items if _holds(item.context_expr))
         case ast.Call(func=func, args=arguments):
             match func:
-                case ast.Attribute(attr="wait", value=waited) if not arguments and _COMPLETION.search(_name(waited)):
-                    yield node.lineno, function
+                case ast.Attribute(attr="wait" | "flush" | "drain" as name, value=waited) if not arguments:
+                    if _WAITED[name].search(_name(waited)):
+                        yield node.lineno, function
                 case ast.Attribute() | ast.Name() if _name(func) in _YIELDING:
                     yield node.lineno, function
     for child in ast.iter_child_nodes(node):
