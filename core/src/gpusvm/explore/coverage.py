@@ -27,9 +27,9 @@ class Coverage:
     """Count executions by outcome, passings of injection sites, and executions that reached a kernel operation.
 
     ``places`` counts by (operation, ``file:line in function``), in the executions that were looked at
-    (`PLACES_EVERY`), which ``recorded`` counts. ``known_sites`` and ``known_yields`` are all that the machine's code has (`gpusvm.explore.sites`).
-    ``states`` are the fingerprints of the machine when all tasks had ended and come to rest, in the ``looked_at``
-    executions that came so far of those that are looked at (`STATES_EVERY`).
+    (`PLACES_EVERY`), which ``recorded`` counts. ``known_sites`` and ``known_yields`` are all that the machine's code
+    has (`gpusvm.explore.sites`). ``states`` are the fingerprints of the machine when all tasks had ended and come to
+    rest, in the ``looked_at`` executions that came so far of those that are looked at (`STATES_EVERY`).
     """
 
     outcomes: Counter[Outcomes] = Factory(Counter)

@@ -267,7 +267,7 @@ def explore_cases(
     def deal() -> Iterator[Chunk]:
         for campaign in campaigns:
             campaign.begun_s = time.time()
-            keep.tell(campaign, schedules=schedules)
+            keep.tell(campaign)
             deadline_s = None if seconds is None else campaign.begun_s + seconds
             at, end = first, math.inf if schedules is None else first + schedules
             while at < end and not campaign.ended and (deadline_s is None or time.time() < deadline_s):

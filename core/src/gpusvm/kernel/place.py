@@ -39,7 +39,7 @@ def caller() -> str:
 
 def outside(frame: FrameType | None) -> FrameType | None:
     """Return the nearest frame outside gpusvm.kernel, `frame` itself or one that called it."""
-    while frame is not None and frame.f_code.co_filename.startswith(_ROOM):
+    while frame is not None and is_mechanism(frame.f_code):
         frame = frame.f_back
     return frame
 
