@@ -298,8 +298,10 @@ def test_control_c_keeps_what_was_found(gpusvm, race, tmp_path, monkeypatch, shr
     assert (done.code, done.err) == (
         130,
         [
-            f"gpusvm: interrupted: {int(shrinking)} of 2 explorations had ended, "
-            f"and what was found is in {tmp_path / 'out'}"
+            (
+                f"gpusvm: interrupted: {int(shrinking)} of 2 explorations had ended, "
+                f"and what was found is in {tmp_path / 'out'}"
+            )
         ],
     )
     document = json.loads(done.out)
