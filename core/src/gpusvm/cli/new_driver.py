@@ -1,17 +1,13 @@
 """gpusvm new-driver: begin a driver plugin of one's own."""
 
-import json
 import re
-import shutil
-import tempfile
-from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Final
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
+from typing import TYPE_CHECKING, Final
 
 from gpusvm.errors import InputError
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
 
 __all__ = ["new_driver"]
 
@@ -54,6 +50,10 @@ def new_driver(name: str, /, *, out: Path | None = None) -> int:
 
 def write_driver(name: str, target: Path) -> None:
     """Write the distribution of the driver `name` into the directory `target`, whole or not at all."""
+    import shutil
+    import tempfile
+    from importlib import resources
+
     target.parent.mkdir(parents=True, exist_ok=True)
     pending = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
@@ -69,7 +69,10 @@ def write_driver(name: str, target: Path) -> None:
 
 def _core_source() -> str:
     """Tell uv where gpusvm-core is, if it was installed from a directory: then no registry has it."""
+    import json
     from importlib import metadata
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
 
     try:
         origin = json.loads(metadata.distribution("gpusvm-core").read_text("direct_url.json") or "{}")
@@ -84,7 +87,7 @@ def _core_source() -> str:
     return f"\n# Where the gpusvm-core that wrote this was installed from.\n{table}"
 
 
-def _copy(source: Traversable, target: Path, name: str) -> None:
+def _copy(source: "Traversable", target: Path, name: str) -> None:
     for entry in source.iterdir():
         if entry.is_dir():
             folder = target / _named(entry.name, name)
