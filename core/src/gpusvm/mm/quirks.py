@@ -36,7 +36,8 @@ class MmQuirks:
     mm_s4: Variant = quirk(
         "A hole of several PMDs below an empty PUD is collected as one compound entry",
         where="mm/migrate_device.c:migrate_vma_collect_hole; mm/pagewalk.c:walk_pud_range",
-        consequence="Only the first block is populated, the others are skipped without a word",
+        consequence="Only the first block is populated, the others are skipped without a word; no driver here asks for "
+        "more than one block at a time, so that no scenario reaches it",
     )
     mm_s5: Variant = quirk(
         "When a classic notifier fails a start that may not block, the interval side stays open",
