@@ -3,7 +3,7 @@
 import pytest
 from gpusvm.explore.dfs import DepthFirst
 from gpusvm.explore.execution import execute
-from gpusvm.explore.footprint import Footprints
+from gpusvm.explore.footprint import Footprints, independent
 from gpusvm.explore.scenario import Operation, Scenario
 from gpusvm.explore.stage import Stage
 from gpusvm.explore.world import World
@@ -77,3 +77,21 @@ def test_steps_of_before_are_as_if_watched_again(driver):
         runs.append(seen)
     assert len(runs[0]) == 40
     assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize(("page", "meets"), [(0, False), (7, True)])
+def test_an_answer_that_is_judged_by_who_was_there_meets_their_beginning(page, meets):
+    scenario = Scenario(
+        name="judged",
+        about="",
+        setup=tuple(map(Operation.parse, ("map 0 2", "cpu_write 0 2"))),
+        tasks={"gpu": (Operation.parse(f"gpu_write {page} 1"),), "cpu": (Operation.parse("cpu_read 1 1"),)},
+    )
+    footprints = Footprints("gpusvm_dmirror")
+    with footprints.watching():
+        execution = execute(
+            World(scenario, "dmirror", drivers=dict(load_drivers())), DepthFirst(), footprints=footprints
+        )
+    assert [outcome for _, _, outcome in execution.outcomes] == ["EFAULT" if meets else "ok", "ok"]
+    (begins,) = (step for step in footprints.steps if step.task == (1,) and step.label == "starts")
+    assert any(not independent(begins, step) for step in footprints.steps if step.task == (0,)) == meets

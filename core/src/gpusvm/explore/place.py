@@ -121,6 +121,7 @@ class Place:
         """Surround a change of what pages are: `during` says how each may appear meanwhile, `to` what all are then."""
         with self.actor.permissions.changing(during):
             yield
+        self.world.heed(self.attempt)
         check_change(self.attempt, self.actor, during, to)
 
     def refuse(self, errno: int, why: str) -> KernelError:

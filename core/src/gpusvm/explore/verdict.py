@@ -38,6 +38,7 @@ class OutcomeError(ModelError):
 def judge(world: World, actor: Actor, attempt: Attempt, error: KernelError | CpuSignal) -> None:
     """Raise OutcomeError if there was no reason for an outcome."""
     attempt.again(list(attempt.seen))
+    world.heed(attempt)
     true = _reasons(world, actor, attempt)
     allowed: Mapping[str, Iterable[int]]
     if isinstance(error, CpuSignal):

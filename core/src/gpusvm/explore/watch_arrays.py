@@ -49,7 +49,8 @@ class WatchedArray(np.ndarray[Any, Any]):
         return [(me, i) for i in where]
 
     def __getitem__(self, index: Any) -> Any:
-        self._read(index)
+        if LOG.on:
+            self._read(index)
         return np.ndarray.__getitem__(self.plain, index)
 
     def __setitem__(self, index: Any, value: Any) -> None:
@@ -100,11 +101,13 @@ class WatchedView:
         self.view = view
 
     def __getitem__(self, i: Any) -> Any:
-        self.array._read(i)
+        if LOG.on:
+            self.array._read(i)
         return self.view[i]
 
     def __setitem__(self, i: Any, value: Any) -> None:
-        self.array._written(i)
+        if LOG.on:
+            self.array._written(i)
         self.view[i] = value
 
     def __len__(self) -> int:

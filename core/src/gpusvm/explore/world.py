@@ -139,6 +139,7 @@ class World:
         step = self._steps[operation]
         actor = self.actors[step.process]
         attempt = Attempt(self.kernel.current, step, actor.permissions)
+        self.kernel.touch((self, attempt.task.name))
         for other in self._attempts:
             other.met.append(attempt)
         span = step.args[:2] if [each.name for each in step.kind.parameters[:2]] == ["first", "pages"] else (0, 0)
@@ -154,11 +155,18 @@ class World:
             judge(self, actor, attempt, error)
             raise
         finally:
+            self.kernel.touch((self, attempt.task.name))
             self._attempts.remove(attempt)
             if held is not None:
                 self._put_file(held)
             if by_thread:
                 self._leave(actor)
+
+    def heed(self, attempt: Attempt) -> None:
+        """Note that an outcome is judged by what others did at the same time: when they began and ended matters now."""
+        for name in self.scenario.tasks:
+            if name != attempt.task.name:
+                self.kernel.touch((self, name), write=False)
 
     def _is_skipped(self, step: Step) -> bool:
         """Tell whether there is nobody to do a step: its process was not started, as fork failed, or it has ended."""
