@@ -139,6 +139,9 @@ def _reasons(world: World, actor: Actor, attempt: Attempt) -> set[str]:
             true.add("touched" if other.step.kind.name in _CPU_ACCESSES else "contended")
     if world.holds_pages:
         true.add("contended")
+    if attempt.met and world.is_crowded:
+        # What has to leave the device to make room may be what somebody else is busy with.
+        true.add("contended")
     if attempt.met and world.machine.memory.quirks.mm_q12 == "as_written":
         true.add("locked_exclusive")
     return true

@@ -301,6 +301,12 @@ class World:
             return range(first & -block, (end + block - 1) & -block)
         return range(first, end)
 
+    @property
+    def is_crowded(self) -> bool:
+        """Tell whether more memory is mapped than there is room for on a device."""
+        mapped = sum(vma.end - vma.start for mm in self.machine.memory.mms for vma in mm.vma_tree.vmas)
+        return mapped > self.scenario.vram_pages * self.page_size
+
     def is_unplugged(self, file: int) -> bool:
         return file % self.scenario.devices in self._unplugged
 

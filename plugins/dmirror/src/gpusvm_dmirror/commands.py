@@ -11,6 +11,7 @@ from gpusvm.errors import KernelError, ModelError
 from gpusvm.gpu import ATOMIC, READ, WRITE
 from gpusvm.mm.api import Pfns
 
+from gpusvm_dmirror.exclusive import make_exclusive
 from gpusvm_dmirror.fops import unlocked_ioctl
 from gpusvm_dmirror.migrate import migrate_to_device, migrate_to_system
 from gpusvm_dmirror.snapshot import snapshot
@@ -130,20 +131,8 @@ class DmirrorIoctl:
         """
         with self.mirror.in_call():
             start, end = self.span(addr, npages)
-            mirror, memory = self.mirror, self.mirror.memory
-            with _MmUser(mirror, errno.EINVAL):
-                mirror.mm.mmap_lock.down_read()
-                try:
-                    for at in range(start, end, memory.geometry.page_size):
-                        # Without an owner: the mirror sees its own EXCLUSIVE event, and stores the entry after it.
-                        pfn = memory.make_device_exclusive(mirror.mm, at, None)
-                        try:
-                            mirror.store_exclusive(at, pfn)
-                        finally:
-                            memory.folio_unlock(memory.folio_head(pfn))
-                            memory.folio_put(memory.folio_head(pfn))
-                finally:
-                    mirror.mm.mmap_lock.up_read()
+            with _MmUser(self.mirror, errno.EINVAL):
+                make_exclusive(self.mirror, start, end)
             return self._read_back(start, end)
 
     def check_exclusive(self, addr: int, npages: int) -> Done:

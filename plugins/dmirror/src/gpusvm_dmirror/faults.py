@@ -12,6 +12,8 @@ from gpusvm.driver import ACCESS_ATOMIC, ACCESS_WRITE, CallerPipeline, FaultJob,
 from gpusvm.errors import KernelError
 from gpusvm.gpu import ATOMIC, READ, WRITE
 
+from gpusvm_dmirror.exclusive import make_exclusive
+
 if TYPE_CHECKING:
     from gpusvm_dmirror.device import DmirrorDevice
     from gpusvm_dmirror.mirror import Dmirror
@@ -24,12 +26,11 @@ _NEED = (READ, READ | WRITE, READ | WRITE | ATOMIC, READ)
 class _Fault:
     """Keep what one fault hands from stage to stage: when it gives up, and what get_pages found."""
 
-    __slots__ = ("deadline", "exclusive", "words")
+    __slots__ = ("deadline", "words")
 
     def __init__(self, deadline: int) -> None:
         self.deadline = deadline
         self.words: Any = None
-        self.exclusive = -1
 
 
 class DmirrorPipeline(CallerPipeline):
@@ -52,24 +53,13 @@ class DmirrorPipeline(CallerPipeline):
         return True
 
     def end(self, job: FaultJob) -> None:
-        """Give the page that make_device_exclusive returned and the address space back."""
+        """Give the address space and the file back."""
         mirror: Dmirror | None = job.vm
         if mirror is None:
             return
-        try:
-            self._put_back(mirror, job.scratch)
-        finally:
-            mirror.fput()
-
-    def _put_back(self, mirror: "Dmirror", fault: _Fault | None) -> None:
-        if fault is None:
-            return
-        if fault.exclusive >= 0:
-            memory = self.device.memory
-            head = memory.folio_head(fault.exclusive)
-            memory.folio_unlock(head)
-            memory.folio_put(head)
-        mirror.mm.mmput()
+        if job.scratch is not None:
+            mirror.mm.mmput()
+        mirror.fput()
 
     def lookup(self, job: FaultJob) -> bool:
         """Look into the mirror table first, then open the window that begins at the fault."""
@@ -88,17 +78,13 @@ class DmirrorPipeline(CallerPipeline):
         return True
 
     def get_pages(self, job: FaultJob) -> bool:
-        """Read the window (dmirror_range_fault), or take one page from the CPU (dmirror_exclusive)."""
+        """Read the window (dmirror_range_fault), or take one page from the CPU and store it (dmirror_exclusive)."""
         mirror: Dmirror = job.vm
         fault: _Fault = job.scratch
         if job.fault.access == ACCESS_ATOMIC:
-            lock = mirror.mm.mmap_lock
-            lock.down_read()
-            try:
-                # Without an owner: the mirror sees its own EXCLUSIVE event, and stores the entry after it.
-                fault.exclusive = mirror.memory.make_device_exclusive(mirror.mm, job.fault.addr, None)
-            finally:
-                lock.up_read()
+            page_size = mirror.memory.geometry.page_size
+            start = job.fault.addr & -page_size
+            make_exclusive(mirror, start, start + page_size)
             return True
         fault.words = mirror.read_pages(job.unit, fault.deadline, write=job.fault.access == ACCESS_WRITE)
         if fault.words is None:
@@ -110,8 +96,7 @@ class DmirrorPipeline(CallerPipeline):
         mirror: Dmirror = job.vm
         fault: _Fault = job.scratch
         window: NotifierWindow = job.unit
-        if fault.exclusive >= 0:
-            mirror.store_exclusive(job.fault.addr, fault.exclusive)
+        if job.fault.access == ACCESS_ATOMIC:
             return True
         write = job.fault.access == ACCESS_WRITE
         if not window.commit(lambda: mirror.store(window.start, fault.words, write=write)):

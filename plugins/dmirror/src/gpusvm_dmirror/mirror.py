@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from gpusvm.driver import CallerFaults, NotifierWindow
 from gpusvm.errors import KernelError
-from gpusvm.gpu import ATOMIC, READ, REMOTE, WRITE, GpuPageTable
+from gpusvm.gpu import READ, REMOTE, WRITE, GpuPageTable
 from gpusvm.kernel import Kref
 from gpusvm.mm.api import (
     HMM_PFN_ORDER_MASK,
@@ -316,13 +316,6 @@ class Dmirror:
         kernel.charge("bind_per_pte", len(words))
         if refused:
             raise KernelError(errno.EFAULT, f"page {vpn + int(writable.argmin()):#x} is not writable for the device")
-
-    def store_exclusive(self, addr: int, pfn: int) -> None:
-        """Put a device-exclusive page into the mirror table (dmirror_atomic_map). ENOMEM."""
-        with self.mutex:
-            self.pt_room()
-            self.page_table.map_run(addr >> self._page_shift, pfn, 1, READ | WRITE | ATOMIC | REMOTE)
-        self.device.kernel.charge("bind_per_pte")
 
     def fail_alloc(self) -> bool:
         """Tell whether the allocation that comes now is to fail, as FLAGS asked for; only the first is."""

@@ -65,6 +65,11 @@ class DmirrorQuirks:
         "pages that are gone. Derived from the source",
         cite="test_hmm.c:dmirror_interval_invalidate, dmirror_devmem_fault_alloc_and_copy",
     )
+    exclusive_seq: str = quirk(
+        "EXCLUSIVE stores a page without asking whether it was invalidated after make_device_exclusive: one that "
+        "MADV_DONTNEED drops between the two is free, and the device goes on writing it. Derived from the source",
+        cite="test_hmm.c:dmirror_exclusive, dmirror_atomic_map",
+    )
     freed_file: str = quirk(
         "Closing a file sends every page home and frees it, but passes over a page that somebody has locked, such as a "
         "CPU fault that is bringing it home: the fault goes on with the freed file that the page names, and so does a "

@@ -269,6 +269,7 @@ class NouveauPipeline(FaultPipeline):
         if answer:
             self.kernel.charge("gpu_replay")
         job.fault.complete(answer)
+        self.device.pm.fault_answered()
 
     def replay(self, batch: Sequence[GpuFault]) -> None:
         """Tell the GPU once to try everything again, if anything was served (nouveau_svm_fault_replay)."""

@@ -38,6 +38,7 @@ class IoctlPm:
         )
         self._ioctl = self.rpm.awake("ioctl")
         self._copy = self.rpm.awake("migrate_to_ram")
+        self._fixed = device.quirks.sleeping_copy == "fixed"
 
     @property
     def asleep(self) -> bool:
@@ -62,9 +63,26 @@ class IoctlPm:
         """Hold none: the fault worker relies on whoever launched the work."""
         return _NOTHING
 
+    def fault_raised(self) -> None:
+        """Wake the device if it sleeps: what faults was launched by an ioctl. As written it may sleep again at once.
+
+        To wake it in a CPU fault, as the quirk sleeping_copy fixed does, under mmap_lock, is to wait for a suspend,
+        which waits for the fault worker, which wants mmap_lock; so every fault holds a reference then.
+        """
+        if self._fixed:
+            self.rpm.get("fault")
+        elif self.asleep:
+            with self._ioctl:
+                pass
+
+    def fault_answered(self) -> None:
+        """Give back what `fault_raised` has taken."""
+        if self._fixed:
+            self.rpm.put("fault")
+
     def cpu_fault(self) -> AbstractContextManager[None]:
         """Surround the copy of a CPU fault: as written it wakes nobody."""
-        if self.device.quirks.sleeping_copy == "fixed":
+        if self._fixed:
             return self._copy
         if self.asleep:
             self.sleeping_copies += 1

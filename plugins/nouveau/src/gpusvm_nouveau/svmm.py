@@ -45,15 +45,14 @@ class NouveauFaults(QueueFaults):
         self._device = device
 
     def submit(self, faults: "Sequence[GpuFault]") -> int:
-        """Write faults into the device's one buffer; how many it took.
-
-        What faults was launched by an ioctl, which woke the device; nothing keeps it awake afterwards.
-        """
-        device = self._device
-        if device.pm.asleep:
-            with device.pm.ioctl():
-                pass
-        return super().submit(faults)
+        """Write faults into the device's one buffer; how many it took."""
+        pm = self._device.pm
+        for _ in faults:
+            pm.fault_raised()
+        taken = super().submit(faults)
+        for _ in faults[taken:]:
+            pm.fault_answered()
+        return taken
 
 
 class NouveauSvmm:
