@@ -114,6 +114,8 @@ class NouveauDmem:
         """Bring one page home, or the folio if a PMD maps it (nouveau_dmem_migrate_to_ram)."""
         memory = self.memory
         order = 0 if vmf.pte_level else memory.folio_order(vmf.page)
+        # Where the PMD is split already the kernel keeps the head, and copies that page once setup has split the folio.
+        source = memory.folio_head(vmf.page) if order else vmf.page
         svmm: NouveauSvmm | None = memory.zone_device_data(memory.folio_head(vmf.page))
         size = memory.geometry.page_size << order
         start = vmf.address & -size
@@ -139,10 +141,12 @@ class NouveauDmem:
             memory.migrate_vma_finalize(args)
             return VM_FAULT_OOM
         memory.folio_lock(page)
-        source = int(args.src[0]) >> MIGRATE_PFN_SHIFT
         args.dst[0] = page << MIGRATE_PFN_SHIFT | MIGRATE_PFN_VALID | (MIGRATE_PFN_COMPOUND if order else 0)
         with self.device.pm.cpu_fault():
-            copy = self._copy_home(svmm, args, page, order)
+            # Whoever unmaps a part of the block meanwhile has it split. What was collected then are single pages, none
+            # of which moves to a large one: they stay, and the fault is taken again.
+            pages = 1 << memory.folio_order(source)
+            copy = self._copy_home(svmm, args, page, order, pages)
             if copy is None:
                 args.dst[0] = 0
                 memory.folio_unlock(page)
@@ -327,23 +331,25 @@ class NouveauDmem:
 
     # ---- home ----------------------------------------------------------------------------------------------------
 
-    def _copy_home(self, svmm: "NouveauSvmm | None", args: MigrateVma, page: int, order: int) -> "HomeCopy | None":
-        """Clear the GPU's entries and queue the copy of a folio; None if DMA mapping fails, and then the page that was
-        to receive it must reach nobody: nothing has been written to it.
+    def _copy_home(
+        self, svmm: "NouveauSvmm | None", args: MigrateVma, page: int, order: int, pages: int
+    ) -> "HomeCopy | None":
+        """Clear the GPU's entries and queue the copy of `pages` to a folio; None if DMA mapping fails, and then the
+        page that was to receive it must reach nobody: nothing has been written to it.
         """
         if svmm is None:
-            return self._queue_home(page, order)
+            return self._queue_home(page, order, pages)
         with svmm.mutex:
             svmm.invalidate_range(args.start, args.end)
-            return self._queue_home(page, order)
+            return self._queue_home(page, order, pages)
 
-    def _queue_home(self, page: int, order: int) -> "HomeCopy | None":
+    def _queue_home(self, page: int, order: int, pages: int) -> "HomeCopy | None":
         device = self.device
         try:
             device.device.dma.map_pages(np.array([page], np.int64), constant_u8(order, 1), DMA_BIDIRECTIONAL)
         except KernelError:
             return None
-        return HomeCopy(device.engine.copy(D2H, self.memory.geometry.page_size << order, 1), 1 << order, 1)
+        return HomeCopy(device.engine.copy(D2H, pages * self.memory.geometry.page_size, 1), pages, 1)
 
     # ---- the chunks ----------------------------------------------------------------------------------------------
 
