@@ -1,7 +1,8 @@
 """Write the pages of the reference that are generated from code and data: `python docs/generate.py`.
 
 With `--check` nothing is written; the pages that are stale are named, and the exit status is 1. With `--outputs` the
-commands that the README and the tutorial show are run, which takes a minute, and their output is put behind them.
+commands that the README, the tutorial and a how-to show are run, which takes a minute, and their output is put behind
+them.
 """
 
 import sys
@@ -13,7 +14,11 @@ from generators import console, contract, costs, drivers, invariants, locks, mm_
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 REFERENCE: Final = ROOT / "docs" / "reference"
-WITH_OUTPUTS: Final = (ROOT / "README.md", ROOT / "docs" / "tutorial" / "first-ten-minutes.md")
+WITH_OUTPUTS: Final = (
+    ROOT / "README.md",
+    ROOT / "docs" / "tutorial" / "first-ten-minutes.md",
+    ROOT / "docs" / "how-to" / "explore.md",
+)
 
 PAGES: Final[dict[str, Callable[[Path], str]]] = {
     "kernel-symbols.md": symbols.page,
