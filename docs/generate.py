@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from generators import console, contract, costs, drivers, invariants, locks, mm_quirks, scenarios, symbols
+from generators import console, contract, costs, drivers, invariants, locks, mm_quirks, mutants, scenarios, symbols
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 REFERENCE: Final = ROOT / "docs" / "reference"
@@ -28,6 +28,7 @@ PAGES: Final[dict[str, Callable[[Path], str]]] = {
     "costs.md": costs.page,
     "lock-order.md": locks.page,
     "invariants.md": invariants.page,
+    "mutants.md": mutants.page,
     "scenarios.md": scenarios.page,
 }
 

@@ -1,0 +1,127 @@
+"""Write the table of the bugs that exploration finds again, from what benchmarks/mutants.py has measured."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from gpusvm.conformance.hunt import SCHEDULERS, Hunt, HuntPlan, Outcome, cheapest, read_outcomes, read_plan
+from gpusvm.conformance.mutants import MUTANTS, Mutant
+
+from generators.markdown import NOTICE, code, table
+
+__all__ = ["page"]
+
+HEAD = """\
+# Bugs that exploration finds again
+
+{notice}
+
+Each mutant is a bug that Linux had, brought back by a switch (`gpusvm explore … --mutant {example}`;
+[mutants](../../core/src/gpusvm/conformance/mutants/__init__.py)). Here is what exploration makes of them without being
+told any order: the [cases](../../benchmarks/mutants.toml) are small programs and drivers, chosen by what the changed
+code needs in order to run at all, such as two devices or a failure, and each scheduler explores each case with seed
+{seed} until something breaks or its budget is used up ({schedules} schedules, unless the case says otherwise). All that
+breaks is found by the oracles of every exploration, none of which knows of a mutant. The model without a mutant is
+explored in the same cases by the same schedulers with the same seed, for as many schedules as any of the mutants took.
+
+Of {total} mutants {found} are found; of the {total_s} that are graded S, {found_s}. Without a mutant, {plain} schedules
+in {cases} cases found {unclean}.
+
+`{command}` wrote the [figures](mutants.json); the numbers of schedules are the same on every machine,
+[a test](../../tests/test_explore_mutants.py) repeats the cheapest of each mutant. Seconds are CPU time, booting the
+machine included, on one core of a busy machine: good for comparing, not for more. What the schedulers cover, and what
+not, says [the page on exploration](../explanation/exploration.md).
+"""
+
+
+def page(root: Path) -> str:
+    """Return docs/reference/mutants.md."""
+    plan = read_plan(root / "benchmarks" / "mutants.toml")
+    results = root / "docs" / "reference" / "mutants.json"
+    outcomes = {outcome.hunt: outcome for outcome in read_outcomes(results)}
+    best = cheapest(outcomes.values())
+    grave = [mutant for mutant in MUTANTS.values() if mutant.importance == "S"]
+    plain = [outcome for what, outcome in outcomes.items() if not what.mutant]
+    unclean = sum(outcome.found for outcome in plain)
+    head = HEAD.format(
+        notice=NOTICE,
+        example=next(iter(MUTANTS)),
+        seed=plan.budget.seed,
+        schedules=plan.budget.schedules,
+        total=len(MUTANTS),
+        found=len(best),
+        total_s=len(grave),
+        found_s=sum(mutant.id in best for mutant in grave),
+        plain=f"{sum(outcome.schedules for outcome in plain):,}",
+        cases=len(plan.case),
+        unclean=f"something in {unclean} explorations" if unclean else "nothing",
+        command=json.loads(results.read_text("utf-8"))["command"],
+    )
+    lines = [head, "## By mutant", ""]
+    lines += [
+        "The best that each scheduler did in any case: schedules until it was found, and seconds. The grade is its",
+        "importance (S first), where the bug was. No entry: not found.",
+        "",
+        *table(
+            ("mutant", "grade", "bug", "where", *SCHEDULERS, "found as"),
+            [_row(mutant, outcomes.values(), best.get(mutant.id)) for mutant in MUTANTS.values()],
+        ),
+        "",
+        "## Not found",
+        "",
+        *table(
+            ("mutant", "grade", "what it would take"),
+            [
+                (mutant.id, mutant.importance, plan.why.get(mutant.id, "not explored"))
+                for mutant in MUTANTS.values()
+                if mutant.id not in best
+            ],
+        ),
+        "",
+        "## By case",
+        "",
+        "With each mutant and, in the row after them, without any: in which schedule it was found, or how many found",
+        "nothing. `all` says that there are no more within the bound.",
+        "",
+        *table(("case", "mutant", *SCHEDULERS), _cases(plan, outcomes)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _row(mutant: Mutant, outcomes: Iterable[Outcome], best: Outcome | None) -> tuple[str, ...]:
+    cells = []
+    for scheduler in SCHEDULERS:
+        found = cheapest(each for each in outcomes if (each.hunt.mutant, each.hunt.scheduler) == (mutant.id, scheduler))
+        one = found.get(mutant.id)
+        cells.append("" if one is None else f"{one.schedules} in {one.seconds:.1f} s")
+    kind = "" if best is None else f"{best.kind} {best.invariant}"
+    return (mutant.id, mutant.importance, mutant.title, code(mutant.where), *cells, kind)
+
+
+def _cases(plan: HuntPlan, outcomes: dict[Hunt, Outcome]) -> list[tuple[str, ...]]:
+    rows = []
+    told: set[tuple[str, str, int]] = set()
+    for case in plan.case:
+        failures = f", {case.failures} failure{'s' * (case.failures > 1)}" if case.failures else ""
+        name = f"{case.about}: `{case.scenario}` on `{case.driver}`{failures}"
+        for mutant in (*case.mutants, ""):
+            if not mutant and (case.scenario, case.driver, case.failures) in told:
+                continue
+            of_case = {
+                what.scheduler: outcome
+                for what, outcome in outcomes.items()
+                if (what.mutant, what.scenario, what.driver, what.failures)
+                == (mutant, case.scenario, case.driver, case.failures)
+            }
+            rows.append((name, mutant or "none", *(_cell(of_case.get(each)) for each in SCHEDULERS)))
+            name = ""
+        told.add((case.scenario, case.driver, case.failures))
+    return rows
+
+
+def _cell(outcome: Outcome | None) -> str:
+    if outcome is None:
+        return "not explored"
+    if outcome.found:
+        return f"found in {outcome.schedules}, {outcome.seconds:.1f} s"
+    return f"not in {outcome.schedules:,}{', all' if outcome.exhausted else ''}, {outcome.seconds:.1f} s"
