@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Final, Literal
 
-from attrs import Factory, define, frozen
+from attrs import Factory, define, field, frozen, validators
 
 from gpusvm.documents import structure
 from gpusvm.driver import DeviceSpec, Driver, DriverSpec, Host, Vm
@@ -33,6 +33,7 @@ class _Device:
     discrete: bool
     p2p: bool
     d3cold_capable: bool
+    tiles: int = field(default=1, validator=validators.ge(1))
 
 
 @frozen(kw_only=True)
@@ -106,7 +107,8 @@ class Machine:
         cpus: int | None = None,
         preemptive: bool = True,
     ) -> "Machine":
-        """Boot `topology` with `drivers[i]` on its device i; every device has `vram_bytes` of VRAM.
+        """Boot `topology` with `drivers[i]` on its device i; every device has `vram_bytes` of VRAM,
+        shared evenly by its tiles.
 
         With `cpus`, in explored mode, CPUs count, and `preemptive` says where tasks lose theirs (`Kernel`).
         Raises InputError when there is not one driver for each device, or when the VRAM is smaller than the largest
@@ -127,6 +129,17 @@ class Machine:
             raise InputError(
                 f"VRAM of {vram_bytes} bytes is not a multiple of the page size ({geometry.page_size} bytes)"
             )
+        for device, spec in zip(topology.device, drivers, strict=True):
+            if device.tiles > spec.info.tiles_max:
+                raise InputError(
+                    f"topology {topology.name!r}: {device.name} has {device.tiles} tiles, and {spec.info.name} knows "
+                    f"{spec.info.tiles_max} at most"
+                )
+            if vram_bytes // device.tiles < geometry.pmd_size or vram_bytes % (device.tiles * geometry.page_size):
+                raise InputError(
+                    f"VRAM of {vram_bytes} bytes cannot be shared by the {device.tiles} tiles of {device.name}; give "
+                    f"each {geometry.pmd_size} bytes at least, and whole pages"
+                )
         kernel = Kernel(
             mode=mode,
             choices=choices or SeededChoices(0),
@@ -158,6 +171,7 @@ class Machine:
                             discrete=device.discrete,
                             p2p=device.p2p,
                             d3cold_capable=device.d3cold_capable,
+                            tiles=device.tiles,
                         ),
                         link=link,
                         tunables=spec.tunables,

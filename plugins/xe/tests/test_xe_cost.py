@@ -26,7 +26,7 @@ def test_one_fault_costs_what_was_published(bench, thp):
     found_us = {
         "fault": b.driver.accounts.latency_ns[0] / 1000,
         "migrate": stages["migrate"] / 1000,
-        "copy": (b.driver.engine.busy_ns - clear_ns) / 1000,
+        "copy": (b.driver.tiles[0].engine.busy_ns - clear_ns) / 1000,
         "get_pages": stages["get_pages"] / 1000,
         "bind": stages["bind"] / 1000,
     }

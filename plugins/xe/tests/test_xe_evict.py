@@ -85,7 +85,7 @@ def test_unplug_brings_everything_home_and_nothing_new_comes(bench):
     b.driver.unplug()
     assert resident(b, addr, 3) == []
     with pytest.raises(KernelError) as caught:
-        b.driver.xpagemap.dpagemap.populate_mm(addr, addr + PMD, b.mm, 0)
+        b.driver.tiles[0].xpagemap.dpagemap.populate_mm(addr, addr + PMD, b.mm, 0)
     assert caught.value.errno == errno.ENODEV
     assert b.fault(addr + 2 * PMD).errno == 0  # mapped where it is
     assert b.where(addr + 2 * PMD) == "system"

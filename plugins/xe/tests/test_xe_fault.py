@@ -34,7 +34,7 @@ def test_a_range_is_the_largest_chunk_that_fits(bench, length, size):
     b.cpu_write(addr, length // PAGE)
     b.gpu_read(addr)
     assert b.mapped_pages(addr, length // PAGE) == size // PAGE
-    assert b.driver.vram.bos.used_bytes == size
+    assert b.driver.tiles[0].vram.bos.used_bytes == size
 
 
 def test_a_small_chunk_with_an_absent_page_is_not_used(bench):
@@ -172,7 +172,7 @@ def test_both_ways_from_a_page_to_its_object_agree(bench):
             b.gpu_read(place)
             pfn = int(b.vm.page_table.pfns(place // PAGE, place // PAGE + 1)[0])
             bo = b.driver.bo_mapping.bo_of(pfn)
-            assert pfn in b.driver.vram.pfns(bo).tolist()
+            assert pfn in b.driver.tiles[0].vram.pfns(bo).tolist()
             assert bo.devmem is b.memory.zone_device_data(pfn).devmem
         b.cpu_read(addr)  # one object goes
         b.gpu_read(addr)

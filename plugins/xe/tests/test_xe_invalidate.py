@@ -40,7 +40,7 @@ def test_a_change_of_one_page_unmaps_the_whole_range(bench):
     addr = b.map(PMD)
     b.cpu_write(addr, 512)
     b.gpu_read(addr)
-    tlb = b.vm.tlb
+    tlb = b.vm.tlbs[0]
     before = tlb.invalidated_bytes
     b.mm.mprotect(addr + 5 * PAGE, PAGE, 1)
     assert b.mapped_pages(addr, 512) == 0
@@ -85,7 +85,7 @@ def test_after_a_partial_munmap_smaller_ranges_map_what_is_left_where_it_is(benc
     b.mm.munmap(addr, M)
     b.kernel.settle()
     assert events(b, "svm_garbage") == [(addr, addr + PMD, True)]
-    assert b.driver.vram.bos.used_bytes == PMD
+    assert b.driver.tiles[0].vram.bos.used_bytes == PMD
     copies = b.kernel.stats.copies
     assert b.gpu_read(addr + M, 16) == 1
     assert b.kernel.stats.copies == copies

@@ -51,7 +51,7 @@ def fault(machine, vm, access=ACCESS_WRITE):
 
 def used(machine):
     machine.kernel.settle()
-    return [driver.vram.bos.used_bytes for driver in machine.drivers]
+    return [driver.tiles[0].vram.bos.used_bytes for driver in machine.drivers]
 
 
 @pytest.mark.parametrize("thp", ["always", "never"])
@@ -109,7 +109,7 @@ def test_devices_of_one_driver_share_their_lists_and_their_lock(pair):
     machine, _ = pair()
     first, second = machine.drivers
     assert first.shared is second.shared
-    assert first.xpagemap.pagemap.owner is second.xpagemap.pagemap.owner
+    assert first.tiles[0].xpagemap.pagemap.owner is second.tiles[0].xpagemap.pagemap.owner
 
 
 def test_an_atomic_brings_home_what_is_mapped_in_a_peers_vram(pair):

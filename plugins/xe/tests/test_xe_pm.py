@@ -44,7 +44,7 @@ def test_a_reference_goes_with_the_last_page_not_the_first(bench):
     b.mm.munmap(addr, PMD - PAGE)
     b.kernel.settle()
     assert holders(b) == {"vm": 1, "bo": 1}
-    assert b.driver.vram.bos.used_bytes == PMD  # one page keeps its whole object
+    assert b.driver.tiles[0].vram.bos.used_bytes == PMD  # one page keeps its whole object
     b.mm.munmap(addr + PMD - PAGE, PAGE)
     b.kernel.settle()
     assert holders(b) == {"vm": 1}

@@ -27,7 +27,7 @@ def two(bench):
         b.gpu_write(addr)
         b.kernel.settle()
         b.kernel.tracer.on = True
-        assert b.driver.vram.bos.live == 2
+        assert b.driver.tiles[0].vram.bos.live == 2
         pfn = b.memory.folio_head(other.page_table.entry(BASE).pfn)
         b.memory.folio_get(pfn)  # what exit_mmap comes to last
         other.mmput()
@@ -123,7 +123,7 @@ def test_as_written_an_allocation_fails_with_efault_because_another_process_ends
     b, _, ended = two(f"xe:quirk.evict_dying={variant}", vram_bytes=2 * PMD)
     more = b.map(PMD)
     b.cpu_write(more, 512)
-    dpagemap = b.driver.xpagemap.dpagemap
+    dpagemap = b.driver.tiles[0].xpagemap.dpagemap
     if answer is None:
         dpagemap.populate_mm(more, more + PMD, b.mm, 0)
         assert b.where(more) == "device"
@@ -140,11 +140,11 @@ def test_a_device_that_goes_keeps_its_pagemap_for_the_address_spaces_that_are_op
     addr = b.map(PMD)
     b.cpu_write(addr)
     b.gpu_write(addr)
-    xpagemap = b.driver.xpagemap
+    xpagemap = b.driver.tiles[0].xpagemap
     b.driver.unplug()
-    assert b.driver.xpagemap is xpagemap
+    assert b.driver.tiles[0].xpagemap is xpagemap
     assert xpagemap.pagemap not in b.memory.pagemaps.regions
     b.driver.unplug()  # nothing is left to do
     b.vm.close()
     b.kernel.settle()
-    assert b.driver.xpagemap is None
+    assert b.driver.tiles[0].xpagemap is None

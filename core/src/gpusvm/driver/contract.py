@@ -29,7 +29,7 @@ class DeviceSpec:
     """Describe one device of the topology: what a driver's probe would read from the hardware.
 
     `vram_bytes` is the usable VRAM, a multiple of the page size. `index` is its place among the machine's devices.
-    A device that is not `discrete` has no memory of its own.
+    A device that is not `discrete` has no memory of its own. One with several `tiles` has a share of the VRAM on each.
     """
 
     name: str
@@ -39,6 +39,7 @@ class DeviceSpec:
     p2p: bool = True
     """A path to the other devices' memory exists (pci_p2pdma_distance >= 0)."""
     d3cold_capable: bool = True
+    tiles: int = 1
 
 
 @frozen(kw_only=True, eq=False)
@@ -71,6 +72,7 @@ class DriverInfo:
     are frozen attrs classes that can be built without arguments (fields from `gpusvm.driver.tunable` and `.quirk`).
     `embedding`, `bo_mapping` and `pm` are one line each. `refuse` takes (tunables, quirks) and returns one sentence for
     every combination that cannot work, with the reason. `refusals` states the errnos that programs may get.
+    `tiles_max` is how many tiles of a device it knows to tell apart.
     """
 
     name: str
@@ -86,3 +88,4 @@ class DriverInfo:
     abi: tuple[int, int] = field()
     refuse: Callable[[Any, Any], Sequence[str]] = _nothing_to_refuse
     refusals: Refusals = field(factory=Refusals)
+    tiles_max: int = 1

@@ -16,15 +16,16 @@ class Tlb:
         self.name = name
         self.invalidated_bytes = 0
 
-    def invalidate(self, start: int, end: int) -> None:
-        """Invalidate [start, end) in bytes and wait until it is done."""
+    def invalidate(self, start: int, end: int, *, waits: bool = True) -> None:
+        """Invalidate [start, end) in bytes, and wait until it is done unless one that began with it is waited for."""
         kernel = self.kernel
         self.invalidated_bytes += end - start
         kernel.stats.tlb_invalidations += 1
         tracer = kernel.tracer
         if tracer.on:
             tracer.emit("tlb_invalidate", self.name, start, end)
-        kernel.charge("tlb_invalidate")
+        if waits:
+            kernel.charge("tlb_invalidate")
 
     def invalidate_all(self) -> None:
         """Invalidate the whole address space and wait until it is done."""

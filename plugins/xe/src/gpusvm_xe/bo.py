@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 import numpy as np
 from gpusvm.drm import Bo, BoManager, Buddy, Devmem, evict_to_ram
 from gpusvm.errors import KernelError
+from gpusvm.kernel import RwSemaphore
 from gpusvm.mm.api import MemoryManagerApi, Pfns
 
 from gpusvm_xe.copy import EngineFence
@@ -97,27 +98,30 @@ class XeVram:
     ``bo.alloc``, in core.
     """
 
-    def __init__(self, host: "Host", engine: "CopyEngine") -> None:
+    def __init__(
+        self, host: "Host", engine: "CopyEngine", *, validation: RwSemaphore, mapping: XeBoMapping, index: int
+    ) -> None:
         memory = host.memory
         self.kernel = host.kernel
         self.memory = memory
         self.page_shift = memory.geometry.page_shift
-        self.usable_bytes = host.device.vram_bytes
+        self.usable_bytes = host.device.vram_bytes // host.device.tiles
+        # Where it begins among the VRAM of the device, as that sees it itself and as the PCI bus does.
+        self.offset_bytes = index * self.usable_bytes
         self.engine = engine
         self.first_pfn = -1
         self.bos = BoManager(
             host.kernel,
             Buddy(self.usable_bytes >> self.page_shift),
-            name=f"{host.device.name} vram0",
+            name=f"{host.device.name} vram{index}",
             evict=self._evict,
             page_shift=self.page_shift,
         )
-        self.mapping: XeBoMapping = (
-            ZddBoMapping(memory) if host.tunables.page_to_bo == "zdd" else OffsetBoMapping(memory)
-        )
+        self.mapping = mapping
         self.pm: XeRuntimePm
-        # Allocations share it; one that found no room takes it alone and tries once more (xe_validation.c).
-        self.validation = host.kernel.rwsem("xe_validation")
+        # Allocations share it, whatever tile they are for; one that found no room takes it alone and tries once more
+        # (xe_validation.c).
+        self.validation = validation
         self._evict_attempts = host.tunables.evict_attempts
         self._passes_over = host.quirks.evict_all_stops == "fixed"
 

@@ -1,28 +1,26 @@
-"""drivers/gpu/drm/xe/xe_device.c, as of Linux 7.3.4: one xe device with one tile, from probe to remove."""
+"""drivers/gpu/drm/xe/xe_device.c, as of Linux 7.3.4: one xe device with its tiles, from probe to remove."""
 
 import errno
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
-from gpusvm.driver import BoMapping, DeviceSpec, FaultAccounts, FaultQueues, Host
+from gpusvm.driver import DeviceSpec, FaultAccounts, FaultQueues, GpuFault, Host
 from gpusvm.drm import DrmDevice, DrmPagemap, OwnerList, Peer
 from gpusvm.errors import KernelError
-from gpusvm.gpu import CopyEngine
-from gpusvm.kernel import Kernel
+from gpusvm.kernel import Kernel, RwSemaphore
 from gpusvm.mm.api import DevPagemap, MemoryManagerApi, MmApi
 
-from gpusvm_xe.bo import XeVram
+from gpusvm_xe.asid import ASID_BITS, ASID_MASK
+from gpusvm_xe.bo import OffsetBoMapping, XeBoMapping, XeVram, ZddBoMapping
 from gpusvm_xe.faults import XeFaults
-from gpusvm_xe.pagemap import XeEmbedding, XePagemap
+from gpusvm_xe.pagemap import XeEmbedding
 from gpusvm_xe.plugin import INFO
 from gpusvm_xe.pm import XeRuntimePm
+from gpusvm_xe.tile import XeTile
 from gpusvm_xe.tunables import XeQuirks, XeTunables
 from gpusvm_xe.vm import XeVm
 
 __all__ = ["XeDriver"]
-
-# An asid has 20 bits (struct xe_pagefault); numbers are given out in turn.
-_ASIDS: Final = 1 << 20
 
 
 class XeShared:
@@ -42,9 +40,9 @@ class XeDriver:
     tunables: XeTunables
     quirks: XeQuirks
     shared: "XeShared"
-    engine: CopyEngine
-    vram: XeVram
-    bo_mapping: BoMapping
+    validation: RwSemaphore
+    tiles: list[XeTile]
+    bo_mapping: XeBoMapping
     pm: XeRuntimePm
     device: DrmDevice
     accounts: FaultAccounts
@@ -59,13 +57,15 @@ class XeDriver:
         self.quirks = host.quirks
         others = [peer for peer in host.peers if isinstance(peer, XeDriver)]
         self.shared = others[0].shared if others else XeShared(kernel)
-        self.engine = CopyEngine(kernel, host.link, shape="gather", name=f"{self.spec.name} migrate")
-        self.vram = XeVram(host, self.engine)
-        self.bo_mapping = self.vram.mapping
+        # One domain of eviction for all tiles: xe->val.
+        self.validation = kernel.rwsem("xe_validation")
+        self.bo_mapping = ZddBoMapping(self.memory) if tunables.page_to_bo == "zdd" else OffsetBoMapping(self.memory)
+        self.tiles = [XeTile(self, host, index) for index in range(self.spec.tiles)]
         self.embedding = XeEmbedding(self)
-        self.pm = self.vram.pm = XeRuntimePm(host, self.vram)
+        self.pm = XeRuntimePm(host, self.tiles)
+        for tile in self.tiles:
+            tile.vram.pm = self.pm
         self.device = DrmDevice(kernel, self.spec.name, pm=self.pm.rpm)
-        self.xpagemap: XePagemap | None = None
         self.destroy_wq = kernel.workqueue("xe-destroy-wq")
         self.accounts = FaultAccounts()
         self.vms: dict[int, XeVm] = {}
@@ -90,16 +90,14 @@ class XeDriver:
         return device1 is device2 or bool(device1.spec.p2p and device2.spec.p2p)
 
     def pagemaps(self) -> list[DrmPagemap]:
-        return [self.find_or_create_pagemap().dpagemap] if self.spec.discrete else []
+        return [tile.find_or_create_pagemap().dpagemap for tile in self.tiles] if self.spec.discrete else []
 
     def dev_pagemaps(self) -> list[DevPagemap]:
         return self.embedding.dev_pagemaps()
 
-    def find_or_create_pagemap(self) -> XePagemap:
-        """Return the tile's pagemap, made when it is first needed and cached (xe_pagemap_find_or_create)."""
-        if self.xpagemap is None:
-            self.xpagemap = XePagemap(self)
-        return self.xpagemap
+    def tile_of(self, fault: GpuFault) -> XeTile:
+        """Return the tile that took a fault."""
+        return self.tiles[fault.inst >> ASID_BITS]
 
     def vm_create(self, mm: MmApi, *, start: int, end: int) -> XeVm:
         """Create a VM in fault mode that mirrors [start, end) (xe_vm_create, xe_svm_init)."""
@@ -108,10 +106,10 @@ class XeDriver:
             with self.pm.ioctl():
                 asid = self._next_asid
                 while asid in self.vms:
-                    asid = (asid + 1) % _ASIDS
-                self._next_asid = (asid + 1) % _ASIDS
-                if self.spec.discrete:
-                    self.find_or_create_pagemap().dpagemap.get("vm")
+                    asid = (asid + 1) & ASID_MASK
+                self._next_asid = (asid + 1) & ASID_MASK
+                for dpagemap in self.pagemaps():
+                    dpagemap.get("vm")
                 vm = XeVm(self, mm, asid=asid, start=start, end=end)
                 self.vms[asid] = vm
                 self.pm.vm_open()
@@ -126,9 +124,8 @@ class XeDriver:
     def vm_closed(self, vm: XeVm) -> None:
         """Give back what a VM held whose last reference is gone (vm_destroy_work_func)."""
         self.shared.owners.release_owner(vm.peer)
-        if self.spec.discrete:
-            assert self.xpagemap is not None
-            self.xpagemap.dpagemap.put("vm")
+        for dpagemap in self.pagemaps():
+            dpagemap.put("vm")
         self.pm.vm_close()
 
     def unplug(self) -> None:
@@ -138,22 +135,23 @@ class XeDriver:
         if self.device.unplugged:
             return
         self.device.unplug()
-        xpagemap = self.xpagemap
-        if xpagemap is not None:
+        xpagemaps = [tile.xpagemap for tile in self.tiles if tile.xpagemap is not None]
+        for xpagemap in xpagemaps:
             xpagemap.leave_cache()
-        self._evacuate()
+        for tile in self.tiles:
+            self._evacuate(tile.vram)
         self.destroy_wq.drain()
-        if xpagemap is not None:
+        for xpagemap in xpagemaps:
             xpagemap.release()
 
-    def _evacuate(self) -> None:
+    def _evacuate(self, vram: XeVram) -> None:
         """Bring the contents of every object to RAM (xe_bo_pci_dev_remove_all): its caller hears of no error."""
-        error = self.vram.evict_all()
+        error = vram.evict_all()
         while error is not None and error.errno == errno.ENOSPC and self.quirks.evict_all_stops == "fixed":
             self.kernel.cpu_relax()  # those that were busy are tried again
-            error = self.vram.evict_all()
+            error = vram.evict_all()
         if error is not None:
-            left = sum(bo.devmem is not None and not bo.devmem.detached.done for bo in self.vram.bos.lru())
+            left = sum(bo.devmem is not None and not bo.devmem.detached.done for bo in vram.bos.lru())
             self.kernel.warn(
                 "xe_bo_pci_dev_remove_all",
                 f"evacuating {self.spec.name} ended with {error}, objects with pages left in VRAM: {left}",
@@ -161,8 +159,9 @@ class XeDriver:
 
     def evict(self) -> None:
         """Bring what is in VRAM home, before system sleep, say; what cannot go stays (xe_pm_notifier_callback)."""
-        with self.vram.validation.write():
-            self.vram.evict_all()
+        with self.validation.write():
+            for tile in self.tiles:
+                tile.vram.evict_all()
 
     def shutdown(self) -> None:
         if self.vms:
@@ -170,7 +169,8 @@ class XeDriver:
         self.unplug()
         self.queues.stop()
         self.pf_wq.drain()
-        self.vram.bos.drain()
+        for tile in self.tiles:
+            tile.vram.bos.drain()
         self.destroy_wq.drain()
         self.pm.rpm.disable()
         self.device.put()
@@ -181,8 +181,8 @@ class XeDriver:
             "device": self.spec.name,
             "vms": len(self.vms),
             "dev_pagemaps": len(self.dev_pagemaps()),
-            "bos": self.vram.bos.live,
-            "vram_used_bytes": self.vram.bos.used_bytes,
+            "bos": sum(tile.vram.bos.live for tile in self.tiles),
+            "vram_used_bytes": sum(tile.vram.bos.used_bytes for tile in self.tiles),
             "vram_bytes": self.spec.vram_bytes,
             "pm_state": pm.state,
             "pm_usage_count": pm.usage_count,

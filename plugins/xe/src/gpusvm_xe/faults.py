@@ -12,6 +12,7 @@ from gpusvm.driver import ACCESS_ATOMIC, FaultJob, FaultPipeline, FaultUnit, Gpu
 from gpusvm.drm import DrmPagemap
 from gpusvm.errors import KernelError
 
+from gpusvm_xe.asid import ASID_MASK
 from gpusvm_xe.svm import MOVED, alloc_vram, evict_range
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ __all__ = ["MigrateAfter", "XeFaults"]
 
 
 class MigrateAfter:
-    """Migrate a range to the faulting device's VRAM at its n-th fault (`gpusvm.driver.FaultPolicy`); xe: at the
+    """Migrate a range to the VRAM of the faulting tile at its n-th fault (`gpusvm.driver.FaultPolicy`); xe: at the
     first.
     """
 
@@ -35,8 +36,7 @@ class MigrateAfter:
 
     def place(self, fault: GpuFault, unit: FaultUnit, state: list[int]) -> DrmPagemap | None:
         state[0] += 1
-        xpagemap = self.driver.xpagemap
-        return None if xpagemap is None or state[0] < self.faults else xpagemap.dpagemap
+        return None if state[0] < self.faults else self.driver.tile_of(fault).dpagemap
 
 
 class XeFaults(FaultPipeline):
@@ -52,14 +52,15 @@ class XeFaults(FaultPipeline):
 
     def begin(self, job: FaultJob) -> bool:
         """Find the VM by its asid and lock it (xe_pagefault_service); choose the budget of tries."""
-        vm = self.driver.vms.get(job.fault.inst)
+        asid = job.fault.inst & ASID_MASK
+        vm = self.driver.vms.get(asid)
         if vm is None:
-            raise KernelError(errno.EINVAL, f"no address space with asid {job.fault.inst}")
+            raise KernelError(errno.EINVAL, f"no address space with asid {asid}")
         vm.get("pagefault")
         job.vm = vm
         vm.lock.down_write()
         if vm.closed:
-            raise KernelError(errno.ENOENT, f"the address space {job.fault.inst} is closed")
+            raise KernelError(errno.ENOENT, f"the address space {asid} is closed")
         tunables = self.driver.tunables
         # Atomics reach system memory on no discrete device but by an attribute: VRAM it is
         # (xe_vma_need_vram_for_atomic).
@@ -92,17 +93,18 @@ class XeFaults(FaultPipeline):
         if ctx.devmem_only and not range_.migrate_devmem:
             raise KernelError(errno.EACCES, f"an atomic at {job.fault.addr:#x} on memory that cannot move to VRAM")
         job.unit = RangeUnit(vm.gpusvm, range_)
-        return not vm.is_valid(range_, devmem_only=ctx.devmem_only)
+        tile = self.driver.tile_of(job.fault)
+        return not vm.is_valid(range_, tile, tile.dpagemap if ctx.devmem_only else None)
 
     # ---- migrate -------------------------------------------------------------------------------------------------
 
     def place(self, job: FaultJob) -> DrmPagemap | None:
-        """Choose the local VRAM if the range can move and is not there (xe_svm_range_needs_migrate_to_vram)."""
+        """Choose the tile's VRAM if the range can move and is not there (xe_svm_range_needs_migrate_to_vram)."""
         range_ = job.unit.range
-        xpagemap = self.driver.xpagemap
-        if xpagemap is None or not range_.migrate_devmem or range_.is_in(xpagemap.dpagemap):
+        dpagemap = self.driver.tile_of(job.fault).dpagemap
+        if dpagemap is None or not range_.migrate_devmem or range_.is_in(dpagemap):
             return None
-        return xpagemap.dpagemap if job.scratch.devmem_only else super().place(job)
+        return dpagemap if job.scratch.devmem_only else super().place(job)
 
     def migrate(self, job: FaultJob) -> bool:
         job.tries -= 1
@@ -147,7 +149,7 @@ class XeFaults(FaultPipeline):
     # ---- bind ----------------------------------------------------------------------------------------------------
 
     def bind(self, job: FaultJob) -> bool:
-        if not job.vm.bind(job.unit):
+        if not job.vm.bind(job.unit, self.driver.tile_of(job.fault)):
             job.timeslice_ms *= 2
             raise Restart
         return True

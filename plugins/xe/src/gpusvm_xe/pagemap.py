@@ -31,13 +31,14 @@ from gpusvm_xe.copy import EngineFence, XeDevmemOps
 
 if TYPE_CHECKING:
     from gpusvm_xe.driver import XeDriver
+    from gpusvm_xe.tile import XeTile
 
 __all__ = ["XE_INTERCONNECT_P2P", "XE_INTERCONNECT_VRAM", "XeEmbedding", "XePagemap"]
 
 XE_INTERCONNECT_VRAM: Final = DRM_INTERCONNECT_DRIVER
 XE_INTERCONNECT_P2P: Final = DRM_INTERCONNECT_DRIVER + 1
 
-# Where VRAM begins in the device's own address space, and on the PCI bus (vr->dpa_base, vr->io_start).
+# Where the VRAM of a device begins in its own address space, and on the PCI bus (vr->dpa_base, vr->io_start).
 _DPA_BASE: Final = 0
 _IO_START: Final = 1 << 40
 
@@ -52,11 +53,13 @@ class XePagemap:
     it; each VM, each zdd and the driver's cache hold a reference (the kernel's cache holds none, and keeps it as long).
     """
 
-    def __init__(self, driver: "XeDriver") -> None:
+    def __init__(self, tile: "XeTile") -> None:
+        driver = tile.driver
         memory = driver.memory
+        self.tile = tile
         self.driver = driver
         self.memory = memory
-        vr = self.vr = driver.vram
+        vr = self.vr = tile.vram
         self.page_shift = memory.geometry.page_shift
         self.peer = Peer(self)
         owner = driver.shared.owners.acquire_owner(self.peer, driver.has_interconnect)
@@ -84,7 +87,7 @@ class XePagemap:
                 devmem_mm=driver.quirks.devmem_mm,
             ),
         )
-        self.devmem_ops = XeDevmemOps(memory, vr, driver.engine, driver.tunables.copy_chunk)
+        self.devmem_ops = XeDevmemOps(memory, vr, tile.engine, driver.tunables.copy_chunk)
         self._cached = True
         self._unmapped = False
         self._destroyed = False
@@ -94,11 +97,11 @@ class XePagemap:
 
     def page_to_dpa(self, pfns: Pfns) -> Words:
         """Return the device's own addresses of its pages (xe_page_to_dpa)."""
-        return ((pfns << self.page_shift) - (self.hpa_base - _DPA_BASE)).view(np.uint64)
+        return ((pfns << self.page_shift) - (self.hpa_base - _DPA_BASE - self.vr.offset_bytes)).view(np.uint64)
 
     def page_to_pcie(self, pfns: Pfns) -> Pfns:
         """Return the frames at which the PCI bus sees the pages (xe_page_to_pcie)."""
-        return pfns - ((self.hpa_base - _IO_START) >> self.page_shift)
+        return pfns - ((self.hpa_base - _IO_START - self.vr.offset_bytes) >> self.page_shift)
 
     def device_map(
         self, dpagemap: DrmPagemap, dev: DrmDevice, pfns: Pfns, order: Orders, direction: int
@@ -214,7 +217,7 @@ class XePagemap:
     def _destroy(self) -> None:
         driver = self.driver
         driver.shared.owners.release_owner(self.peer)
-        driver.xpagemap = None
+        self.tile.xpagemap = None
         if not driver.device.unplugged:
             self.memory.memunmap_pages(self.pagemap)
             self._unmapped = True
@@ -239,8 +242,7 @@ class XeEmbedding:
         return pgmap.container
 
     def dev_pagemaps(self) -> list[DevPagemap]:
-        xpagemap = self._driver.xpagemap
-        return [] if xpagemap is None else [xpagemap.pagemap]
+        return [tile.xpagemap.pagemap for tile in self._driver.tiles if tile.xpagemap is not None]
 
     def pagemap_of(self, pgmap: DevPagemap) -> DrmPagemap | None:
         xpagemap: XePagemap = pgmap.container

@@ -8,6 +8,7 @@ The copy hooks, the CPU-fault path and the notifier take none: they rely on the 
 the VM.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gpusvm.drm import Awake, RuntimePm
@@ -15,7 +16,7 @@ from gpusvm.drm import Awake, RuntimePm
 if TYPE_CHECKING:
     from gpusvm.driver import Host
 
-    from gpusvm_xe.bo import XeVram
+    from gpusvm_xe.tile import XeTile
 
 __all__ = ["XeRuntimePm"]
 
@@ -23,9 +24,9 @@ __all__ = ["XeRuntimePm"]
 class XeRuntimePm:
     """Hold xe's references; it is the `RuntimePmPolicy` and the callbacks of the device's `RuntimePm`."""
 
-    def __init__(self, host: "Host", vram: "XeVram | None") -> None:
+    def __init__(self, host: "Host", tiles: "Sequence[XeTile]") -> None:
         tunables = host.tunables
-        self.vram = vram
+        self._tiles = tiles
         self.rpm = RuntimePm(
             host.kernel,
             host.device.name,
@@ -77,4 +78,4 @@ class XeRuntimePm:
         self.resume()
 
     def vram_used_bytes(self) -> int:
-        return 0 if self.vram is None else self.vram.bos.used_bytes
+        return sum(tile.vram.bos.used_bytes for tile in self._tiles)

@@ -33,18 +33,23 @@ _16M: Final = 16 << 20
 
 
 class XeSvmRange(GpuSvmRange):
-    """Be a range with what xe keeps of it (struct xe_svm_range), for one tile: `present` and `invalidated` are bits
-    there.
+    """Be a range with what xe keeps of it (struct xe_svm_range): masks of the tiles that have it bound, and of those
+    whose entries were zapped since.
 
     `queued` says that it was put on the list of the garbage collector, once for its whole life.
     """
 
-    __slots__ = ("invalidated", "present", "queued")
+    __slots__ = ("queued", "tile_invalidated", "tile_present")
 
     def __init__(self) -> None:
-        self.present = False
-        self.invalidated = False
+        self.tile_present = 0
+        self.tile_invalidated = 0
         self.queued = False
+
+    @property
+    def bound(self) -> int:
+        """Return the mask of the tiles on which its entries are there and valid."""
+        return self.tile_present & ~self.tile_invalidated
 
     def is_in(self, pagemap: DrmPagemap | None) -> bool:
         """Tell whether what is mapped lies in `pagemap`: not in RAM, and not in the VRAM of a peer."""
@@ -89,17 +94,17 @@ class XeSvm:
         if not vm.closed:
             # The page tables are written by the CPU under the notifier lock, so no bind is in flight to be waited for.
             flush_start, flush_end = start, end
-            zapped = False
+            zapped = 0
             for range_ in touched:
-                if range_.unmapped or not range_.present:
+                if range_.unmapped or not range_.tile_present:
                     continue
                 # As written, each range overwrites what the one before widened (S44). Rounding covers them all again:
                 # the window crosses the border of a range that it cut, and ranges are aligned to their size.
                 flush_start = min(start, range_.start)
                 flush_end = max(end, range_.end)
-                zapped = vm.zap(range_) or zapped
+                zapped |= vm.zap(range_)
             if zapped:
-                vm.tlb.invalidate(*normalize_invalidation_range(flush_start, flush_end))
+                vm.flush(zapped, *normalize_invalidation_range(flush_start, flush_end))
         unmapped = mmu_range.event == MMU_NOTIFY_UNMAP
         for range_ in touched:
             gpusvm.range_unmap_pages(range_, vm.ctx_notifier)

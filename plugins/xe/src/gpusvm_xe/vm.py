@@ -5,20 +5,42 @@ process.
 import errno
 from typing import TYPE_CHECKING, ClassVar
 
+from attrs import frozen
 from gpusvm.driver import QueueFaults, RangeUnit
-from gpusvm.drm import GpuSvm, GpuSvmCtx, GpuSvmRange, Peer
+from gpusvm.drm import DrmPagemap, GpuSvm, GpuSvmCtx, GpuSvmRange, Peer
 from gpusvm.errors import KernelError
 from gpusvm.gpu import ATOMIC, READ, REMOTE, WRITE, GpuPageTable, Tlb
 from gpusvm.kernel import Kref
 from gpusvm.mm.api import MmApi
 
+from gpusvm_xe.asid import ASID_BITS
 from gpusvm_xe.pagemap import XE_INTERCONNECT_VRAM
 from gpusvm_xe.svm import MOVED, GarbageCollector, XeSvm, XeSvmRange, alloc_vram, evict_range
 
 if TYPE_CHECKING:
     from gpusvm_xe.driver import XeDriver
+    from gpusvm_xe.tile import XeTile
 
-__all__ = ["XeVm"]
+__all__ = ["XeTileVm", "XeVm"]
+
+
+@frozen
+class XeTileVm:
+    """Be one VM for the engines of one of its tiles (`gpusvm.driver.Vm`)."""
+
+    vm: "XeVm"
+    page_table: GpuPageTable
+    faults: QueueFaults
+
+    @property
+    def mm(self) -> MmApi:
+        return self.vm.mm
+
+    def populate(self, start: int, end: int) -> int:
+        return self.vm.populate(start, end)
+
+    def close(self) -> None:
+        self.vm.close()
 
 
 class XeVm:
@@ -28,7 +50,7 @@ class XeVm:
     driver's migrate lock > mmap_lock > validation > resv > notifier lock.
     """
 
-    outlives: ClassVar = frozenset({"asid", "close", "closed", "faults", "page_table", "populate"})
+    outlives: ClassVar = frozenset({"asid", "close", "closed", "faults", "page_table", "page_tables", "populate"})
     """What belongs to the handle that a program has, and to its GPU, and so is there when the VM is gone."""
 
     def __init__(self, driver: "XeDriver", mm: MmApi, *, asid: int, start: int, end: int) -> None:
@@ -46,9 +68,11 @@ class XeVm:
         self.pmd_order = memory.geometry.pmd_order
         self.lock = kernel.rwsem("xe_vm_lock")
         self.resv = kernel.mutex("xe_vm_resv")
-        self.page_table = GpuPageTable(kernel, memory, mm)
-        self.tlb = Tlb(kernel, f"{driver.device.name} gt0")
-        self.faults = QueueFaults(driver.queues, inst=asid, queue=asid % tunables.queues)
+        # Each tile walks a table of its own (vm->pt_root[]) and has a TLB.
+        self.page_tables = [GpuPageTable(kernel, memory, mm) for _ in driver.tiles]
+        self.page_table = self.page_tables[0]
+        self.tlbs = [Tlb(kernel, f"{driver.device.name} gt{tile.index}") for tile in driver.tiles]
+        self.faults = self._faults_of(0)
         self.garbage = GarbageCollector(self)
         discrete = driver.spec.discrete
         # An atomic reaches system memory only where the device is part of the system (xe_atomic_for_system).
@@ -82,6 +106,15 @@ class XeVm:
         )
         self.gpusvm.driver_set_lock(self.lock)
 
+    def on_tile(self, index: int) -> "XeTileVm":
+        """Return the address space as the engines of another tile use it; `close` and `populate` are the VM's."""
+        return XeTileVm(self, self.page_tables[index], self._faults_of(index))
+
+    def _faults_of(self, tile: int) -> QueueFaults:
+        driver = self.driver
+        queue = self.asid % driver.tunables.queues
+        return QueueFaults(driver.queues, inst=self.asid | tile << ASID_BITS, queue=queue)
+
     def get(self, holder: str) -> None:
         """Keep the VM while it is worked on, whether it is closed meanwhile or not (xe_vm_get)."""
         self._kref.get(holder)
@@ -92,15 +125,14 @@ class XeVm:
 
     # ---- page table ----------------------------------------------------------------------------------------------
 
-    def is_valid(self, range_: XeSvmRange, *, devmem_only: bool) -> bool:
-        """Tell whether the tile maps the range as a fault needs it (xe_svm_range_is_valid)."""
-        if not range_.present or range_.invalidated:
-            return False
-        xpagemap = self.driver.xpagemap
-        return not devmem_only or (xpagemap is not None and range_.is_in(xpagemap.dpagemap))
+    @staticmethod
+    def is_valid(range_: XeSvmRange, tile: "XeTile", dpagemap: DrmPagemap | None) -> bool:
+        """Tell whether a tile maps the range, and from `dpagemap` if that is asked for (xe_svm_range_is_valid)."""
+        return bool(range_.bound & tile.bit) and (dpagemap is None or range_.is_in(dpagemap))
 
-    def write_ptes(self, range_: GpuSvmRange) -> None:
-        """Map what get_pages found, in the largest leaves that fit (xe_pt_stage_bind). The notifier lock is held.
+    def write_ptes(self, range_: GpuSvmRange, tile: "XeTile") -> None:
+        """Map what get_pages found for one tile, in the largest leaves that fit (xe_pt_stage_bind). The notifier lock
+        is held.
 
         Entries are 4 KiB each, also where the 64 KiB hint applies; a segment of at least 2 MiB is one leaf.
         """
@@ -111,36 +143,48 @@ class XeVm:
         # leaves over the bus, and atomics do not reach it.
         perm = READ | WRITE | ATOMIC if int(addrs.proto[0]) == XE_INTERCONNECT_VRAM else self._system_perm
         vpn = range_.start >> self.page_shift
+        page_table = self.page_tables[tile.index]
         kernel = self.kernel
         kernel.charge("bind_base")
         if len(addrs) == 1:
             leaves = 1 if int(addrs.order[0]) >= self.pmd_order else addrs.npages
-            self.page_table.map_run(vpn, int(addrs.pfns[0]), addrs.npages, perm)
+            page_table.map_run(vpn, int(addrs.pfns[0]), addrs.npages, perm)
         else:
             leaves = addrs.npages
-            self.page_table.map_pages(vpn, addrs.page_pfns(), perm)
+            page_table.map_pages(vpn, addrs.page_pfns(), perm)
         if range_.pages.has_devmem_pages and range_.pages.protected is not None:
             for page in range_.pages.protected.tolist():
-                self.page_table.mark_stale(vpn + page, vpn + page + 1, "mm_s2")
+                page_table.mark_stale(vpn + page, vpn + page + 1, "mm_s2")
         kernel.charge("bind_per_pte", leaves)
-        range_.present = True
-        range_.invalidated = False
+        range_.tile_present |= tile.bit
+        range_.tile_invalidated &= ~tile.bit
 
-    def zap(self, range_: XeSvmRange) -> bool:
-        """Clear the PTEs of a range in a notifier (xe_vm_zap: memset through the mapped page table); False if none."""
-        if range_.invalidated:
-            return False
-        self.page_table.unmap(range_.start >> self.page_shift, range_.end >> self.page_shift)
-        range_.invalidated = True
-        return True
+    def zap(self, range_: XeSvmRange) -> int:
+        """Clear the PTEs of a range in a notifier (xe_pt_zap_ptes_range: memset through the mapped page table); the
+        mask of the tiles that had any.
+        """
+        zapped = range_.bound
+        for tile in self.driver.tiles:
+            if zapped & tile.bit:
+                self.page_tables[tile.index].unmap(range_.start >> self.page_shift, range_.end >> self.page_shift)
+        range_.tile_invalidated |= zapped
+        return zapped
+
+    def flush(self, tiles: int, start: int, end: int) -> None:
+        """Invalidate [start, end) in the TLBs of a mask of tiles, all at once (xe_tlb_inval_range_tilemask_submit)."""
+        waited = False
+        for tile, tlb in zip(self.driver.tiles, self.tlbs, strict=True):
+            if tiles & tile.bit:
+                tlb.invalidate(start, end, waits=not waited)
+                waited = True
 
     def unbind(self, range_: XeSvmRange) -> None:
         """Take a range out of the page table (xe_vm_range_unbind); one that was zapped needs no flush."""
         with self.resv:
-            if range_.present and not range_.invalidated:
-                self.zap(range_)
-                self.tlb.invalidate(range_.start, range_.end)
-            range_.present = False
+            zapped = self.zap(range_)
+            if zapped:
+                self.flush(zapped, range_.start, range_.end)
+            range_.tile_present = 0
 
     # ---- prefetch ------------------------------------------------------------------------------------------------
 
@@ -199,19 +243,29 @@ class XeVm:
                     continue  # unmapped meanwhile
                 raise
             assert isinstance(range_, XeSvmRange)
-            if not self.is_valid(range_, devmem_only=range_.migrate_devmem):
+            if not self._is_prefetched(range_):
                 units.append(RangeUnit(self.gpusvm, range_))
             addr = range_.end
         return units
 
+    def _is_prefetched(self, range_: XeSvmRange) -> bool:
+        """Tell whether every tile maps a range from where it should be."""
+        dpagemap = self._home if range_.migrate_devmem else None
+        return all(self.is_valid(range_, tile, dpagemap) for tile in self.driver.tiles)
+
+    @property
+    def _home(self) -> DrmPagemap | None:
+        """Return where a prefetch brings ranges: the VRAM of the root tile."""
+        return self.driver.tiles[0].dpagemap
+
     def _prefetch(self, unit: RangeUnit) -> int | None:
         """Migrate one range and get its pages (xe_vm.c:prefetch_ranges); the bytes that moved, None for ENODATA."""
-        range_, xpagemap = unit.range, self.driver.xpagemap
+        range_, dpagemap = unit.range, self._home
         moved = 0
-        if xpagemap is not None and range_.migrate_devmem:
+        if dpagemap is not None and range_.migrate_devmem:
             before = self.kernel.stats.migrated_to_device_bytes
             try:
-                alloc_vram(self, range_, xpagemap.dpagemap, 0)
+                alloc_vram(self, range_, dpagemap, 0)
             except KernelError:
                 return None
             moved = min(range_.size_bytes, self.kernel.stats.migrated_to_device_bytes - before)
@@ -226,17 +280,20 @@ class XeVm:
         return moved
 
     def _bind_all(self, units: list[RangeUnit]) -> None:
-        """Write the PTEs of all ranges, or of none if the pages of one went stale."""
+        """Write the PTEs of all ranges on all tiles, or of none if the pages of one went stale."""
         lock = self.gpusvm.notifier_lock
         with self.resv, lock.read():
             if all(self.gpusvm.range_pages_valid(unit.range) for unit in units):
                 for unit in units:
-                    self.write_ptes(unit.range)
+                    for tile in self.driver.tiles:
+                        self.write_ptes(unit.range, tile)
 
-    def bind(self, unit: RangeUnit) -> bool:
-        """Write the PTEs of a range unless its pages went stale (xe_vm_range_rebind: -EAGAIN); False if they did."""
+    def bind(self, unit: RangeUnit, tile: "XeTile") -> bool:
+        """Write the PTEs of a range on one tile unless its pages went stale (xe_vm_range_rebind: -EAGAIN); False if
+        they did.
+        """
         with self.resv:
-            return unit.commit(lambda: self.write_ptes(unit.range))
+            return unit.commit(lambda: self.write_ptes(unit.range, tile))
 
     # ---- the end -------------------------------------------------------------------------------------------------
 
@@ -248,7 +305,8 @@ class XeVm:
             self.closed = True
         self.garbage.stop()
         with self.lock.write():
-            self.page_table.unmap(self.start >> self.page_shift, self.end >> self.page_shift)
+            for page_table in self.page_tables:
+                page_table.unmap(self.start >> self.page_shift, self.end >> self.page_shift)
             self.gpusvm.fini()
         self.driver.vm_forget(self)
         self.put("file")
