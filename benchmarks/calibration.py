@@ -34,7 +34,7 @@ def one_fault(thp: Thp, prepare: Callable[[Bench], int], spec: str = "xe") -> Pa
     """Serve one fault on what `prepare` made of a fresh machine; the us of its parts."""
     bench = Bench(spec, drivers=dict(load_drivers()), thp=thp, costs=load_profile("xe-bmg").costs)
     addr = prepare(bench)
-    accounts, engine = bench.driver.accounts, bench.driver.engine
+    accounts, engine = bench.driver.accounts, bench.driver.tiles[0].engine
     stages, busy, allocated = accounts.stages(), engine.busy_ns, bench.kernel.charged["bo_alloc"]
     bench.fault(addr)
     costs = bench.kernel.costs

@@ -43,6 +43,7 @@ The entry point group is `gpusvm.drivers`. A module that one names marks its fun
         (
             "gpusvm.driver.protocols.Driver",
             "gpusvm.driver.protocols.Vm",
+            "gpusvm.driver.protocols.TiledVm",
             "gpusvm.driver.protocols.FaultSource",
             "gpusvm.driver.fault.GpuFault",
         ),

@@ -8,12 +8,12 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, cast
 
 from attrs import Factory, define, field, frozen, validators
 
 from gpusvm.documents import structure
-from gpusvm.driver import DeviceSpec, Driver, DriverSpec, Host, Vm
+from gpusvm.driver import DeviceSpec, Driver, DriverSpec, Host, TiledVm, Vm
 from gpusvm.errors import InputError, nearest
 from gpusvm.gpu import Link
 from gpusvm.kernel import Choices, Costs, Kernel, SeededChoices
@@ -69,7 +69,14 @@ def load_topology(name_or_path: str | Path) -> Topology:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
         raise InputError(f"{name_or_path}: expected a topology in TOML: {exc}") from None
-    return structure(document, Topology, source=str(name_or_path))
+    topology = structure(document, Topology, source=str(name_or_path))
+    names = [device.name for device in topology.device]
+    if not names:
+        raise InputError(f"{name_or_path}: device: expected one device or more")
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise InputError(f"{name_or_path}: device: two are called {repeated!r}; give each a name of its own")
+    return topology
 
 
 @define(eq=False)
@@ -135,6 +142,11 @@ class Machine:
                     f"topology {topology.name!r}: {device.name} has {device.tiles} tiles, and {spec.info.name} knows "
                     f"{spec.info.tiles_max} at most"
                 )
+            if not device.discrete and not spec.info.integrated:
+                raise InputError(
+                    f"topology {topology.name!r}: {device.name} is integrated, and {spec.info.name} drives discrete "
+                    "devices only"
+                )
             if vram_bytes // device.tiles < geometry.pmd_size or vram_bytes % (device.tiles * geometry.page_size):
                 raise InputError(
                     f"VRAM of {vram_bytes} bytes cannot be shared by the {device.tiles} tiles of {device.name}; give "
@@ -193,6 +205,15 @@ class Machine:
         vm = self.drivers[device].vm_create(process.mm, start=0, end=USER_SPACE_END)
         process.vms[device] = vm
         return vm
+
+    def open_engines(self, process: Process) -> list[tuple[Vm, Link]]:
+        """Open every device in `process`; what the engines of each tile use, in order, with their device's link."""
+        engines: list[tuple[Vm, Link]] = []
+        for index, device in enumerate(self.topology.device):
+            vm = self.open(process, index)
+            engines.append((vm, self.links[index]))
+            engines += [(cast("TiledVm", vm).on_tile(tile), self.links[index]) for tile in range(1, device.tiles)]
+        return engines
 
     def teardown(self) -> None:
         """End every process, remove every device, and check that nothing is left.

@@ -96,11 +96,13 @@ def test_an_unknown_cost_profile(refused_compare):
     )
 
 
-def test_a_machine_with_two_devices(refused_compare, tmp_path):
+def test_a_machine_with_two_devices_of_one_name(refused_compare, tmp_path):
     single = resources.files("gpusvm").joinpath("topologies", "single.toml").read_text("utf-8")
     path = tmp_path / "two.toml"
     path.write_text(single + single.partition("\n\n")[2])
-    assert refused_compare("--topology", str(path)) == f"--topology: expected a machine with one device, {path} has 2"
+    assert refused_compare("--topology", str(path)) == (
+        f"{path}: device: two are called 'gpu0'; give each a name of its own"
+    )
 
 
 class TestTrace:

@@ -92,6 +92,6 @@ def test_every_capability_has_to_be_declared():
         Capabilities()
 
 
-def test_nothing_of_a_driver_info_is_optional_but_what_it_refuses_and_how_many_tiles():
+def test_of_a_driver_info_only_what_it_refuses_and_which_devices_it_knows_is_optional():
     optional = [each.name for each in attrs.fields(DriverInfo) if each.default is not attrs.NOTHING]
-    assert optional == ["refuse", "refusals", "tiles_max"]
+    assert optional == ["refuse", "refusals", "tiles_max", "integrated"]

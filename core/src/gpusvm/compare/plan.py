@@ -74,8 +74,6 @@ def make_plan(
     vram_bytes = _vram(vram)
     cost_hash = load_profile(str(costs)).sha256
     machine = load_topology(topology)
-    if len(machine.device) != 1:
-        raise InputError(f"--topology: expected a machine with one device, {topology} has {len(machine.device)}")
     topology_hash = _hash(machine)
     texts = [drivers] if isinstance(drivers, str) else list(drivers or registry)
     if not texts:

@@ -15,7 +15,16 @@ from gpusvm.driver.fault import (
 )
 from gpusvm.driver.pipeline import FaultJob, FaultPipeline, Restart
 from gpusvm.driver.power import AlwaysAwake
-from gpusvm.driver.protocols import BoMapping, Driver, FaultPolicy, FaultSource, PagemapEmbedding, RuntimePmPolicy, Vm
+from gpusvm.driver.protocols import (
+    BoMapping,
+    Driver,
+    FaultPolicy,
+    FaultSource,
+    PagemapEmbedding,
+    RuntimePmPolicy,
+    TiledVm,
+    Vm,
+)
 from gpusvm.driver.refusals import NEVER, Errnos, Refusals
 from gpusvm.driver.source import CallerFaults, CallerPipeline, FaultQueues, QueueFaults
 from gpusvm.driver.spec import DriverSpec, format_size, parse_size, read_spec, split_spec
@@ -61,6 +70,7 @@ __all__ = [
     "Refusals",
     "Restart",
     "RuntimePmPolicy",
+    "TiledVm",
     "Variant",
     "Vm",
     "all_fixed",

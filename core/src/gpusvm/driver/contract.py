@@ -72,7 +72,8 @@ class DriverInfo:
     are frozen attrs classes that can be built without arguments (fields from `gpusvm.driver.tunable` and `.quirk`).
     `embedding`, `bo_mapping` and `pm` are one line each. `refuse` takes (tunables, quirks) and returns one sentence for
     every combination that cannot work, with the reason. `refusals` states the errnos that programs may get.
-    `tiles_max` is how many tiles of a device it knows to tell apart.
+    `tiles_max` is how many tiles of a device it knows to tell apart (its Vms are `TiledVm` if they are several), and
+    `integrated` says that it also drives devices that are not discrete.
     """
 
     name: str
@@ -89,3 +90,4 @@ class DriverInfo:
     refuse: Callable[[Any, Any], Sequence[str]] = _nothing_to_refuse
     refusals: Refusals = field(factory=Refusals)
     tiles_max: int = 1
+    integrated: bool = False

@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     from gpusvm.drm import DrmDevice, DrmPagemap
     from gpusvm.gpu import GpuPageTable
 
-__all__ = ["BoMapping", "Driver", "FaultPolicy", "FaultSource", "PagemapEmbedding", "RuntimePmPolicy", "Vm"]
+__all__ = [
+    "BoMapping",
+    "Driver",
+    "FaultPolicy",
+    "FaultSource",
+    "PagemapEmbedding",
+    "RuntimePmPolicy",
+    "TiledVm",
+    "Vm",
+]
 
 
 class Driver(Protocol):
@@ -84,6 +93,13 @@ class Vm(Protocol):
 
     def close(self) -> None:
         """End the address space: no fault is served afterwards, and no notifier is called."""
+
+
+class TiledVm(Vm, Protocol):
+    """Be a Vm of a device with tiles: the Vm itself is what the first of them uses."""
+
+    def on_tile(self, index: int) -> Vm:
+        """Return the same address space as the engines of another tile use it: a page table and faults of their own."""
 
 
 class FaultSource(Protocol):

@@ -3,7 +3,7 @@
 import gc
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,9 +44,10 @@ def execute(spec: RunSpec, /, *, drivers: "Registry | None" = None, events_to: P
     # The model makes cycles only at boot; the collector would walk millions of live objects for nothing.
     gc.disable()
     try:
+        topology = load_topology(spec.topology)
         machine = Machine.boot(
-            load_topology(spec.topology),
-            [driver_spec],
+            topology,
+            [driver_spec] * len(topology.device),
             vram_bytes=spec.vram_bytes,
             costs=profile.costs,
             choices=SeededChoices(spec.seed),
@@ -77,14 +78,7 @@ def _replay(machine: Machine, spec: RunSpec, trace: Trace, *, explicit: bool, na
     """Replay and collect; what needs the machine torn down is filled in by the caller."""
     kernel = machine.kernel
     process = machine.process(trace.name)
-    vm = machine.open(process)
-    replay = Replay(
-        machine,
-        trace,
-        process=process,
-        vm=vm,
-        explicit_populate=explicit,
-    )
+    replay = Replay(machine, trace, process=process, engines=machine.open_engines(process), explicit_populate=explicit)
     try:
         replay.run()
     except KernelError as error:
@@ -92,8 +86,8 @@ def _replay(machine: Machine, spec: RunSpec, trace: Trace, *, explicit: bool, na
             f"{spec.driver} on {trace.name}: {error} ({replay.accesses} of {len(trace)} accesses done)"
         ) from error
     sim_ns = kernel.now_ns
-    stats, driver = kernel.stats, machine.drivers[0]
-    latency = driver.accounts.latency_ns
+    stats, drivers = kernel.stats, machine.drivers
+    latency = np.concatenate([_latencies(driver) for driver in drivers])
     return RunResult(
         driver=spec.driver,
         name=name,
@@ -113,12 +107,12 @@ def _replay(machine: Machine, spec: RunSpec, trace: Trace, *, explicit: bool, na
         migrated_to_ram_bytes=stats.migrated_to_ram_bytes,
         remote_bytes=stats.remote_bytes,
         remote_ns=stats.remote_ns,
-        evictions=stats.evictions if driver.info.capabilities.eviction else None,
+        evictions=stats.evictions if drivers[0].info.capabilities.eviction else None,
         retries=stats.retries,
-        fault_latency_ns=_latency(np.frombuffer(latency, np.int64) if len(latency) else np.zeros(0, np.int64)),
-        stage_ns=StageNs(**driver.accounts.stages()),  # type: ignore[typeddict-item]  # the stages are its keys
+        fault_latency_ns=_latency(latency),
+        stage_ns=_stages(drivers),
         assumed_ns=0,
-        pm=_pm(driver),
+        pm=_pm(drivers),
         objects=_objects(machine),
         integrity=Integrity(reads_checked=0, mismatches=0, known={}),
     )
@@ -142,11 +136,28 @@ def _latency(latency: "np.typing.NDArray[np.int64]") -> FaultLatency:
     )
 
 
-def _pm(driver: Driver) -> Pm | None:
-    pm = driver.device.pm
-    if pm is None:
+def _latencies(driver: Driver) -> "np.typing.NDArray[np.int64]":
+    latency = driver.accounts.latency_ns
+    return np.frombuffer(latency, np.int64) if len(latency) else np.zeros(0, np.int64)
+
+
+def _stages(drivers: Sequence[Driver]) -> StageNs:
+    """Add the stages of all devices up."""
+    stages = [driver.accounts.stages() for driver in drivers]
+    total: StageNs = {name: sum(each[name] for each in stages) for name in stages[0]}  # type: ignore[assignment]  # the stages are its keys
+    return total
+
+
+def _pm(drivers: Sequence[Driver]) -> Pm | None:
+    """Add up what the devices did; `refs_max` is that of the one that was held most."""
+    every = [driver.device.pm for driver in drivers if driver.device.pm is not None]
+    if not every:
         return None
-    return Pm(resumes=pm.resumes, awake_ns=pm.awake_ns, refs_max=pm.refs_max)
+    return Pm(
+        resumes=sum(pm.resumes for pm in every),
+        awake_ns=sum(pm.awake_ns for pm in every),
+        refs_max=max(pm.refs_max for pm in every),
+    )
 
 
 def _objects(machine: Machine) -> Objects:

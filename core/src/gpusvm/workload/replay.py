@@ -5,14 +5,14 @@ whatever a phase or launch loses is carried over. Within a launch the intervals 
 the kernels down.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
 from attrs import frozen
 
 from gpusvm.driver import Vm
-from gpusvm.gpu import NEED_OF_OP, ComputeEngine
+from gpusvm.gpu import NEED_OF_OP, ComputeEngine, Link
 from gpusvm.machine import Machine, Process
 from gpusvm.mm.api import PROT_READ, PROT_WRITE
 from gpusvm.workload.segments import CpuPhase, Launch, segments
@@ -38,10 +38,11 @@ class ReplaySettings:
 
 
 class Replay:
-    """Run one trace in one process with one GPU address space.
+    """Run one trace in one process, on one GPU or several.
 
-    `explicit_populate` makes the program ask for all its allocations before the first launch after each host phase.
-    `on_progress` is called with the rows done so far, now and then.
+    `engines` are what `Machine.open_engines` gives; launches are dealt to them in turn, one after the other as the
+    program had them. `explicit_populate` makes the program ask for all its allocations before the first launch after
+    each host phase, on the GPU of that launch. `on_progress` is called with the rows done so far, now and then.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Replay:
         trace: Trace,
         *,
         process: Process,
-        vm: Vm,
+        engines: Sequence[tuple[Vm, Link]],
         settings: ReplaySettings | None = None,
         explicit_populate: bool = False,
         on_progress: Callable[[int], None] | None = None,
@@ -60,23 +61,21 @@ class Replay:
         self.kernel = machine.kernel
         self.trace = trace
         self.process = process
-        self.vm = vm
+        self._vms = [vm for vm, _ in engines]
         self.explicit_populate = explicit_populate
         self.on_progress = on_progress
         self.cpu_accesses = 0
         self.base_vpn = BASE_ADDRESS // PAGE_BYTES
-        self.engine = ComputeEngine(
-            machine.kernel,
-            vm.page_table,
-            machine.links[0],
-            vm.faults.submit,
-            pages_per_sm=settings.pages_per_sm,
-        )
+        self._engines = [
+            ComputeEngine(machine.kernel, vm.page_table, link, vm.faults.submit, pages_per_sm=settings.pages_per_sm)
+            for vm, link in engines
+        ]
+        self._launches = 0
 
     @property
     def accesses(self) -> int:
         """Count the rows replayed so far."""
-        return self.cpu_accesses + self.engine.accesses
+        return self.cpu_accesses + sum(engine.accesses for engine in self._engines)
 
     def run(self) -> None:
         """Replay the whole trace in the calling task.
@@ -88,7 +87,8 @@ class Replay:
             start = BASE_ADDRESS + allocation.start_page * PAGE_BYTES
             mm.mmap(start, allocation.pages * PAGE_BYTES, PROT_READ | PROT_WRITE)
         last = max(allocation.start_page + allocation.pages for allocation in trace.allocations)
-        self.vm.page_table.reserve(self.base_vpn, self.base_vpn + last)
+        for vm in self._vms:
+            vm.page_table.reserve(self.base_vpn, self.base_vpn + last)
         ended_ns = 0
         host_wrote = True
         for segment in segments(trace):
@@ -100,16 +100,16 @@ class Replay:
                 host_wrote = True
             else:
                 if host_wrote and self.explicit_populate:
-                    self._populate()
+                    self._populate(self._vms[self._launches % len(self._vms)])
                 host_wrote = False
                 self._launch(segment)
             if self.on_progress is not None:
                 self.on_progress(self.accesses)
 
-    def _populate(self) -> None:
+    def _populate(self, vm: Vm) -> None:
         for allocation in self.trace.allocations:
             start = BASE_ADDRESS + allocation.start_page * PAGE_BYTES
-            self.vm.populate(start, start + allocation.pages * PAGE_BYTES)
+            vm.populate(start, start + allocation.pages * PAGE_BYTES)
 
     def _cpu_phase(self, phase: CpuPhase) -> None:
         trace, kernel, memory = self.trace, self.kernel, self.machine.memory
@@ -128,7 +128,9 @@ class Replay:
         trace, rows = self.trace, launch.rows
         scale = trace.unlogged_scale
         time_ns = ((trace.time_ns[rows] - launch.start_ns) * scale).astype(np.int64)
-        self.engine.run(
+        engine = self._engines[self._launches % len(self._engines)]
+        self._launches += 1
+        engine.run(
             time_ns,
             trace.page[rows].astype(np.int64) + self.base_vpn,
             NEED_OF_OP[trace.op[rows]],
