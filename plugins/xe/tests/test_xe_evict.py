@@ -82,10 +82,11 @@ def test_unplug_brings_everything_home_and_nothing_new_comes(bench):
     addr = written(b, 3)
     for block in range(2):
         b.gpu_write(addr + block * PMD)
+    dpagemap = b.driver.tiles[0].dpagemap
     b.driver.unplug()
     assert resident(b, addr, 3) == []
     with pytest.raises(KernelError) as caught:
-        b.driver.tiles[0].xpagemap.dpagemap.populate_mm(addr, addr + PMD, b.mm, 0)
+        dpagemap.populate_mm(addr, addr + PMD, b.mm, 0)
     assert caught.value.errno == errno.ENODEV
     assert b.fault(addr + 2 * PMD).errno == 0  # mapped where it is
     assert b.where(addr + 2 * PMD) == "system"

@@ -19,7 +19,7 @@ def mixed(bench):
         b.cpu_write(addr, 512)
         b.vm.populate(addr, addr + PMD)
         b.cpu_read(addr)
-        b.driver.tiles[0].xpagemap.dpagemap.populate_mm(addr, addr + M, b.mm, 0)
+        b.driver.tiles[0].dpagemap.populate_mm(addr, addr + M, b.mm, 0)
         assert b.device_pages(addr, 512) == 256
         b.kernel.tracer.on = True
         b.kernel.arm("xe.copy_to_ram", nth=1, times=1)

@@ -50,7 +50,7 @@ def test_a_vm_may_be_closed_at_any_time(tasks):
 
 def _finds(program, message):
     """Walk until an error with this message is found."""
-    walk = random_walk(program, schedules=60)
+    walk = random_walk(program, schedules=200)
     return any(_plain(finding.error) == message for finding in walk)
 
 

@@ -109,7 +109,7 @@ def test_devices_of_one_driver_share_their_lists_and_their_lock(pair):
     machine, _ = pair()
     first, second = machine.drivers
     assert first.shared is second.shared
-    assert first.tiles[0].xpagemap.pagemap.owner is second.tiles[0].xpagemap.pagemap.owner
+    assert first.tiles[0].dpagemap.container.pagemap.owner is second.tiles[0].dpagemap.container.pagemap.owner
 
 
 def test_an_atomic_brings_home_what_is_mapped_in_a_peers_vram(pair):

@@ -65,13 +65,13 @@ def test_the_timeslice_doubles_after_every_attempt_and_every_restart(bench):
     b = bench(thp="never")
     addr = written(b)
     seen = []
-    populate = b.driver.tiles[0].xpagemap.populate_mm
+    populate = b.driver.tiles[0].dpagemap.container.populate_mm
 
     def counted(dpagemap, start, end, mm, timeslice_ms):
         seen.append(timeslice_ms)
         populate(dpagemap, start, end, mm, timeslice_ms)
 
-    b.driver.tiles[0].xpagemap.populate_mm = counted
+    b.driver.tiles[0].dpagemap.container.populate_mm = counted
     pfn = pin(b, addr)
     b.fault(addr, ACCESS_ATOMIC)
     # Two populates an attempt; it doubles after the attempt, and once more when get_pages finds system pages.
@@ -145,7 +145,7 @@ def test_a_mixture_is_evicted_and_the_fault_starts_over(bench, events):
     b.cpu_read(addr)
     range_ = b.vm.gpusvm.range_find(addr, addr + PAGE)
     # Half of the range alone goes to VRAM, without a range of its own.
-    b.driver.tiles[0].xpagemap.dpagemap.populate_mm(addr, addr + M, b.mm, 0)
+    b.driver.tiles[0].dpagemap.populate_mm(addr, addr + M, b.mm, 0)
     assert b.device_pages(addr, 512) == 256
     assert b.fault(addr, ACCESS_WRITE).errno == 0
     assert b.kernel.stats.retries == 1

@@ -117,7 +117,7 @@ def test_tiles_have_pagemaps_of_their_own_and_one_owner(tiles):
 
 def test_device_addresses_of_tiles_do_not_overlap(tiles):
     driver = tiles[0].drivers[0]
-    first, second = (tile.xpagemap for tile in driver.tiles)
+    first, second = (tile.dpagemap.container for tile in driver.tiles)
     pfns = [np.array([each.pagemap.start_pfn]) for each in (first, second)]
     assert first.page_to_dpa(pfns[0]).tolist() == [0]
     assert second.page_to_dpa(pfns[1]).tolist() == [32 << 20]

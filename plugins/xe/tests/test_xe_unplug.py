@@ -123,7 +123,7 @@ def test_as_written_an_allocation_fails_with_efault_because_another_process_ends
     b, _, ended = two(f"xe:quirk.evict_dying={variant}", vram_bytes=2 * PMD)
     more = b.map(PMD)
     b.cpu_write(more, 512)
-    dpagemap = b.driver.tiles[0].xpagemap.dpagemap
+    dpagemap = b.driver.tiles[0].dpagemap
     if answer is None:
         dpagemap.populate_mm(more, more + PMD, b.mm, 0)
         assert b.where(more) == "device"
@@ -140,11 +140,12 @@ def test_a_device_that_goes_keeps_its_pagemap_for_the_address_spaces_that_are_op
     addr = b.map(PMD)
     b.cpu_write(addr)
     b.gpu_write(addr)
-    xpagemap = b.driver.tiles[0].xpagemap
+    dpagemap = b.driver.tiles[0].dpagemap
     b.driver.unplug()
-    assert b.driver.tiles[0].xpagemap is xpagemap
-    assert xpagemap.pagemap not in b.memory.pagemaps.regions
+    assert b.driver.tiles[0].dpagemap is None  # the cache has ended
+    assert dpagemap.refcount == 1
+    assert dpagemap.pagemap not in b.memory.pagemaps.regions
     b.driver.unplug()  # nothing is left to do
     b.vm.close()
     b.kernel.settle()
-    assert b.driver.tiles[0].xpagemap is None
+    assert dpagemap.refcount == 0

@@ -23,6 +23,7 @@ from gpusvm.drm.migrate import migrate_to_devmem
 from gpusvm.drm.notifier import GpuSvmNotifier
 from gpusvm.drm.owner import Owner, OwnerList, Peer
 from gpusvm.drm.pagemap import DrmPagemap, PagemapDevOps, PagemapOps, page_to_dpagemap
+from gpusvm.drm.pagemap_cache import PagemapCache, PagemapShrinker
 from gpusvm.drm.pages import GpuSvmPages
 from gpusvm.drm.quirks import DrmQuirks
 from gpusvm.drm.range import GpuSvmRange
@@ -74,8 +75,10 @@ __all__ = [
     "Owner",
     "OwnerList",
     "PagemapAddrs",
+    "PagemapCache",
     "PagemapDevOps",
     "PagemapOps",
+    "PagemapShrinker",
     "Peer",
     "PmCallbacks",
     "RuntimePm",

@@ -1,10 +1,11 @@
 """drivers/gpu/drm/drm_drv.c, as of Linux 7.3.4: a DRM device, and its end while it is in use."""
 
+from collections.abc import Callable
 from errno import ENODEV
 from typing import TYPE_CHECKING
 
 from gpusvm.drm.dma import DmaDevice
-from gpusvm.errors import KernelError
+from gpusvm.errors import KernelError, ModelError
 from gpusvm.kernel import Kernel, Kref
 
 if TYPE_CHECKING:
@@ -16,10 +17,11 @@ class DrmDevice:
     PM, if any.
 
     References are counted, each under its holder in the ledger as "drm_dev". What must not run on hardware that is
-    gone stands between dev_enter and dev_exit.
+    gone stands between dev_enter and dev_exit. What a driver acquires for the life of its device is undone when that is
+    removed (devm).
     """
 
-    __slots__ = ("_kref", "_srcu", "dma", "kernel", "name", "pm", "unplugged")
+    __slots__ = ("_devres", "_kref", "_srcu", "dma", "kernel", "name", "pm", "unplugged")
 
     def __init__(
         self, kernel: Kernel, name: str, *, pm: "RuntimePm | None" = None, dma: DmaDevice | None = None
@@ -29,6 +31,7 @@ class DrmDevice:
         self.pm = pm
         self.dma = dma if dma is not None else DmaDevice(kernel, name)
         self.unplugged = False
+        self._devres: list[Callable[[], object]] = []
         self._srcu = kernel.srcu("drm_unplug_srcu")
         self._kref = Kref(kernel, "drm_dev", self._release, holder="driver")
 
@@ -51,6 +54,24 @@ class DrmDevice:
         """Let no new section begin and wait for those that run (drm_dev_unplug)."""
         self.unplugged = True
         self._srcu.synchronize()
+
+    def devm_add_action(self, action: Callable[[], object]) -> None:
+        """Have `action` called when the device is removed, before those that were added earlier (devm_add_action)."""
+        self._devres.append(action)
+
+    def devm_release_action(self, action: Callable[[], object]) -> None:
+        """Call an action now, and not again (devm_release_action). ModelError, where the kernel warns, if it is not
+        there.
+        """
+        if action not in self._devres:
+            raise ModelError(f"{self.name}: devm_release_action of what was never acquired, or is released already")
+        self._devres.remove(action)
+        action()
+
+    def devres_release_all(self) -> None:
+        """Undo what is left, the last first (devres_release_all)."""
+        while self._devres:
+            self._devres.pop()()
 
     def get(self, holder: object) -> None:
         """Take a reference (drm_dev_get)."""

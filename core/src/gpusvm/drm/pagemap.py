@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from gpusvm.drm.addr import Orders, PagemapAddrs, Protos
 from gpusvm.drm.cpu_fault import migrate_to_ram
 from gpusvm.drm.device import DrmDevice
+from gpusvm.drm.pagemap_cache import PagemapCache
 from gpusvm.drm.quirks import AS_WRITTEN, DrmQuirks
 from gpusvm.drm.zdd import Zdd, page_zdd
 from gpusvm.errors import KernelError
@@ -44,11 +45,12 @@ class PagemapOps(Protocol):
 class DrmPagemap:
     """Be a device's memory as other devices and core see it (struct drm_pagemap).
 
-    It points to the dev_pagemap and embeds none: `pagemap.container` is what embeds both, for container_of. Holds a
-    reference on the device from creation until a worker drops it after the last put. Ledger kind "dpagemap".
+    It points to the dev_pagemap and embeds none: `pagemap.container` is what embeds both, for container_of. While it is
+    active it holds a reference on the device, which a worker drops after the last put. With a `cache` it stays then,
+    inactive, for `reinit` or `destroy`; without, it is destroyed. Ledger kind "dpagemap".
     """
 
-    __slots__ = ("_dev_hold", "_kref", "container", "drm", "kernel", "memory", "ops", "pagemap", "quirks")
+    __slots__ = ("_dev_hold", "_kref", "cache", "container", "drm", "kernel", "memory", "ops", "pagemap", "quirks")
 
     def __init__(
         self,
@@ -59,6 +61,7 @@ class DrmPagemap:
         *,
         container: Any = None,
         quirks: DrmQuirks = AS_WRITTEN,
+        holder: object = "driver",
     ) -> None:
         kernel = memory.kernel
         self.memory = memory
@@ -68,8 +71,10 @@ class DrmPagemap:
         self.ops = ops
         self.container = container
         self.quirks = quirks
-        self._dev_hold = _DevHold(drm)
-        self._kref = Kref(kernel, "dpagemap", self._release, holder="driver")
+        self.cache: PagemapCache | None = None
+        self._dev_hold: _DevHold
+        self._kref: Kref
+        self.reinit(holder)
         kernel.gauges.inc("pagemap")
 
     def __repr__(self) -> str:
@@ -82,6 +87,24 @@ class DrmPagemap:
     def put(self, holder: object = "driver") -> None:
         """Drop a reference (drm_pagemap_put); the one from creation has no name. May be in atomic context."""
         self._kref.put(holder)
+
+    def get_unless_zero(self, holder: object) -> bool:
+        """Take a reference if the pagemap is active; whether it is (drm_pagemap_get_unless_zero)."""
+        return self._kref.get_unless_zero(holder)
+
+    def reinit(self, holder: object) -> None:
+        """Make an inactive pagemap active again, with one reference (drm_pagemap_reinit)."""
+        self._dev_hold = _DevHold(self.drm)
+        self._kref = Kref(self.kernel, "dpagemap", self._release, holder=holder)
+
+    def destroy(self, *, in_atomic: bool) -> None:
+        """Free an inactive pagemap, which no cache knows any more (drm_pagemap_destroy)."""
+        self.kernel.gauges.dec("pagemap")
+        destroy = self.ops.destroy
+        if destroy is not None:
+            destroy(self, in_atomic)
+        else:
+            self.kernel.free(self)
 
     @property
     def refcount(self) -> int:
@@ -105,14 +128,12 @@ class DrmPagemap:
             mm.mmput()
 
     def _release(self) -> None:
-        kernel = self.kernel
-        kernel.gauges.dec("pagemap")
-        self._dev_hold.put_later()
-        destroy = self.ops.destroy
-        if destroy is not None:
-            destroy(self, kernel.current.preempt_count > 0)
+        dev_hold = self._dev_hold  # whoever revives the pagemap from here on gives it another
+        if self.cache is None:
+            self.destroy(in_atomic=True)
         else:
-            kernel.free(self)
+            self.cache.shrinker.add(self)
+        dev_hold.put_later()
 
 
 class _DevHold:

@@ -26,5 +26,15 @@ class DrmQuirks:
     drm_pagemap_evict_to_ram asks it for its users, before and between its attempts.
     """
 
+    shrinker_forgets: Variant = "as_written"
+    """drm_pagemap_util.c:drm_pagemap_shrinker_scan empties the cache of a pagemap that it took off its list, after a
+    lookup may have put another one there: that is forgotten while it is in use, and the next lookup makes a second.
+    """
+
+    stale_cache: Variant = "as_written"
+    """drm_pagemap_util.c:drm_pagemap_shrinker_add destroys a pagemap whose device is unplugged, and leaves its cache
+    pointing to it, which drm_pagemap_cache_fini follows.
+    """
+
 
 AS_WRITTEN: Final = DrmQuirks()

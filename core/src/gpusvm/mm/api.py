@@ -475,6 +475,26 @@ class ContentsApi(Protocol):
         """Return the token that stands for what one page holds."""
 
 
+class Shrinker(Protocol):
+    """A cache that can give memory back (struct shrinker)."""
+
+    def count_objects(self) -> int:
+        """Return how many objects could be freed. Must not sleep."""
+
+    def scan_objects(self, nr_to_scan: int) -> int:
+        """Free that many, more or less; how many it were."""
+
+
+class ShrinkersApi(Protocol):
+    """The shrinkers of a system (mm/shrinker.c)."""
+
+    def register(self, shrinker: Shrinker) -> None:
+        """Have a cache asked from now on (shrinker_register)."""
+
+    def free(self, shrinker: Shrinker) -> None:
+        """Ask it no more (shrinker_free)."""
+
+
 class MemoryManagerApi(Protocol):
     """The mm subsystem as the rooms above may use it. Every error is a KernelError with the kernel's errno."""
 
@@ -487,6 +507,10 @@ class MemoryManagerApi(Protocol):
     @property
     def zero_pfn(self) -> int:
         """The shared page of zeros."""
+
+    @property
+    def shrinkers(self) -> ShrinkersApi:
+        """The caches that are asked for memory when it is short."""
 
     # interval notifiers, mm/mmu_notifier.c
     def mmu_interval_notifier_insert(

@@ -55,6 +55,7 @@ from gpusvm.mm.observer import tell
 from gpusvm.mm.page import PG_RESERVED, PageMap
 from gpusvm.mm.quirks import MmQuirks
 from gpusvm.mm.rmap import Rmap
+from gpusvm.mm.shrinker import Shrinkers
 from gpusvm.mm.swap import Swap
 from gpusvm.mm.vma import Vma
 
@@ -97,6 +98,7 @@ class MemoryManager:
         self.zero_pfn: Final[int] = zero
         self._huge_zero_pfn: int | None = None
         self.rmap = Rmap(kernel, self.pages, geometry=self.geometry)
+        self.shrinkers = Shrinkers()
         self.contents = Contents(kernel, self.pages, mode=contents)
         self.hugetlb = HugetlbPool(self)
         self.pages.free_huge_folio = self.hugetlb.give_back

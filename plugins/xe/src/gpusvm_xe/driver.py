@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gpusvm.driver import DeviceSpec, FaultAccounts, FaultQueues, GpuFault, Host
-from gpusvm.drm import DrmDevice, DrmPagemap, OwnerList, Peer
+from gpusvm.drm import DrmDevice, DrmPagemap, DrmQuirks, OwnerList, PagemapShrinker, Peer
 from gpusvm.errors import KernelError
 from gpusvm.kernel import Kernel, RwSemaphore
 from gpusvm.mm.api import DevPagemap, MemoryManagerApi, MmApi
@@ -40,6 +40,7 @@ class XeDriver:
     tunables: XeTunables
     quirks: XeQuirks
     shared: "XeShared"
+    drm_quirks: DrmQuirks
     validation: RwSemaphore
     tiles: list[XeTile]
     bo_mapping: XeBoMapping
@@ -66,6 +67,19 @@ class XeDriver:
         for tile in self.tiles:
             tile.vram.pm = self.pm
         self.device = DrmDevice(kernel, self.spec.name, pm=self.pm.rpm)
+        self.drm_quirks = DrmQuirks(
+            hole_count=self.quirks.hole_count,
+            evict_dying=self.quirks.evict_dying,
+            devmem_mm=self.quirks.devmem_mm,
+            shrinker_forgets=self.quirks.shrinker_forgets,
+            stale_cache=self.quirks.pagemap_freed,
+        )
+        self.shrinker = PagemapShrinker(self.device, quirks=self.drm_quirks)
+        self.memory.shrinkers.register(self.shrinker)
+        self.device.devm_add_action(self._free_shrinker)
+        if self.spec.discrete:
+            for tile in self.tiles:
+                tile.create_cache(self.shrinker)
         self.destroy_wq = kernel.workqueue("xe-destroy-wq")
         self.accounts = FaultAccounts()
         self.vms: dict[int, XeVm] = {}
@@ -90,7 +104,7 @@ class XeDriver:
         return device1 is device2 or bool(device1.spec.p2p and device2.spec.p2p)
 
     def pagemaps(self) -> list[DrmPagemap]:
-        return [tile.find_or_create_pagemap().dpagemap for tile in self.tiles] if self.spec.discrete else []
+        return [tile.dpagemap for tile in self.tiles if tile.dpagemap is not None]
 
     def dev_pagemaps(self) -> list[DevPagemap]:
         return self.embedding.dev_pagemaps()
@@ -108,9 +122,7 @@ class XeDriver:
                 while asid in self.vms:
                     asid = (asid + 1) & ASID_MASK
                 self._next_asid = (asid + 1) & ASID_MASK
-                for dpagemap in self.pagemaps():
-                    dpagemap.get("vm")
-                vm = XeVm(self, mm, asid=asid, start=start, end=end)
+                vm = XeVm(self, mm, asid=asid, start=start, end=end, pagemaps=self._get_pagemaps())
                 self.vms[asid] = vm
                 self.pm.vm_open()
                 return vm
@@ -124,7 +136,7 @@ class XeDriver:
     def vm_closed(self, vm: XeVm) -> None:
         """Give back what a VM held whose last reference is gone (vm_destroy_work_func)."""
         self.shared.owners.release_owner(vm.peer)
-        for dpagemap in self.pagemaps():
+        for dpagemap in vm.pagemaps:
             dpagemap.put("vm")
         self.pm.vm_close()
 
@@ -135,14 +147,10 @@ class XeDriver:
         if self.device.unplugged:
             return
         self.device.unplug()
-        xpagemaps = [tile.xpagemap for tile in self.tiles if tile.xpagemap is not None]
-        for xpagemap in xpagemaps:
-            xpagemap.leave_cache()
         for tile in self.tiles:
             self._evacuate(tile.vram)
         self.destroy_wq.drain()
-        for xpagemap in xpagemaps:
-            xpagemap.release()
+        self.device.devres_release_all()
 
     def _evacuate(self, vram: XeVram) -> None:
         """Bring the contents of every object to RAM (xe_bo_pci_dev_remove_all): its caller hears of no error."""
@@ -174,6 +182,14 @@ class XeDriver:
         self.destroy_wq.drain()
         self.pm.rpm.disable()
         self.device.put()
+
+    def _get_pagemaps(self) -> list[DrmPagemap]:
+        """Take a reference on the pagemap of each tile, for a VM (xe_svm_get_pagemaps)."""
+        return [tile.find_or_create_pagemap("vm") for tile in self.tiles] if self.spec.discrete else []
+
+    def _free_shrinker(self) -> None:
+        self.memory.shrinkers.free(self.shrinker)
+        self.shrinker.fini()
 
     def describe(self) -> Mapping[str, Any]:
         pm = self.pm.rpm

@@ -5,6 +5,7 @@ embedded in the drm_pagemap, a pagemap for PCI p2p, which embeds a dev_pagemap i
 """
 
 import errno
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -14,7 +15,6 @@ from gpusvm.drm import (
     Devmem,
     DrmDevice,
     DrmPagemap,
-    DrmQuirks,
     MigrateDetails,
     PagemapAddrs,
     PagemapDevOps,
@@ -49,11 +49,11 @@ _NO_TIMESLICE: Final = MigrateDetails()
 class XePagemap:
     """Hold one tile's dev_pagemap and drm_pagemap as siblings; it is the drm_pagemap's ops.
 
-    The dev_pagemap covers all usable VRAM with one page per 4 KiB, from `hpa_base` on. Built when the first VM needs
-    it; each VM, each zdd and the driver's cache hold a reference (the kernel's cache holds none, and keeps it as long).
+    The dev_pagemap covers all usable VRAM with one page per 4 KiB, from `hpa_base` on. Built when somebody first needs
+    it (xe_pagemap_create), who gets the first reference as `holder`; VMs and zdds hold others.
     """
 
-    def __init__(self, tile: "XeTile") -> None:
+    def __init__(self, tile: "XeTile", holder: object) -> None:
         driver = tile.driver
         memory = driver.memory
         self.tile = tile
@@ -62,9 +62,9 @@ class XePagemap:
         vr = self.vr = tile.vram
         self.page_shift = memory.geometry.page_shift
         self.peer = Peer(self)
-        owner = driver.shared.owners.acquire_owner(self.peer, driver.has_interconnect)
         nr_pages = vr.usable_bytes >> self.page_shift
         vr.first_pfn = first_pfn = memory.request_free_mem_region(nr_pages)
+        owner = driver.shared.owners.acquire_owner(self.peer, driver.has_interconnect)
         self.hpa_base = first_pfn << self.page_shift
         self.pagemap = DevPagemap(
             type=MEMORY_DEVICE_PRIVATE,
@@ -75,20 +75,17 @@ class XePagemap:
             container=self,
         )
         memory.memremap_pages(self.pagemap)
+        driver.device.devm_add_action(self._memunmap)
         self.dpagemap = DrmPagemap(
             memory,
             driver.device,
             self.pagemap,
             self,
             container=self,
-            quirks=DrmQuirks(
-                hole_count=driver.quirks.hole_count,
-                evict_dying=driver.quirks.evict_dying,
-                devmem_mm=driver.quirks.devmem_mm,
-            ),
+            quirks=driver.drm_quirks,
+            holder=holder,
         )
         self.devmem_ops = XeDevmemOps(memory, vr, tile.engine, driver.tunables.copy_chunk)
-        self._cached = True
         self._unmapped = False
         self._destroyed = False
         self._destroy_work = Work(self._destroy, "xe_pagemap_destroy_work")
@@ -192,40 +189,26 @@ class XePagemap:
         else:
             self._destroy()
 
-    def leave_cache(self) -> None:
-        """Be destroyed by whoever puts the last reference from now on: the device is unplugged.
-
-        A pagemap that nobody uses at that time stays with the cache until the device's resources go
-        (drm_pagemap_shrinker_add).
-        """
-        if self.dpagemap.refcount > 1:
-            self._cached = False
-            self.dpagemap.put()
-
-    def release(self) -> None:
-        """Go with the resources of the device: the pages cease to exist when the last is free,
-        which this waits for; a pagemap that is in the cache is destroyed (drm_pagemap_cache_fini).
-        """
-        self.memory.memunmap_pages(self.pagemap)
-        self._unmapped = True
-        if self._destroyed:
-            self._free()
-        elif self._cached:
-            self._cached = False
-            self.dpagemap.put()
-
     def _destroy(self) -> None:
+        """Take the pages away, unless the device goes and takes them along (xe_pagemap_destroy_work)."""
         driver = self.driver
+        with suppress(KernelError):
+            cookie = driver.device.dev_enter()
+            driver.device.devm_release_action(self._memunmap)
+            driver.device.dev_exit(cookie)
         driver.shared.owners.release_owner(self.peer)
-        self.tile.xpagemap = None
-        if not driver.device.unplugged:
-            self.memory.memunmap_pages(self.pagemap)
-            self._unmapped = True
         # As written the structure that devres is going to unmap is freed before that.
         if self._unmapped or driver.quirks.pagemap_freed == "as_written":
             self._free()
         else:
             self._destroyed = True
+
+    def _memunmap(self) -> None:
+        """Wait for the pages, and take them away (devm_memremap_pages_release)."""
+        self.memory.memunmap_pages(self.pagemap)
+        self._unmapped = True
+        if self._destroyed:
+            self._free()
 
     def _free(self) -> None:
         self.driver.kernel.free(self, self.pagemap, self.pagemap.done, self.dpagemap, self._destroy_work)
@@ -242,7 +225,7 @@ class XeEmbedding:
         return pgmap.container
 
     def dev_pagemaps(self) -> list[DevPagemap]:
-        return [tile.xpagemap.pagemap for tile in self._driver.tiles if tile.xpagemap is not None]
+        return [tile.dpagemap.pagemap for tile in self._driver.tiles if tile.dpagemap is not None]
 
     def pagemap_of(self, pgmap: DevPagemap) -> DrmPagemap | None:
         xpagemap: XePagemap = pgmap.container

@@ -7,6 +7,7 @@ VRAM, the pagemap over that, and the blitter that moves pages.
 
 from typing import TYPE_CHECKING
 
+from gpusvm.drm import DrmPagemap, PagemapCache, PagemapShrinker
 from gpusvm.gpu import CopyEngine
 
 from gpusvm_xe.bo import XeVram
@@ -14,7 +15,6 @@ from gpusvm_xe.pagemap import XePagemap
 
 if TYPE_CHECKING:
     from gpusvm.driver import Host
-    from gpusvm.drm import DrmPagemap
 
     from gpusvm_xe.driver import XeDriver
 
@@ -33,17 +33,31 @@ class XeTile:
         self.vram: XeVram = XeVram(
             host, self.engine, validation=driver.validation, mapping=driver.bo_mapping, index=index
         )
-        self.xpagemap: XePagemap | None = None
+        self.cache: PagemapCache | None = None
 
-    def find_or_create_pagemap(self) -> XePagemap:
-        """Return the tile's pagemap, made when it is first needed and cached (xe_pagemap_find_or_create)."""
-        if self.xpagemap is None:
-            self.xpagemap = XePagemap(self)
-        return self.xpagemap
+    def create_cache(self, shrinker: PagemapShrinker) -> None:
+        """Prepare for pagemaps over the tile's VRAM (xe_pagemap_cache_create)."""
+        self.cache = PagemapCache(shrinker)
+        self.driver.device.devm_add_action(self.cache.fini)
+
+    def find_or_create_pagemap(self, holder: object) -> DrmPagemap:
+        """Return the pagemap of the tile's VRAM with a reference: that in use, or the cached one, or a new one
+        (xe_pagemap_find_or_create).
+        """
+        cache = self.cache
+        assert cache is not None
+        with cache.lookup():
+            dpagemap = cache.get(holder)
+            if dpagemap is None:
+                dpagemap = XePagemap(self, holder).dpagemap
+                cache.set_pagemap(dpagemap)
+            return dpagemap
 
     @property
-    def dpagemap(self) -> "DrmPagemap | None":
-        """Return the drm_pagemap of the tile's VRAM (xe_tile_local_pagemap); None before it is made, and without
-        VRAM.
+    def dpagemap(self) -> DrmPagemap | None:
+        """Return the active pagemap of the tile's VRAM without a reference (xe_tile_local_pagemap): a VM holds one.
+        None without VRAM, and while no VM is open and no page in use.
         """
-        return None if self.xpagemap is None else self.xpagemap.dpagemap
+        cache = self.cache
+        dpagemap = None if cache is None else cache.dpagemap
+        return dpagemap if dpagemap is not None and dpagemap.refcount else None

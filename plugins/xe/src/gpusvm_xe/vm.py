@@ -3,6 +3,7 @@ process.
 """
 
 import errno
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from attrs import frozen
@@ -53,7 +54,16 @@ class XeVm:
     outlives: ClassVar = frozenset({"asid", "close", "closed", "faults", "page_table", "page_tables", "populate"})
     """What belongs to the handle that a program has, and to its GPU, and so is there when the VM is gone."""
 
-    def __init__(self, driver: "XeDriver", mm: MmApi, *, asid: int, start: int, end: int) -> None:
+    def __init__(
+        self,
+        driver: "XeDriver",
+        mm: MmApi,
+        *,
+        asid: int,
+        start: int,
+        end: int,
+        pagemaps: Sequence[DrmPagemap],
+    ) -> None:
         memory, tunables = driver.memory, driver.tunables
         self.driver = driver
         kernel = self.kernel = driver.kernel
@@ -62,6 +72,7 @@ class XeVm:
         self.start = start
         self.end = end
         self.closed = False
+        self.pagemaps = pagemaps  # of all tiles, each with a reference
         # Held by the file until `close`, and by whoever works on the VM meanwhile (xe_vm_get, xe_vm_put).
         self._kref = Kref(kernel, "vm", self._free, holder="file")
         self.page_shift = memory.geometry.page_shift
