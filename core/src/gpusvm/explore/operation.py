@@ -195,5 +195,6 @@ _READERS: Final[dict[str, Callable[[str], Any]]] = {
     "name": _name,
     "command": _name,
     "milliseconds": _whole(0),
+    "objects": _whole(1),
     "numbers": _whole(0),
 }

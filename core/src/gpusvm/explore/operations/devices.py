@@ -5,7 +5,7 @@ import errno as _errno
 from gpusvm.explore.operation import operation
 from gpusvm.explore.place import Place
 
-__all__ = ["evict", "idle", "ioctl", "populate", "shutdown", "unplug"]
+__all__ = ["evict", "idle", "ioctl", "populate", "shrink", "shutdown", "unplug"]
 
 
 @operation(through_file=True)
@@ -43,6 +43,12 @@ def shutdown(at: Place) -> None:
 def idle(at: Place, milliseconds: int) -> None:
     """Do nothing for a while of virtual time, in which timers come due: a device that nobody uses falls asleep."""
     at.kernel.sleep_ns(milliseconds * 1_000_000 or 1)
+
+
+@operation(by="machine")
+def shrink(at: Place, objects: int) -> None:
+    """Have every cache of the kernel free so many unused objects (shrink_slab): memory is short."""
+    at.memory.shrinkers.shrink_slab(objects)
 
 
 @operation(through_file=True)
