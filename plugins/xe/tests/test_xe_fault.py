@@ -172,7 +172,7 @@ def test_both_ways_from_a_page_to_its_object_agree(bench):
             b.gpu_read(place)
             pfn = int(b.vm.page_table.pfns(place // PAGE, place // PAGE + 1)[0])
             bo = b.driver.bo_mapping.bo_of(pfn)
-            assert pfn in b.driver.tiles[0].vram.pfns(bo).tolist()
+            assert pfn in b.driver.tiles[0].vram.pfns(bo, b.driver.tiles[0].dpagemap.pagemap).tolist()
             assert bo.devmem is b.memory.zone_device_data(pfn).devmem
         b.cpu_read(addr)  # one object goes
         b.gpu_read(addr)

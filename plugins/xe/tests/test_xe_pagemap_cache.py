@@ -1,7 +1,9 @@
 """The pagemap of a tile: made when it is needed, kept when it is not, freed when memory is short or the device goes."""
 
+import errno
+
 import pytest
-from gpusvm.errors import ModelError
+from gpusvm.errors import KernelError, ModelError
 from gpusvm.testing import Bench
 from gpusvm_xe.plugin import INFO
 
@@ -94,3 +96,41 @@ def test_a_cache_takes_no_second_pagemap(bench):
     with pytest.raises(ModelError) as error:
         tile.cache.set_pagemap(tile.dpagemap)
     assert str(error.value) == "drm_pagemap_cache_set_pagemap: <DrmPagemap of 'gpu0'> is in the cache already"
+
+
+SITES = ("xe.request_region", "xe.pagemap_owner", "xe.memremap")
+
+
+def fail_once(b, site):
+    """Let the site fail at its next passing, while the device is opened without a pagemap in the cache."""
+    reopen(b)
+    b.memory.shrinkers.shrink_slab(10)
+    b.kernel.settle()
+    b.kernel.injector.arm(site)
+    with pytest.raises(KernelError) as error:
+        b.machine.open(b.process)
+    return error.value.errno
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_a_pagemap_that_cannot_be_made_leaves_nothing_behind(bench, site):
+    b = bench("xe:quirk.create_unwind=fixed")
+    assert fail_once(b, site) == errno.ENOMEM
+    b.kernel.settle()
+    b.vm = b.machine.open(b.process)
+    addr = b.map(PMD)
+    b.cpu_write(addr, 512)
+    assert b.gpu_write(addr) == 1
+    assert b.where(addr) == "device"
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_as_written_it_is_taken_apart_twice(site):
+    b = Bench("xe", drivers={"xe": INFO}, vram_bytes=64 << 20)
+    b.kernel.tracer.on = True
+    assert fail_once(b, site) == errno.ENOMEM
+    with pytest.raises(ModelError) as error:
+        b.kernel.settle()
+    assert "release_owner: the peer has no owner" in str(error.value)
+    warned = [event[3:] for event in b.kernel.tracer.events if event[2] == "warn"]
+    assert warned == [("devm_release_action", "gpu0 releases what it has not acquired")]

@@ -5,7 +5,7 @@ from errno import ENODEV
 from typing import TYPE_CHECKING
 
 from gpusvm.drm.dma import DmaDevice
-from gpusvm.errors import KernelError, ModelError
+from gpusvm.errors import KernelError
 from gpusvm.kernel import Kernel, Kref
 
 if TYPE_CHECKING:
@@ -60,13 +60,12 @@ class DrmDevice:
         self._devres.append(action)
 
     def devm_release_action(self, action: Callable[[], object]) -> None:
-        """Call an action now, and not again (devm_release_action). ModelError, where the kernel warns, if it is not
-        there.
-        """
-        if action not in self._devres:
-            raise ModelError(f"{self.name}: devm_release_action of what was never acquired, or is released already")
-        self._devres.remove(action)
-        action()
+        """Call an action now, and not again (devm_release_action); a warning if it is not there."""
+        if action in self._devres:
+            self._devres.remove(action)
+            action()
+        else:
+            self.kernel.warn("devm_release_action", f"{self.name} releases what it has not acquired")
 
     def devres_release_all(self) -> None:
         """Undo what is left, the last first (devres_release_all)."""

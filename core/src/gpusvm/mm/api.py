@@ -578,6 +578,9 @@ class MemoryManagerApi(Protocol):
     def request_free_mem_region(self, nr_pages: int) -> int:
         """Reserve fake physical address space; the first pfn."""
 
+    def release_mem_region(self, start_pfn: int) -> None:
+        """Give back what request_free_mem_region returned, where no pages are."""
+
     def memremap_pages(self, pgmap: DevPagemap) -> None:
         """Create the pages. EINVAL ENOMEM."""
 

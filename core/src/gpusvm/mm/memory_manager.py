@@ -385,6 +385,10 @@ class MemoryManager:
         """Reserve fake physical address space; the first pfn."""
         return self.pagemaps.request_free_mem_region(nr_pages)
 
+    def release_mem_region(self, start_pfn: int) -> None:
+        """Give physical addresses back (release_mem_region)."""
+        self.pagemaps.release_mem_region(start_pfn)
+
     def memremap_pages(self, pgmap: DevPagemap) -> None:
         """Create the pages. EINVAL ENOMEM."""
         self.pagemaps.memremap_pages(pgmap)

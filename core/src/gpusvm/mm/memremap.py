@@ -84,6 +84,10 @@ class DevPagemaps:
         self._reserved[start] = nr_pages
         return start
 
+    def release_mem_region(self, start_pfn: int) -> None:
+        """Give addresses back in which no pages are (release_mem_region)."""
+        del self._reserved[start_pfn]
+
     def memremap_pages(self, pgmap: DevPagemap) -> None:
         """Create the struct pages of `pgmap` and its reference, 1.
 

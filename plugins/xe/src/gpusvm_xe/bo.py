@@ -13,7 +13,7 @@ import numpy as np
 from gpusvm.drm import Bo, BoManager, Buddy, Devmem, evict_to_ram
 from gpusvm.errors import KernelError
 from gpusvm.kernel import RwSemaphore
-from gpusvm.mm.api import MemoryManagerApi, Pfns
+from gpusvm.mm.api import DevPagemap, MemoryManagerApi, Pfns
 
 from gpusvm_xe.copy import EngineFence
 
@@ -94,7 +94,7 @@ class OffsetBoMapping:
 class XeVram:
     """Own one tile's VRAM (struct xe_vram_region with its manager).
 
-    `first_pfn` is where the pagemap put its pages. `mapping` is the strategy from a page to its object. Injection site:
+    `mapping` is the strategy from a page to its object. Injection site:
     ``bo.alloc``, in core.
     """
 
@@ -109,7 +109,6 @@ class XeVram:
         # Where it begins among the VRAM of the device, as that sees it itself and as the PCI bus does.
         self.offset_bytes = index * self.usable_bytes
         self.engine = engine
-        self.first_pfn = -1
         self.bos = BoManager(
             host.kernel,
             Buddy(self.usable_bytes >> self.page_shift),
@@ -125,18 +124,21 @@ class XeVram:
         self._evict_attempts = host.tunables.evict_attempts
         self._passes_over = host.quirks.evict_all_stops == "fixed"
 
-    def create(self, size_pages: int) -> tuple[Bo, EngineFence]:
-        """Allocate and lock an object, evicting older ones, and queue its clear; ENOMEM. `validation` is held."""
+    def create(self, size_pages: int, pagemap: DevPagemap) -> tuple[Bo, EngineFence]:
+        """Allocate and lock an object for pages of `pagemap`, evicting older ones, and queue its clear; ENOMEM.
+        `validation` is held.
+        """
         bo = self.bos.create(size_pages)
         # A device object without system pages behind it "needs clear" (xe_bo_move): holes then read as zero.
         fence = EngineFence(self.kernel, "bo_clear", self.engine.clear(size_pages << self.page_shift))
         if self.mapping.indexed:
-            self.mapping.attach(bo, self.pfns(bo))
+            self.mapping.attach(bo, self.pfns(bo, pagemap))
         return bo, fence
 
-    def pfns(self, bo: Bo) -> Pfns:
+    @staticmethod
+    def pfns(bo: Bo, pagemap: DevPagemap) -> Pfns:
         """Return the pages of an object in the order of its blocks (xe_svm_populate_devmem_pfn)."""
-        first = self.first_pfn
+        first = pagemap.start_pfn
         blocks = bo.blocks
         if len(blocks) == 1:
             start, n = blocks[0]
@@ -148,7 +150,8 @@ class XeVram:
         bo: Bo = devmem.container
         devmem.pre_migrate_fence = None
         if self.mapping.indexed:
-            self.mapping.free(self.first_pfn + bo.blocks[0][0], (bo.size_pages - 1).bit_length())
+            first_pfn = devmem.dpagemap.pagemap.start_pfn
+            self.mapping.free(first_pfn + bo.blocks[0][0], (bo.size_pages - 1).bit_length())
         bo.put_async()
         self.pm.pages_gone(bo)
 

@@ -58,7 +58,7 @@ class XeDevmemOps:
 
     def populate_devmem_pfn(self, devmem: Devmem, npages: int) -> Pfns:
         """Walk the buddy blocks of the object in their order (xe_svm_populate_devmem_pfn)."""
-        return self.vram.pfns(devmem.container)
+        return self.vram.pfns(devmem.container, devmem.dpagemap.pagemap)
 
     def copy_to_devmem(self, device_pfns: Pfns, addrs: PagemapAddrs, fence: Fence | None) -> None:
         if self.kernel.inject("xe.copy_to_devmem"):

@@ -185,7 +185,15 @@ class XeDriver:
 
     def _get_pagemaps(self) -> list[DrmPagemap]:
         """Take a reference on the pagemap of each tile, for a VM (xe_svm_get_pagemaps)."""
-        return [tile.find_or_create_pagemap("vm") for tile in self.tiles] if self.spec.discrete else []
+        held: list[DrmPagemap] = []
+        try:
+            for tile in self.tiles if self.spec.discrete else ():
+                held.append(tile.find_or_create_pagemap("vm"))  # noqa: PERF401 - what is held when one fails is put
+        except KernelError:
+            for dpagemap in held:
+                dpagemap.put("vm")
+            raise
+        return held
 
     def _free_shrinker(self) -> None:
         self.memory.shrinkers.free(self.shrinker)

@@ -50,7 +50,8 @@ class XePagemap:
     """Hold one tile's dev_pagemap and drm_pagemap as siblings; it is the drm_pagemap's ops.
 
     The dev_pagemap covers all usable VRAM with one page per 4 KiB, from `hpa_base` on. Built when somebody first needs
-    it (xe_pagemap_create), who gets the first reference as `holder`; VMs and zdds hold others.
+    it (xe_pagemap_create), who gets the first reference as `holder`; VMs and zdds hold others. KernelError if there is
+    no room for it; injection sites ``xe.request_region``, ``xe.pagemap_owner`` and ``xe.memremap``.
     """
 
     def __init__(self, tile: "XeTile", holder: object) -> None:
@@ -62,20 +63,15 @@ class XePagemap:
         vr = self.vr = tile.vram
         self.page_shift = memory.geometry.page_shift
         self.peer = Peer(self)
-        nr_pages = vr.usable_bytes >> self.page_shift
-        vr.first_pfn = first_pfn = memory.request_free_mem_region(nr_pages)
-        owner = driver.shared.owners.acquire_owner(self.peer, driver.has_interconnect)
-        self.hpa_base = first_pfn << self.page_shift
+        self.hpa_base = 0
         self.pagemap = DevPagemap(
             type=MEMORY_DEVICE_PRIVATE,
-            start_pfn=first_pfn,
-            nr_pages=nr_pages,
-            owner=owner,
+            start_pfn=0,
+            nr_pages=vr.usable_bytes >> self.page_shift,
+            owner=None,
             ops=PagemapDevOps(memory),
             container=self,
         )
-        memory.memremap_pages(self.pagemap)
-        driver.device.devm_add_action(self._memunmap)
         self.dpagemap = DrmPagemap(
             memory,
             driver.device,
@@ -86,9 +82,39 @@ class XePagemap:
             holder=holder,
         )
         self.devmem_ops = XeDevmemOps(memory, vr, tile.engine, driver.tunables.copy_chunk)
-        self._unmapped = False
+        self._mapped = self._unmapped = False
         self._destroyed = False
         self._destroy_work = Work(self._destroy, "xe_pagemap_destroy_work")
+        try:
+            self._map()
+        except KernelError:
+            self.dpagemap.put(holder)  # which destroys it: no cache has it yet
+            raise
+
+    def _map(self) -> None:
+        """Get addresses for the pages, an owner, and the pages themselves."""
+        driver, memory, kernel, pagemap = self.driver, self.memory, self.driver.kernel, self.pagemap
+        owners = driver.shared.owners
+        if kernel.inject("xe.request_region"):
+            raise KernelError(errno.ENOMEM, "injected at xe.request_region")
+        pagemap.start_pfn = memory.request_free_mem_region(pagemap.nr_pages)
+        self.hpa_base = pagemap.start_pfn << self.page_shift
+        try:
+            if kernel.inject("xe.pagemap_owner"):
+                raise KernelError(errno.ENOMEM, "injected at xe.pagemap_owner")
+            pagemap.owner = owners.acquire_owner(self.peer, driver.has_interconnect)
+            try:
+                if kernel.inject("xe.memremap"):
+                    raise KernelError(errno.ENOMEM, "injected at xe.memremap")
+                memory.memremap_pages(pagemap)
+            except KernelError:
+                owners.release_owner(self.peer)
+                raise
+        except KernelError:
+            memory.release_mem_region(pagemap.start_pfn)
+            raise
+        self._mapped = True
+        driver.device.devm_add_action(self._memunmap)
 
     # ---- where a page is -----------------------------------------------------------------------------------------
 
@@ -135,7 +161,7 @@ class XePagemap:
         size_pages = (end - start) >> self.page_shift
         vr.validation.down_read()
         try:
-            bo, clear = vr.create(size_pages)
+            bo, clear = vr.create(size_pages, self.pagemap)
         except KernelError as error:
             vr.validation.up_read()
             if error.errno != errno.ENOMEM:
@@ -147,7 +173,7 @@ class XePagemap:
                 vr.validation.up_read()
             return
         with vr.validation.write():
-            bo, clear = vr.create(size_pages)
+            bo, clear = vr.create(size_pages, self.pagemap)
             self._migrate(bo, clear, start, end, mm, timeslice_ms)
 
     def _migrate(self, bo: Bo, clear: EngineFence, start: int, end: int, mm: MmApi, timeslice_ms: int) -> None:
@@ -190,15 +216,19 @@ class XePagemap:
             self._destroy()
 
     def _destroy(self) -> None:
-        """Take the pages away, unless the device goes and takes them along (xe_pagemap_destroy_work)."""
+        """Take the pages away, unless the device goes and takes them along (xe_pagemap_destroy_work).
+
+        As written a pagemap whose making failed, and was unwound, is taken apart once more.
+        """
         driver = self.driver
-        with suppress(KernelError):
-            cookie = driver.device.dev_enter()
-            driver.device.devm_release_action(self._memunmap)
-            driver.device.dev_exit(cookie)
-        driver.shared.owners.release_owner(self.peer)
+        if self._mapped or driver.quirks.create_unwind == "as_written":
+            with suppress(KernelError):
+                cookie = driver.device.dev_enter()
+                driver.device.devm_release_action(self._memunmap)
+                driver.device.dev_exit(cookie)
+            driver.shared.owners.release_owner(self.peer)
         # As written the structure that devres is going to unmap is freed before that.
-        if self._unmapped or driver.quirks.pagemap_freed == "as_written":
+        if self._unmapped or not self._mapped or driver.quirks.pagemap_freed == "as_written":
             self._free()
         else:
             self._destroyed = True

@@ -163,6 +163,11 @@ class XeQuirks:
         "the dev_pagemap that these have still to unmap",
         cite="xe_svm.c:xe_pagemap_destroy_work; drm_pagemap_util.c:drm_pagemap_shrinker_add",
     )
+    create_unwind: Variant = quirk(
+        "A pagemap that cannot be made is unwound, and then destroyed as if it had been made: its owner is given back "
+        "twice",
+        cite="xe_svm.c:xe_pagemap_create, xe_pagemap_destroy_work",
+    )
     shrinker_forgets: Variant = quirk(
         "A shrinker that frees an unused pagemap may drop one in use from the cache: the next VM makes a second",
         cite="drm_pagemap_util.c:drm_pagemap_shrinker_scan",
