@@ -1,4 +1,4 @@
-"""What exploring found of xe's pagemap cache (docs/case-studies/xe-pagemap-cache.md): as written, and not when fixed."""
+"""What exploring found of xe's pagemap cache (docs/case-studies/xe-pagemap-cache.md): as written, not when fixed."""
 
 import pytest
 from gpusvm.explore.campaign import Campaign

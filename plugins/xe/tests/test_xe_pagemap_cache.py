@@ -129,8 +129,11 @@ def test_as_written_it_is_taken_apart_twice(site):
     b = Bench("xe", drivers={"xe": INFO}, vram_bytes=64 << 20)
     b.kernel.tracer.on = True
     assert fail_once(b, site) == errno.ENOMEM
-    with pytest.raises(ModelError) as error:
+    if site == "xe.memremap":
+        with pytest.raises(ModelError) as error:
+            b.kernel.settle()
+        assert "release_owner: the peer has no owner" in str(error.value)
+    else:  # it has never had an owner
         b.kernel.settle()
-    assert "release_owner: the peer has no owner" in str(error.value)
     warned = [event[3:] for event in b.kernel.tracer.events if event[2] == "warn"]
     assert warned == [("devm_release_action", "gpu0 releases what it has not acquired")]

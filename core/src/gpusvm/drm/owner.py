@@ -18,11 +18,12 @@ class Owner:
 class Peer:
     """Be one pagemap or one VM in an owner list (struct drm_pagemap_peer). `private` is the driver's."""
 
-    __slots__ = ("owner", "private")
+    __slots__ = ("list", "owner", "private")
 
     def __init__(self, private: Any) -> None:
         self.private = private
         self.owner: Owner | None = None
+        self.list: OwnerList | None = None  # the one that it joined, also when it has left
 
 
 class OwnerList:
@@ -58,11 +59,16 @@ class OwnerList:
             owner = Owner()
         owner.members += 1
         peer.owner = owner
+        peer.list = self
         self.peers.insert(place, peer)
         return owner
 
     def release_owner(self, peer: Peer) -> None:
-        """Take `peer` out of its group (drm_pagemap_release_owner); the last member takes the owner along."""
+        """Take `peer` out of its group (drm_pagemap_release_owner); the last member takes the owner along. Nothing for
+        a peer that never joined one; ModelError for one that has left, of which the kernel follows stale pointers.
+        """
+        if peer.list is None:
+            return
         if peer.owner is None:
             raise ModelError("release_owner: the peer has no owner")
         peer.owner.members -= 1
