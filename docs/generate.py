@@ -18,6 +18,7 @@ WITH_OUTPUTS: Final = (
     ROOT / "README.md",
     ROOT / "docs" / "tutorial" / "first-ten-minutes.md",
     ROOT / "docs" / "how-to" / "explore.md",
+    ROOT / "docs" / "how-to" / "explain.md",
 )
 
 PAGES: Final[dict[str, Callable[[Path], str]]] = {

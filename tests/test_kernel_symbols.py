@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from generators import symbols
 from generators.sources import modules
+from gpusvm.report.kernel_symbols import listed, opening_files
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = symbols.rows(ROOT)
-LISTED = symbols.listed()
+LISTED = listed()
 
 SYMBOL = re.compile(
     r"(?:(?:struct|enum) )?_{0,2}[a-z][a-z0-9]*(?:_[a-z0-9]+)*(?:\.[a-z][a-z0-9_]*)?|READ_ONCE|WRITE_ONCE"
@@ -49,7 +50,7 @@ def test_every_object_exists(file):
 
 
 def test_every_symbol_can_be_one_of_the_kernels():
-    """What stands in parentheses and is none belongs into `not_symbols` of docs/generators/kernel_symbols.toml."""
+    """What stands in parentheses and is none belongs into `not_symbols` of kernel_symbols.toml."""
     assert [row.symbol for row in ROWS if not SYMBOL.fullmatch(row.symbol)] == []
 
 
@@ -69,7 +70,7 @@ def test_a_module_that_follows_a_kernel_file_names_it_with_its_folder():
     wrong = [
         (module.name, file)
         for module in modules(ROOT)
-        for file, _ in symbols.opening_files(module)
+        for file, _ in opening_files(module.doc)
         if not KERNEL_FILE.fullmatch(file)
     ]
     assert wrong == []

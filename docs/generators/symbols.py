@@ -1,38 +1,22 @@
-"""Map every modelled kernel symbol to ours, from what the docstrings cite.
-
-Four ways lead from a symbol to an object, and none asks an author for more than a citation:
-
-* the docstring of a class or function names it in parentheses: `(drm_pagemap_get)`, `(mm/memory.c:pmd_alloc)`;
-* the module's docstring opens with it, `drivers/gpu/drm/drm_pagemap.c:drm_pagemap_evict_to_ram, as of …`, and what it
-  names ends like a definition of the module;
-* the class stands for a `struct …_ops`: its members are the ops;
-* `kernel_symbols.toml` lists it: equal names, names behind a prefix, and the few that were renamed.
-"""
+"""Map every modelled kernel symbol to ours, from what the docstrings cite (`gpusvm.report.kernel_symbols`)."""
 
 import ast
-import re
-import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from attrs import frozen
+from gpusvm.report.kernel_symbols import citations, ends_like, listed, opening_files
 
 from generators.markdown import NOTICE, code, table
 from generators.sources import Definition, Module, modules
 
-__all__ = ["Row", "listed", "opening_files", "page", "rows"]
+__all__ = ["Row", "page", "rows"]
 
 # Where kernel code is modelled; the rooms above cite the kernel only in passing.
 ROOMS = ("gpusvm.kernel", "gpusvm.mm", "gpusvm.drm", "gpusvm.gpu", "gpusvm.driver")
 PLUGINS = ("gpusvm_xe", "gpusvm_nouveau", "gpusvm_dmirror")  # svmdev is no code of the kernel's
-
-_FILE = r"[a-z][\w./{},-]*\.[ch]"
-_OPENING = re.compile(rf"({_FILE})(?::((?:struct |enum )?\w+))?")
-_CITED = re.compile(rf"(?:(?P<file>{_FILE}):\s*)?(?P<symbol>(?:struct |enum )?[A-Za-z_]\w*)\Z")
-_PARENTHESES = re.compile(r"\(([^()`]*)\)")
-_TABLE = Path(__file__).with_name("kernel_symbols.toml")
 
 
 @frozen(order=True)
@@ -92,11 +76,6 @@ def page(root: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def listed() -> dict[str, Any]:
-    """Return kernel_symbols.toml."""
-    return tomllib.loads(_TABLE.read_text("utf-8"))
-
-
 @cache
 def rows(root: Path) -> tuple[Row, ...]:
     """Return the whole table, sorted by symbol."""
@@ -117,29 +96,10 @@ def rows(root: Path) -> tuple[Row, ...]:
     return tuple(sorted(found.values(), key=lambda row: (row.symbol.removeprefix("struct ").lstrip("_"), row.name)))
 
 
-def opening_files(module: Module) -> list[tuple[str, str]]:
-    """Return the kernel files, with a symbol or '', that a module's docstring says it models."""
-    head, found_as_of, _ = module.doc.partition(", as of Linux")
-    if not found_as_of:
-        return []
-    files: list[tuple[str, str]] = []
-    for match in _OPENING.finditer(head):
-        for file in _expand(match[1]):
-            folder = files[0][0].rpartition("/")[0] if files and "/" not in file else ""
-            files.append((f"{folder}/{file}" if folder else file, match[2] or ""))
-    return files
-
-
-def _expand(file: str) -> list[str]:
-    """Expand `a/{b,c}.h`."""
-    match = re.fullmatch(r"(.*)\{(.*)\}(.*)", file)
-    return [f"{match[1]}{part}{match[3]}" for part in match[2].split(",")] if match else [file]
-
-
 def _files(root: Path) -> Iterator[tuple[str, str]]:
     by_file: dict[str, list[str]] = {}
     for module in modules(root):
-        for file, _ in opening_files(module):
+        for file, _ in opening_files(module.doc):
             ours = by_file.setdefault(file, [])
             if module.name not in ours:
                 ours.append(module.name)
@@ -148,16 +108,20 @@ def _files(root: Path) -> Iterator[tuple[str, str]]:
 
 
 def _of_module(module: Module, extra: dict[str, Any]) -> Iterator[Row]:
-    opening = opening_files(module)
+    opening = opening_files(module.doc)
     here = opening[0][0] if opening else ""
     names = {definition.name for definition in module.definitions}
     for file, symbol in opening:
         for definition in module.definitions:
-            if symbol and "." not in definition.name and _ends_like(symbol, definition):
+            if (
+                symbol
+                and "." not in definition.name
+                and ends_like(symbol, definition.name, is_class=isinstance(definition.node, ast.ClassDef))
+            ):
                 yield Row(symbol, f"{module.name}.{definition.name}", file, module.file)
     for definition in module.definitions:
         ops = ""
-        for file, symbol in _citations(definition.doc):
+        for file, symbol in citations(definition.doc):
             yield Row(symbol, f"{module.name}.{definition.name}", _full(file, module) or here, module.file)
             if symbol.startswith("struct ") and symbol.endswith("_ops"):
                 ops = symbol
@@ -180,35 +144,13 @@ def _of_module(module: Module, extra: dict[str, Any]) -> Iterator[Row]:
             yield Row(entry["symbol"], ours, entry["file"], module.file, entry.get("note", ""))
 
 
-def _citations(doc: str) -> Iterator[tuple[str, str]]:
-    """Yield (file or '', symbol) for everything that stands alone in parentheses and can be a symbol of the kernel."""
-    for match in _PARENTHESES.finditer(doc):
-        for part in re.split(r"[,;] (?:and )?| and ", " ".join(match[1].split())):
-            cited = _CITED.match(part)
-            if cited is None:
-                continue
-            symbol = cited["symbol"]
-            if cited["file"] or " " in symbol or ("_" in symbol and symbol != symbol.upper()):
-                yield cited["file"] or "", symbol
-
-
 def _full(file: str, module: Module) -> str:
     """Give a file that is cited without its folder the one in which the module's opening has it."""
     if "/" in file or not file:
         return file
-    openings = [name for name, _ in opening_files(module)]
+    openings = [name for name, _ in opening_files(module.doc)]
     same = [name for name in openings if name.endswith(f"/{file}")]
     return same[0] if same else file
-
-
-def _ends_like(symbol: str, definition: Definition) -> bool:
-    """Tell whether a definition is what a module's opening names: `struct drm_pagemap_zdd` and `Zdd`."""
-    if isinstance(definition.node, ast.ClassDef):
-        if not symbol.startswith("struct "):
-            return False
-        return symbol.removeprefix("struct ").replace("_", "").endswith(definition.name.lower())
-    bare = symbol.lstrip("_")
-    return bare == definition.name or bare.endswith(f"_{definition.name}")
 
 
 def _is_protocol(node: ast.ClassDef) -> bool:

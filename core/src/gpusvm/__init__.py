@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from gpusvm.compare.comparing import compare
     from gpusvm.errors import GpusvmError, InputError, KernelError, ModelError, PluginError
     from gpusvm.plugins import Registry, load_drivers, survey_drivers
+    from gpusvm.report.explained import explain
     from gpusvm.workload import load as read_trace
     from gpusvm.workload import trace_info, write_trace
 
@@ -28,6 +29,7 @@ __all__ = [
     "Registry",
     "SerialExecutor",
     "compare",
+    "explain",
     "load_drivers",
     "read_trace",
     "realkernel",
@@ -47,6 +49,7 @@ _HOMES = {
     "ProcessExecutor": "gpusvm.compare",
     "Registry": "gpusvm.plugins",
     "SerialExecutor": "gpusvm.compare",
+    "explain": "gpusvm.report.explained",
     "load_drivers": "gpusvm.plugins",
     "survey_drivers": "gpusvm.plugins",
     "trace_info": "gpusvm.workload",

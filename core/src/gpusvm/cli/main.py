@@ -8,6 +8,7 @@ from cyclopts import App, CycloptsError
 
 from gpusvm.cli.compare import compare
 from gpusvm.cli.drivers import drivers
+from gpusvm.cli.explain import explain
 from gpusvm.cli.explore import explore
 from gpusvm.cli.new_driver import new_driver
 from gpusvm.cli.realkernel import realkernel
@@ -36,6 +37,7 @@ app = App(
 )
 app.command(compare)
 app.command(drivers)
+app.command(explain)
 app.command(explore)
 app.command(replay)
 app.command(trace)

@@ -1,6 +1,12 @@
-"""Know greenlets by what they hold: the stack of a task, or nothing."""
+"""Know greenlets by what they hold, the stack of a task or nothing, and follow what runs in all of them."""
 
-from greenlet import getcurrent, greenlet
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from greenlet import getcurrent, gettrace, greenlet, settrace
 
 
 class IdleGreenlets(list[greenlet]):
@@ -20,3 +26,20 @@ def is_greenlet(what: object) -> bool:
 def is_suspended(what: object) -> bool:
     """Tell whether `what` is a greenlet that was switched away from: a task that has begun and not ended."""
     return isinstance(what, greenlet) and bool(what) and what is not getcurrent()
+
+
+@contextmanager
+def profiled(profile: Callable[[FrameType, str, Any], object]) -> Iterator[None]:
+    """Have `profile` called, as `sys.setprofile` says, for what any task does inside the block."""
+
+    def switched(_event: str, _greenlets: tuple[greenlet, greenlet]) -> None:
+        sys.setprofile(profile)  # each greenlet has one of its own
+
+    before = gettrace()
+    settrace(switched)
+    sys.setprofile(profile)
+    try:
+        yield
+    finally:
+        sys.setprofile(None)
+        settrace(before)

@@ -90,7 +90,7 @@ def walk_pmds(
 ) -> Iterator[tuple[int, PmdLeaf | PteTable, int]]:
     """Yield what maps [start, end) of an area: block, PMD entry, mask of the pages inside; a leaf that is cut is split.
 
-    Each comes at the begin of a page-table-lock section (the walks of unmap_page_range and change_protection_range).
+    Each comes at the begin of a page-table-lock section: so walk unmap_page_range and change_protection_range.
     """
     page_table = vma.mm.page_table
     geometry = memory.geometry

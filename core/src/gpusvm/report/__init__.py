@@ -1,5 +1,7 @@
 """Show results: terminal tables, JSON, HTML. What renders is imported when something is shown."""
 
+from gpusvm.report.call_graph_diagram import sequence_diagram
+from gpusvm.report.call_graph_text import explained_document, print_explained
 from gpusvm.report.drivers import print_survey, survey_document
 from gpusvm.report.explanation import print_explanation, print_repeated, repeated_document
 from gpusvm.report.explored import print_explorations, print_scenarios, scenarios_document
@@ -12,10 +14,12 @@ from gpusvm.report.trace import print_trace_info
 
 __all__ = [
     "draw_explanation",
+    "explained_document",
     "fragment",
     "page",
     "print_check",
     "print_comparison",
+    "print_explained",
     "print_explanation",
     "print_explorations",
     "print_json",
@@ -25,5 +29,6 @@ __all__ = [
     "print_trace_info",
     "repeated_document",
     "scenarios_document",
+    "sequence_diagram",
     "survey_document",
 ]
