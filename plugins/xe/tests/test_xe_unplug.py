@@ -142,7 +142,7 @@ def test_a_device_that_goes_keeps_its_pagemap_for_the_address_spaces_that_are_op
     b.gpu_write(addr)
     dpagemap = b.driver.tiles[0].dpagemap
     b.driver.unplug()
-    assert b.driver.tiles[0].dpagemap is None  # the cache has ended
+    assert b.driver.tiles[0].dpagemap is dpagemap
     assert dpagemap.refcount == 1
     assert dpagemap.pagemap not in b.memory.pagemaps.regions
     b.driver.unplug()  # nothing is left to do

@@ -163,10 +163,14 @@ class PagemapCache:
             return dpagemap if dpagemap is not None and dpagemap.get_unless_zero(holder) else None
 
     def fini(self) -> None:
-        """End with the device (drm_pagemap_cache_fini); an inactive pagemap goes with it."""
+        """End with the device (drm_pagemap_cache_fini); an inactive pagemap goes with it.
+
+        An active one is still what faults find, whose populate then answers ENODEV. The kernel frees the cache here;
+        its hardware raises no more faults by then.
+        """
         with self.lock:
-            dpagemap, self.dpagemap = self.dpagemap, None
-            if dpagemap is not None and not self.shrinker.cancel(dpagemap):
-                dpagemap = None
-        if dpagemap is not None:
-            dpagemap.destroy(in_atomic=False)
+            dpagemap = self.dpagemap
+            if dpagemap is None or not self.shrinker.cancel(dpagemap):
+                return
+            self.dpagemap = None
+        dpagemap.destroy(in_atomic=False)
