@@ -38,8 +38,12 @@ def _leave_driver_pfns(migration: Any) -> None:
         args.dst[live:] = devmem.ops.populate_devmem_pfn(devmem, migration._npages)[live:].astype(np.uint64)
 
 
-def _put_at_once(hold: Any) -> None:
-    hold._put()
+def _release_the_device_first(dpagemap: Any) -> None:
+    dpagemap._dev_hold._put()
+    if dpagemap.cache is None:
+        dpagemap.destroy(in_atomic=True)
+    else:
+        dpagemap.cache.shrinker.add(dpagemap)
 
 
 PAGEMAP: Final = (
@@ -134,7 +138,7 @@ PAGEMAP: Final = (
         oracle=("I-LIFE",),
         scope="drm",
         drivers=(),
-        swaps=(Swap("gpusvm.drm.pagemap:_DevHold.put_later", instead(_put_at_once)),),
+        swaps=(Swap("gpusvm.drm.pagemap:DrmPagemap._release", instead(_release_the_device_first)),),
     ),
     Mutant(
         id="DP-11",
