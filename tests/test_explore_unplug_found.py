@@ -28,7 +28,7 @@ def explore(name, spec, schedules):
             "unplug-close",
             "use-after-free",
             "I-LIFE",
-            "use after free: task 'hand' reads .release of XePagemap at gpusvm_xe/driver.py:",
+            "use after free: task 'hand' reads .ref of DevPagemap of XePagemap at mm/memremap.py:",
         ),
         (
             "devmem_mm",
