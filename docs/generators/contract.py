@@ -39,7 +39,13 @@ The entry point group is `gpusvm.drivers`. A module that one names marks its fun
     ),
     (
         "The driver and its address spaces",
-        "`DriverInfo.make(host)` returns a `Driver`.",
+        """\
+`DriverInfo.make(host)` returns a `Driver`. What the driver's source asserts (`WARN_ON`, `lockdep_assert_held` and the
+like), its model states where the source does: `if not range_.migrate_devmem: kernel.warn("xe_svm_alloc_vram", "…")`.
+`Kernel.warn(assertion, detail)` takes the kernel function that the assertion stands in and, in words, what does not
+hold; it returns, as `WARN_ON` does, and a model that cannot go on has to return itself. Exploring ends there with a
+finding of kind "driver" under that name; a trace shows it in either mode. On a path that is hot in timed mode put it
+behind `if kernel.explored:`, and so whatever asks who holds a lock (`RwSemaphore.is_mine_to_write`, `Mutex.owner`).""",
         (
             "gpusvm.driver.protocols.Driver",
             "gpusvm.driver.protocols.Vm",

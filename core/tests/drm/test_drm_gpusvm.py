@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gpusvm.drm import DMA_TO_DEVICE, GpuSvm, GpuSvmCtx, GpuSvmRange
 from gpusvm.drm.pages import segments
-from gpusvm.errors import CpuSignal, KernelError, ModelError
+from gpusvm.errors import CpuSignal, KernelError, LockdepError, ModelError
 from gpusvm.kernel import Kernel, SeededChoices
 from gpusvm.mm.api import (
     HMM_PFN_ORDER_SHIFT,
@@ -141,7 +141,7 @@ def test_a_dead_mm_is_efault(machine):
 def test_the_drivers_lock_is_checked(machine):
     m = machine()
     m.mmap(0x100, 16)
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(LockdepError) as caught:
         m.files[0].svm.range_find_or_insert(0x100 * PAGE, 0, 1 << 47, CTX)
     assert str(caught.value) == "svm0: ranges are looked up or removed without the driver's lock 'tiny_svm'"
 

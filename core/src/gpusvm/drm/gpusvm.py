@@ -12,7 +12,7 @@ from gpusvm.drm.notifier import GpuSvmNotifier
 from gpusvm.drm.pages import HMM_RANGE_DEFAULT_TIMEOUT_NS, GpuSvmPages, get_pages
 from gpusvm.drm.range import GpuSvmRange
 from gpusvm.drm.scan import check_pages, scan_mm
-from gpusvm.errors import KernelError, ModelError
+from gpusvm.errors import KernelError, LockdepError, ModelError
 from gpusvm.kernel import Kernel, Mutex, RwSemaphore
 from gpusvm.mm.api import (
     HMM_PFN_REQ_FAULT,
@@ -414,9 +414,9 @@ class GpuSvm:
         lock = self._driver_lock
         if lock is None:
             return
-        held = lock.is_locked if isinstance(lock, RwSemaphore) else lock.locked
+        held = lock.is_mine_to_write if isinstance(lock, RwSemaphore) else lock.owner is self.kernel.current
         if not held:
-            raise ModelError(f"{self.name}: ranges are looked up or removed without the driver's lock {lock.name!r}")
+            raise LockdepError(f"{self.name}: ranges are looked up or removed without the driver's lock {lock.name!r}")
 
 
 def evict_without_memory(mm: MmApi) -> None:

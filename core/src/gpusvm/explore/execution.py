@@ -92,6 +92,7 @@ def execute(
     if footprints is not None:
         footprints.begin(kernel)
     livelocks.begin()
+    kernel.sched.steps_begun = before  # type: ignore[attr-defined]  # as above
     kernel.sched.steps_max = before + STEPS_MAX  # type: ignore[attr-defined]  # as above
     try:
         _run(world, choices, failures_max, footprints, at_rest)

@@ -35,6 +35,7 @@ class ExploredScheduler(Scheduler):
         self.now = 0
         self.steps = 0
         self.steps_max = STEPS_MAX
+        self.steps_begun = 0  # where they count from
         self._endless = ""
         self._ready: list[Task] = []  # runnable, without the running one, in spawn order
         self._due: list[tuple[int, Timer]] = []  # due and not fired, in that order, with the counter of their entry
@@ -156,7 +157,7 @@ class ExploredScheduler(Scheduler):
     def _no_end(self) -> str:
         # Every step from now on ends whoever takes it; all say what the first found.
         if not self._endless:
-            title = f"no end after {self.steps_max} steps: tasks keep each other busy"
+            title = f"no end after {self.steps_max - self.steps_begun} steps: tasks keep each other busy"
             self._endless = report(title, self.tasks.values(), running=[*self._ready, self.kernel.current])
         return self._endless
 

@@ -49,6 +49,11 @@ class RwSemaphore(Waitable):
         return self._writer is not None
 
     @property
+    def is_mine_to_write(self) -> bool:
+        """Tell whether the running task holds it for writing (lockdep_is_held_type)."""
+        return self._writer is not None and self._writer is self._kernel.current
+
+    @property
     def is_contended(self) -> bool:
         """Say whether someone waits (rwsem_is_contended)."""
         return bool(self._queue)

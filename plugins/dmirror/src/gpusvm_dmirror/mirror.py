@@ -10,10 +10,12 @@ from gpusvm.errors import KernelError
 from gpusvm.gpu import READ, REMOTE, WRITE, GpuPageTable
 from gpusvm.kernel import Kref
 from gpusvm.mm.api import (
+    HMM_PFN_ERROR,
     HMM_PFN_ORDER_MASK,
     HMM_PFN_PFN_MASK,
     HMM_PFN_REQ_FAULT,
     HMM_PFN_REQ_WRITE,
+    HMM_PFN_VALID,
     HMM_PFN_WRITE,
     MMU_NOTIFY_MIGRATE,
     VM_MIXEDMAP,
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 __all__ = ["Dmirror"]
 
 _WORD_PFN = np.uint64(HMM_PFN_PFN_MASK)
+_WORD_VALID = np.uint64(HMM_PFN_VALID)
+_WORD_STATE = np.uint64(HMM_PFN_VALID | HMM_PFN_ERROR)
 _WORD_WRITE = np.uint64(HMM_PFN_WRITE)
 _WORD_ORDER = np.uint64(HMM_PFN_ORDER_MASK)
 # The interval [0, ULONG_MAX & PAGE_MASK) of dmirror_fops_open.
@@ -294,6 +298,8 @@ class Dmirror:
         """
         self.pt_room()
         vpn = start >> self._page_shift
+        if self.device.kernel.explored:
+            self._assert_found(vpn, words)
         pfns = (words & _WORD_PFN).astype(np.int64)
         writable = (words & _WORD_WRITE) != 0
         perms = np.where(writable, np.uint8(READ | WRITE | REMOTE), np.uint8(READ | REMOTE))
@@ -316,6 +322,15 @@ class Dmirror:
         kernel.charge("bind_per_pte", len(words))
         if refused:
             raise KernelError(errno.EFAULT, f"page {vpn + int(writable.argmin()):#x} is not writable for the device")
+
+    def _assert_found(self, vpn: int, words: Words) -> None:
+        """Warn of what hmm_range_fault, asked for pages, does not report when it succeeds (dmirror_do_fault)."""
+        wrong = (words & _WORD_STATE) != _WORD_VALID
+        if wrong.any():
+            page = int(wrong.argmax())
+            self.device.kernel.warn(
+                "dmirror_do_fault", f"page {vpn + page:#x} was asked for and reported as {int(words[page]):#x}"
+            )
 
     def fail_alloc(self) -> bool:
         """Tell whether the allocation that comes now is to fail, as FLAGS asked for; only the first is."""

@@ -75,7 +75,16 @@ class ChunkBoMapping:
 
     def free(self, pfn: int, order: int) -> None:
         """Put the folio on its free list (nouveau_dmem_folio_free)."""
+        if self.pool.kernel.explored:
+            self.assert_allocated(self.pool.chunk_of(pfn), 1)
         self.pool.free(pfn, order)
+
+    def assert_allocated(self, chunk: Chunk, n: int) -> None:
+        """Warn if a chunk is given more folios back than were taken from it (nouveau_dmem_folio_free)."""
+        if chunk.callocated < n:
+            self.pool.kernel.warn(
+                "nouveau_dmem_folio_free", f"{n} allocations end in a chunk that has {chunk.callocated}"
+            )
 
 
 class NouveauDmem:
@@ -173,6 +182,9 @@ class NouveauDmem:
             for pfn in pfns.tolist():
                 self.folio_free(pfn, 0)
         else:
+            if self.kernel.explored:
+                for chunk, some in self.pool.by_chunk(pfns):
+                    self.bo_mapping.assert_allocated(chunk, len(some))
             self.pool.free_many(pfns)
 
     def folio_split(self, head: int, tail: int | None) -> None:
@@ -384,6 +396,8 @@ class NouveauDmem:
             self._evacuate(chunk)
             self.pool.remove(chunk)
             chunk.bo.put()
+            if chunk.callocated:
+                self.kernel.warn("nouveau_dmem_fini", f"a chunk goes with {chunk.callocated} allocations in it")
             self.kernel.free(chunk)
 
     def _evacuate(self, chunk: Chunk) -> None:

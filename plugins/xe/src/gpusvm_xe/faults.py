@@ -81,7 +81,9 @@ class XeFaults(FaultPipeline):
     # ---- gc ------------------------------------------------------------------------------------------------------
 
     def collect_garbage(self, job: FaultJob) -> bool:
-        """Process pending unmaps first, so that no range of theirs is found."""
+        """Process pending unmaps first, so that no range of theirs is found (__xe_svm_handle_pagefault)."""
+        if self.kernel.explored:
+            job.vm.assert_locked("__xe_svm_handle_pagefault")
         job.vm.garbage.collect()
         return True
 

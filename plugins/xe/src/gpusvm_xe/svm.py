@@ -151,6 +151,8 @@ class GarbageCollector:
 
     def collect(self) -> None:
         """Remove what was noted down (xe_svm_garbage_collector). The VM's lock is held for writing."""
+        if self.kernel.explored:
+            self.vm.assert_locked("xe_svm_garbage_collector")
         if not self._ranges:
             return
         vm = self.vm
@@ -170,6 +172,8 @@ class GarbageCollector:
 
     def stop(self) -> None:
         """Wait for the worker and let none be queued again: the notifiers go on until the VM's end (xe_svm_close)."""
+        if not self.vm.closed:
+            self.kernel.warn("xe_svm_close", f"address space {self.vm.asid} still takes faults")
         self.work.disable_sync()
 
     def _worker(self) -> None:
@@ -196,6 +200,8 @@ def alloc_vram(vm: "XeVm", range_: GpuSvmRange, pagemap: DrmPagemap, timeslice_m
     then.
     """
     gpusvm = vm.gpusvm
+    if not range_.migrate_devmem:
+        vm.kernel.warn("xe_svm_alloc_vram", f"{range_!r} is not to migrate to VRAM")
     state = gpusvm.scan_mm(range_, vm.ctx_fault.device_private_page_owner, pagemap.pagemap)
     if state == SCAN_EQUAL:
         return

@@ -134,6 +134,11 @@ class XeVm:
         """Let go of it (xe_vm_put); the last frees it."""
         self._kref.put(holder)
 
+    def assert_locked(self, where: str) -> None:
+        """Warn if the caller does not hold the lock for writing (lockdep_assert_held_write in the function `where`)."""
+        if not self.lock.is_mine_to_write:
+            self.kernel.warn(where, f"the lock of address space {self.asid} is not held for writing")
+
     # ---- page table ----------------------------------------------------------------------------------------------
 
     @staticmethod
