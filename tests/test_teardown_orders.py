@@ -1,0 +1,115 @@
+"""Take a machine apart in every order: file, process, a forked child, unplug, driver; nothing may be left behind.
+
+Memory is on the device, some of it unmapped since and some of it shared with the child. Whoever lives on still reads
+what was last written.
+"""
+
+from errno import EBUSY
+from itertools import permutations
+
+import attrs
+import pytest
+from gpusvm.check import Checker
+from gpusvm.errors import KernelError
+from gpusvm.machine import load_topology
+from gpusvm.mm import Geometry
+from gpusvm.testing import Bench
+
+SMALL = Geometry(pmd_order=2)
+PAGE = SMALL.page_size
+PMD = SMALL.pmd_size
+MACHINE = attrs.evolve(load_topology("single"), ram_bytes=4 << 20)
+DRIVERS = ["xe", "nouveau", "dmirror", "svmdev"]
+KEPT_BY_FILES = {"xe", "svmdev"}  # the others can be removed from a device that is in use
+
+
+class Ends:
+    """Be a machine whose parts can end one by one."""
+
+    def __init__(self, driver: str) -> None:
+        self.bench = Bench(driver, geometry=SMALL, topology=MACHINE, vram_bytes=16 * PMD, quirks="fixed")
+        self.checker = Checker.of(self.bench.memory)
+        bench = self.bench
+        self.addr = addr = bench.map(4 * PMD)
+        bench.cpu_write(addr, 16)
+        bench.vm.populate(addr, addr + 4 * PMD)
+        bench.gpu_read(addr, 16)
+        self.child = bench.mm.fork()
+        bench.gpu_read(addr, 16)
+        bench.mm.munmap(addr + 3 * PMD + PAGE, PAGE)  # leaves garbage behind
+        self.alive = {"process", "child"}
+        self.file_open = self.driver_up = True
+
+    def file(self) -> None:
+        self.bench.vm.close()
+        self.file_open = False
+
+    def process(self) -> None:
+        self.bench.mm.mmput()
+        self.alive.remove("process")
+
+    def forked(self) -> None:
+        self.child.exit()
+        self.alive.remove("child")
+
+    def unplug(self) -> None:
+        self.bench.driver.unplug()  # type: ignore[attr-defined]  # of a driver that has the capability
+
+    def driver(self) -> None:
+        self.bench.driver.shutdown()
+        self.driver_up = False
+
+    def look(self) -> None:
+        """Have whoever lives read all its memory; the contents are checked."""
+        self.bench.kernel.settle()
+        for name, mm in (("process", self.bench.mm), ("child", self.child)):
+            if name in self.alive:
+                pages = [i for i in range(16) if i != 13 or name == "child"]
+                for i in pages:
+                    self.bench.memory.cpu_read(mm, self.addr + i * PAGE)
+
+    def finish(self) -> None:
+        kernel = self.bench.kernel
+        kernel.settle()
+        assert self.bench.memory.contents.mismatch_count == 0
+        self.checker.check_quiescent()
+        kernel.ledger.assert_empty()
+
+
+def parts(driver: str) -> list[str]:
+    return ["file", "process", "forked", "driver", *(["unplug"] if driver == "xe" else [])]
+
+
+ORDERS = [(driver, order) for driver in DRIVERS for order in permutations(parts(driver))]
+
+
+def take_apart(driver: str, order: tuple[str, ...], *, looks: bool) -> None:
+    """End the parts in order; a driver that a file keeps goes last."""
+    ends = Ends(driver)
+    for name in order:
+        if name == "driver" and ends.file_open and driver in KEPT_BY_FILES:
+            with pytest.raises(KernelError) as error:
+                ends.driver()
+            assert error.value.errno == EBUSY
+        else:
+            getattr(ends, name)()
+        if looks:
+            ends.look()
+    if ends.driver_up:
+        ends.driver()
+    ends.finish()
+
+
+@pytest.mark.parametrize(
+    ("driver", "order"), ORDERS, ids=lambda each: each if isinstance(each, str) else "-".join(each)
+)
+def test_nothing_is_left_in_any_order(driver: str, order: tuple[str, ...]) -> None:
+    take_apart(driver, order, looks=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("driver", "order"), ORDERS, ids=lambda each: each if isinstance(each, str) else "-".join(each)
+)
+def test_who_lives_on_reads_what_was_written(driver: str, order: tuple[str, ...]) -> None:
+    take_apart(driver, order, looks=True)
