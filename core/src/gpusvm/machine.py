@@ -34,6 +34,7 @@ class _Device:
     p2p: bool
     d3cold_capable: bool
     tiles: int = field(default=1, validator=validators.ge(1))
+    iommu: bool = False
 
 
 @frozen(kw_only=True)
@@ -184,6 +185,7 @@ class Machine:
                             p2p=device.p2p,
                             d3cold_capable=device.d3cold_capable,
                             tiles=device.tiles,
+                            iommu=device.iommu,
                         ),
                         link=link,
                         tunables=spec.tunables,

@@ -40,6 +40,8 @@ class DeviceSpec:
     """A path to the other devices' memory exists (pci_p2pdma_distance >= 0)."""
     d3cold_capable: bool = True
     tiles: int = 1
+    iommu: bool = False
+    """An IOMMU stands between the device and system memory: what is mapped together can have consecutive addresses."""
 
 
 @frozen(kw_only=True, eq=False)

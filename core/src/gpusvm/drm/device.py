@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 class DrmDevice:
     """Be one device (struct drm_device with its struct device): `dma` maps system memory for it, `pm` is its runtime
-    PM, if any.
+    PM, if any. Without a `dma` of its own it gets one, behind an IOMMU or not.
 
     References are counted, each under its holder in the ledger as "drm_dev". What must not run on hardware that is
     gone stands between dev_enter and dev_exit. What a driver acquires for the life of its device is undone when that is
@@ -24,12 +24,18 @@ class DrmDevice:
     __slots__ = ("_devres", "_kref", "_srcu", "dma", "kernel", "name", "pm", "unplugged")
 
     def __init__(
-        self, kernel: Kernel, name: str, *, pm: "RuntimePm | None" = None, dma: DmaDevice | None = None
+        self,
+        kernel: Kernel,
+        name: str,
+        *,
+        pm: "RuntimePm | None" = None,
+        dma: DmaDevice | None = None,
+        iommu: bool = False,
     ) -> None:
         self.kernel = kernel
         self.name = name
         self.pm = pm
-        self.dma = dma if dma is not None else DmaDevice(kernel, name)
+        self.dma = dma if dma is not None else DmaDevice(kernel, name, iommu=iommu)
         self.unplugged = False
         self._devres: list[Callable[[], object]] = []
         self._srcu = kernel.srcu("drm_unplug_srcu")

@@ -79,7 +79,8 @@ class World:
         self.info = found.info
         self._target = _operation_target(drivers, name)
         single = load_topology("single")
-        devices = [evolve(single.device[0], name=f"gpu{index}") for index in range(scenario.devices)]
+        one = evolve(single.device[0], iommu=scenario.iommu)
+        devices = [evolve(one, name=f"gpu{index}") for index in range(scenario.devices)]
         topology = evolve(single, ram_bytes=scenario.ram_pages * geometry.page_size, device=tuple(devices))
         driver = scaled(found, geometry, {**settings, **options})
         self._steps = {operation: bind(operation) for operation in scenario.operations}

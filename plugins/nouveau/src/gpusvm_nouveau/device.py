@@ -36,7 +36,7 @@ class NouveauDevice:
         self.quirks = quirks
         name = host.device.name
         self.pm = IoctlPm(host, self)
-        dma = DmaDevice(kernel, name, page_shift=memory.geometry.page_shift)
+        dma = DmaDevice(kernel, name, iommu=host.device.iommu, page_shift=memory.geometry.page_shift)
         self.device = DrmDevice(kernel, name, pm=self.pm.rpm, dma=dma)
         self.accounts = FaultAccounts()
         self.tlb = Tlb(kernel, name)

@@ -70,7 +70,7 @@ class Svmdev:
         self.memory = host.memory
         tunables = self.tunables = host.tunables
         self.number = host.device.index
-        self.device = DrmDevice(host.kernel, host.device.name)
+        self.device = DrmDevice(host.kernel, host.device.name, iommu=host.device.iommu)
         first = next((peer for peer in host.peers if isinstance(peer, Svmdev)), self)
         self.owner = first if tunables.same_owner else self
         self.details = MigrateDetails(can_migrate_same_pagemap=bool(tunables.can_migrate_same_pagemap))

@@ -66,7 +66,7 @@ class XeDriver:
         self.pm = XeRuntimePm(host, self.tiles)
         for tile in self.tiles:
             tile.vram.pm = self.pm
-        self.device = DrmDevice(kernel, self.spec.name, pm=self.pm.rpm)
+        self.device = DrmDevice(kernel, self.spec.name, pm=self.pm.rpm, iommu=self.spec.iommu)
         self.drm_quirks = DrmQuirks(
             hole_count=self.quirks.hole_count,
             evict_dying=self.quirks.evict_dying,
