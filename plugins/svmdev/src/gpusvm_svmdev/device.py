@@ -118,6 +118,16 @@ class Svmdev:
         self.files[self._opened] = file
         return file
 
+    def evict(self) -> None:
+        """Bring what is in the device's memory home, the oldest allocation first; what is busy stays."""
+        for bo in self.vram.held():
+            try:
+                with suppress(KernelError):
+                    assert bo.devmem is not None
+                    evict_to_ram(bo.devmem)
+            finally:
+                bo.ref.put("evict")
+
     def shutdown(self) -> None:
         """Remove the device: what is in its memory comes home. EBUSY while a file is open.
 
@@ -125,13 +135,10 @@ class Svmdev:
         """
         if self.files:
             raise KernelError(EBUSY, f"{len(self.files)} files of {self.host.device.name} are open")
-        while (bo := self.vram.nth(0)) is not None:
-            assert bo.devmem is not None
-            try:
-                with suppress(KernelError):
-                    evict_to_ram(bo.devmem)
-            finally:
-                bo.ref.put("evict")
+        left = -1
+        while len(self.vram.bos) not in (0, left):  # what cannot be brought home memunmap_pages waits for
+            left = len(self.vram.bos)
+            self.evict()
         self.dpagemap.put()
         self.memory.memunmap_pages(self.pgmap)
         self.device.put()

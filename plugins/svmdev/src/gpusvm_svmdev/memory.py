@@ -93,6 +93,11 @@ class SvmdevMemory:
             bo = self.bo_of(pfn)
             return bo if bo is not None and bo.ref.get_unless_zero("evict") else None
 
+    def held(self) -> list[SvmdevBo]:
+        """Do so with all that live, oldest first."""
+        with self.lock:
+            return [bo for bo in self.bos if bo.ref.get_unless_zero("evict")]
+
     def fail_next(self, what: int, n: int) -> None:
         """Make the n-th next call of one kind (a FAIL_ number) fail; 0: none."""
         self._fail[what] = n
