@@ -1,8 +1,8 @@
 """drivers/gpu/drm/drm_gpusvm.c, as of Linux 7.3.4: mirror a process's address space on a GPU, range by range."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from errno import EBUSY, EFAULT, EINVAL, EIO, ENOENT, ENOMEM, EPERM, ETIME
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 from attrs import frozen
@@ -78,8 +78,14 @@ class GpuSvm:
 
     [mm_start, mm_start + mm_range) is mirrored, with interval notifiers over aligned windows of `notifier_size`
     bytes. A range has one of `chunk_sizes`, powers of two in descending order; one above the size of a PMD, in a
-    machine whose PMDs are small, stands for a PMD. `drm` is the device that its ranges' pages are mapped for. A driver
-    serialises finding, inserting and removing by a lock of its own.
+    machine whose PMDs are small, stands for a PMD. A driver serialises finding, inserting and removing by a lock of its
+    own.
+
+    With `drm` each range has `pages`, mapped for that device. Without, `range_alloc` gives a range the `GpuSvmPages` of
+    as many devices as the driver wants; it gets and unmaps each, and frees them in `range_free` at the latest.
+
+    With an `mm` of None there are no ranges, only `get_pages` with an mm as its argument. EINVAL for half a setup: an
+    mm without chunks or an invalidate callback, or any of that without an mm.
     """
 
     def __init__(
@@ -87,46 +93,57 @@ class GpuSvm:
         kernel: Kernel,
         memory: MemoryManagerApi,
         name: str,
-        mm: MmApi,
+        mm: MmApi | None,
         *,
-        drm: DrmDevice,
-        mm_start: int,
-        mm_range: int,
-        notifier_size: int,
-        ops: GpuSvmOps,
-        chunk_sizes: tuple[int, ...],
+        drm: DrmDevice | None = None,
+        mm_start: int = 0,
+        mm_range: int = 0,
+        notifier_size: int = 0,
+        ops: GpuSvmOps | None = None,
+        chunk_sizes: tuple[int, ...] = (),
     ) -> None:
         geometry = memory.geometry
-        if not chunk_sizes or list(chunk_sizes) != sorted(set(chunk_sizes), reverse=True):
-            raise ValueError(f"chunk_sizes must descend and hold one at least, got {chunk_sizes}")
+        if mm is None:
+            if ops is not None or chunk_sizes or mm_range or notifier_size:
+                raise KernelError(EINVAL, f"{name}: without an mm there are no ranges, and nothing to say of them")
+        elif getattr(ops, "invalidate", None) is None or not chunk_sizes:
+            raise KernelError(EINVAL, f"{name}: ranges need an invalidate callback and one chunk size at least")
+        if list(chunk_sizes) != sorted(set(chunk_sizes), reverse=True):
+            raise ValueError(f"chunk_sizes must descend, got {chunk_sizes}")
         chunks = tuple(dict.fromkeys(min(size, geometry.pmd_size) for size in chunk_sizes))
-        for size in (*chunks, notifier_size):
+        for size in (*chunks, notifier_size) if mm is not None else ():
             if size < geometry.page_size or size & (size - 1):
                 raise ValueError(f"a size must be a power of two of at least {geometry.page_size} bytes, got {size}")
         self.kernel = kernel
         kernel.gauges.declare("range", "notifier")
         self.memory = memory
         self.name = name
-        self.mm = mm
+        self.mm = cast("MmApi", mm)  # None only where there are no ranges, and so nobody who asks
         self.drm = drm
         self.mm_start = mm_start
         self.mm_end = mm_start + mm_range
         self.notifier_size = notifier_size
-        self.ops = ops
+        self.ops = cast("GpuSvmOps", ops)
         self.chunk_sizes = chunks
         self.notifier_lock = kernel.rwsem("drm_gpusvm_notifier_lock")
         self.nr_ranges = 0
         self._notifiers: dict[int, GpuSvmNotifier] = {}  # by start // notifier_size
-        self._window_shift = notifier_size.bit_length() - 1
+        self._window_shift = max(notifier_size.bit_length() - 1, 0)
         self._driver_lock: Mutex | RwSemaphore | None = None
-        mm.mmgrab()
+        if mm is not None:
+            mm.mmgrab()
 
     def fini(self) -> None:
-        """Remove all ranges and notifiers (drm_gpusvm_fini)."""
+        """Remove all ranges and notifiers (drm_gpusvm_fini); a notifier's subscription first, so that no invalidation
+        comes between.
+        """
         for notifier in self.notifiers():  # not up to mm_end: a range may begin there
+            self.memory.mmu_interval_notifier_remove(notifier.notifier)
+            notifier.removed = True
             for range_ in list(notifier.ranges(notifier.start, notifier.end)):
                 self.range_remove(range_)
-        self.mm.mmdrop()
+        if self.mm is not None:
+            self.mm.mmdrop()
 
     def driver_set_lock(self, lock: Mutex | RwSemaphore) -> None:
         """Say which lock of the driver protects the ranges, to have that checked (drm_gpusvm_driver_set_lock)."""
@@ -266,8 +283,10 @@ class GpuSvm:
         range_.start = start
         range_.end = start + size
         range_.npages = size >> self.memory.geometry.page_shift
-        range_.pages = GpuSvmPages(self.drm)
+        if self.drm is not None:
+            range_.pages = GpuSvmPages(self.drm)
         range_.migrate_devmem = migrate_devmem
+        range_.unmapped = False
         range_.partial_unmap = False
         range_.policy_state = None
         range_.removed = False
@@ -279,7 +298,10 @@ class GpuSvm:
         return range_
 
     def range_remove(self, range_: GpuSvmRange) -> None:
-        """Unmap and take out a range, and its notifier if it was the last (drm_gpusvm_range_remove). Sleeps."""
+        """Unmap and take out a range, and its notifier if it was the last (drm_gpusvm_range_remove). Sleeps.
+
+        Pages that are the driver's own stay as they are.
+        """
         if self.kernel.checked:
             self._assert_driver_lock()
         if range_.removed:
@@ -287,8 +309,9 @@ class GpuSvm:
         notifier = range_.notifier
         lock = self.notifier_lock
         lock.down_read()
-        range_.pages.unmap()
-        range_.pages.dma_addr = None
+        if self.drm is not None:
+            range_.pages.unmap()
+            range_.pages.dma_addr = None
         notifier.remove(range_)
         range_.removed = True
         lock.up_read()
@@ -306,11 +329,18 @@ class GpuSvm:
         if free is not None:
             free(range_)
         if kernel.explored:
-            kernel.free(range_, range_.pages)
+            kernel.free(range_, *((range_.pages,) if self.drm is not None else ()))
 
-    def range_set_unmapped(self, range_: GpuSvmRange, mmu_range: MmuNotifierRange) -> None:
-        """Mark a range as hit by a munmap (drm_gpusvm_range_set_unmapped). The notifier lock is held for writing."""
-        range_.set_unmapped(mmu_range)
+    def range_set_unmapped(
+        self, range_: GpuSvmRange, mmu_range: MmuNotifierRange, pages: Sequence[GpuSvmPages] | None = None
+    ) -> None:
+        """Mark a range, and its `pages` (None: the gpusvm's), as hit by a munmap (drm_gpusvm_range_set_unmapped).
+
+        The notifier lock is held for writing.
+        """
+        if self.kernel.checked and not self.notifier_lock.is_write_locked:
+            raise ModelError(f"{self.name}: range_set_unmapped without the notifier lock held for writing")
+        range_.set_unmapped(mmu_range, (range_.pages,) if pages is None else pages)
 
     # --- pages
 
@@ -318,11 +348,31 @@ class GpuSvm:
         """Fault in and map a range's pages (drm_gpusvm_range_get_pages); errors as `pages.get_pages`."""
         get_pages(self, range_.pages, self.mm, range_.notifier.notifier, range_.start, range_.end, ctx)
 
-    def get_pages(self, pages: GpuSvmPages, notifier: IntervalNotifier, start: int, end: int, ctx: GpuSvmCtx) -> None:
-        """Do so for pages that are of no range, under an interval notifier of the driver's own
-        (drm_gpusvm_get_pages).
+    def get_pages(
+        self,
+        pages: GpuSvmPages,
+        notifier: IntervalNotifier,
+        start: int,
+        end: int,
+        ctx: GpuSvmCtx,
+        *,
+        mm: MmApi | None = None,
+    ) -> None:
+        """Do so for one device's pages of a range, or for pages that are of no range (userptr) under an interval
+        notifier of the driver's own, which say of which `mm` (drm_gpusvm_get_pages).
         """
-        get_pages(self, pages, self.mm, notifier, start, end, ctx)
+        get_pages(self, pages, mm if mm is not None else self.mm, notifier, start, end, ctx)
+
+    def pages_valid(self, pages: GpuSvmPages) -> bool:
+        """Tell whether pages can be bound (drm_gpusvm_pages_valid). The notifier lock is held."""
+        return pages.has_dma_mapping
+
+    def free_pages(self, pages: GpuSvmPages) -> None:
+        """Unmap pages for good (drm_gpusvm_free_pages)."""
+        self.notifier_lock.down_read()
+        pages.unmap()
+        pages.dma_addr = None
+        self.notifier_lock.up_read()
 
     def range_pages_valid(self, range_: GpuSvmRange) -> bool:
         """Tell whether a range's pages can be bound: the last check before that, with the notifier lock held."""
@@ -399,7 +449,8 @@ class GpuSvm:
         return notifier
 
     def _notifier_destroy(self, notifier: GpuSvmNotifier) -> None:
-        self.memory.mmu_interval_notifier_remove(notifier.notifier)
+        if not notifier.removed:
+            self.memory.mmu_interval_notifier_remove(notifier.notifier)
         self._notifier_free(notifier)
 
     def _notifier_free(self, notifier: GpuSvmNotifier) -> None:

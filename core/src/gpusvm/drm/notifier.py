@@ -18,23 +18,25 @@ class GpuSvmNotifier:
     """Be an aligned window of the address space, with the ranges in it; made with its first range, gone with its last.
 
     A range never crosses a PMD, so the ranges are kept by PMD block, each block's sorted: what a lookup or an
-    insertion costs does not depend on how many ranges the window has. A driver's own class derives from it and is
-    built by ``GpuSvmOps.notifier_alloc``.
+    insertion costs does not depend on how many ranges the window has. `removed`: it hears of no invalidation any more.
+    A driver's own class derives from it and is built by ``GpuSvmOps.notifier_alloc``.
     """
 
-    __slots__ = ("_blocks", "_shift", "end", "gpusvm", "notifier", "nr_ranges", "start")
+    __slots__ = ("_blocks", "_shift", "end", "gpusvm", "notifier", "nr_ranges", "removed", "start")
 
     gpusvm: "GpuSvm"
     notifier: IntervalNotifier
     start: int
     end: int
     nr_ranges: int
+    removed: bool
 
     def _init(self, gpusvm: "GpuSvm", start: int, end: int, block_shift: int) -> None:
         self.gpusvm = gpusvm
         self.start = start
         self.end = end
         self.nr_ranges = 0
+        self.removed = False
         self._shift = block_shift
         self._blocks: dict[int, list[GpuSvmRange]] = {}
 

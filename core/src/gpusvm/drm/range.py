@@ -2,6 +2,7 @@
 GPU maps.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gpusvm.errors import ModelError
@@ -16,10 +17,11 @@ if TYPE_CHECKING:
 class GpuSvmRange:
     """Be one range; a driver's own class derives from it and is built by ``GpuSvmOps.range_alloc`` without arguments.
 
-    [start, end) is one chunk: a power of two in size, aligned to it, never longer than a PMD. `pages` is how this
-    gpusvm's device maps it. `policy_state` is what the driver remembers of its faults. `migrate_devmem`, fixed at
-    creation, says that its memory can go to a device. `partial_unmap`: part of it was unmapped. References: one of
-    the tree, and whoever calls get.
+    [start, end) is one chunk: a power of two in size, aligned to it, never longer than a PMD. `pages` is how the
+    gpusvm's device maps it; without such a device it is the driver's class that has pages, of as many devices as it
+    likes. `unmapped`: a munmap has hit it, and no pages can be got for it any more; `partial_unmap`: it hit a part.
+    `policy_state` is what the driver remembers of its faults. `migrate_devmem`, fixed at creation, says that its memory
+    can go to a device. References: one of the tree, and whoever calls get.
     """
 
     __slots__ = (
@@ -34,6 +36,7 @@ class GpuSvmRange:
         "refcount",
         "removed",
         "start",
+        "unmapped",
     )
 
     gpusvm: "GpuSvm"
@@ -43,6 +46,7 @@ class GpuSvmRange:
     end: int
     npages: int
     migrate_devmem: bool
+    unmapped: bool
     partial_unmap: bool
     policy_state: Any
     removed: bool
@@ -50,11 +54,6 @@ class GpuSvmRange:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} [{self.start:#x}, {self.end:#x})>"
-
-    @property
-    def unmapped(self) -> bool:
-        """Tell whether a munmap has hit the range: no pages can be got for it any more."""
-        return self.pages.unmapped
 
     @property
     def size_bytes(self) -> int:
@@ -76,11 +75,12 @@ class GpuSvmRange:
         if not self.refcount:
             self.gpusvm._range_destroy(self)
 
-    def set_unmapped(self, mmu_range: MmuNotifierRange) -> None:
-        """Mark as unmapped, and as partly so if it is not all within `mmu_range` (drm_gpusvm_range_set_unmapped).
-
-        The notifier lock is held for writing.
+    def set_unmapped(self, mmu_range: MmuNotifierRange, pages: "Sequence[GpuSvmPages]") -> None:
+        """Mark as unmapped, with all its `pages`, and as partly so if it is not all within `mmu_range`
+        (drm_gpusvm_range_set_unmapped). The notifier lock is held for writing.
         """
-        self.pages.unmapped = True
+        self.unmapped = True
+        for each in pages:
+            each.unmapped = True
         if self.start < mmu_range.start or self.end > mmu_range.end:
             self.partial_unmap = True
