@@ -13,7 +13,8 @@ from typing import Final, Literal, cast
 from attrs import Factory, define, field, frozen, validators
 
 from gpusvm.documents import structure
-from gpusvm.driver import DeviceSpec, Driver, DriverSpec, Host, TiledVm, Vm
+from gpusvm.driver import DeviceSpec, Driver, DriverSpec, FaultPolicy, Host, TiledVm, Vm
+from gpusvm.drm import OwnerList
 from gpusvm.errors import InputError, nearest
 from gpusvm.gpu import Link
 from gpusvm.kernel import Choices, Costs, Kernel, SeededChoices
@@ -114,11 +115,14 @@ class Machine:
         checked: bool = True,
         cpus: int | None = None,
         preemptive: bool = True,
+        policies: Mapping[int, FaultPolicy] | None = None,
+        owners: OwnerList | None = None,
     ) -> "Machine":
         """Boot `topology` with `drivers[i]` on its device i; every device has `vram_bytes` of VRAM,
         shared evenly by its tiles.
 
-        With `cpus`, in explored mode, CPUs count, and `preemptive` says where tasks lose theirs (`Kernel`).
+        With `cpus`, in explored mode, CPUs count, and `preemptive` says where tasks lose theirs (`Kernel`). `policies`,
+        by the number of the device, and `owners` are the what-ifs of `Host`.
         Raises InputError when there is not one driver for each device, or when the VRAM is smaller than the largest
         range, which is one PMD, or not a whole number of pages.
         """
@@ -191,6 +195,8 @@ class Machine:
                         tunables=spec.tunables,
                         quirks=spec.quirks,
                         peers=machine.drivers,
+                        policy=None if policies is None else policies.get(index),
+                        owners=owners,
                     )
                 )
             )

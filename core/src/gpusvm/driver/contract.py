@@ -15,7 +15,8 @@ from gpusvm.kernel import Kernel
 from gpusvm.mm.api import MemoryManagerApi
 
 if TYPE_CHECKING:
-    from gpusvm.driver.protocols import Driver
+    from gpusvm.driver.protocols import Driver, FaultPolicy
+    from gpusvm.drm import OwnerList
     from gpusvm.gpu import Link
 
 __all__ = ["ABI", "DeviceSpec", "DriverInfo", "Host"]
@@ -51,6 +52,10 @@ class Host:
     `tunables` and `quirks` are instances of the classes that the driver's `DriverInfo` names. `link` is the bus
     between this device and system memory. `peers` are the drivers built so far into the same machine, of any kind,
     this one's own kind included: what the kernel keeps in driver-wide lists is found through them.
+
+    What-if: `policy` decides where faults of this device migrate, in place of the driver's own rule. `owners` is one
+    list for the pagemaps and address spaces of all drivers, so that one can map another's memory where it is (of
+    whatever joins it, `peer.private.driver.spec` is the DeviceSpec); None as in Linux, where each driver has its own.
     """
 
     kernel: Kernel
@@ -60,6 +65,8 @@ class Host:
     tunables: Any
     quirks: Any
     peers: "list[Driver]" = Factory(list)
+    policy: "FaultPolicy | None" = None
+    owners: "OwnerList | None" = None
 
 
 def _nothing_to_refuse(tunables: Any, quirks: Any) -> Sequence[str]:

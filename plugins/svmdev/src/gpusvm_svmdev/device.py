@@ -20,6 +20,7 @@ from gpusvm.drm import (
     MigrateDetails,
     PagemapAddrs,
     PagemapDevOps,
+    Peer,
     constant_u8,
     evict_to_ram,
     migrate_to_devmem,
@@ -50,7 +51,8 @@ def device_page(addr: int, page_shift: int) -> tuple[int, int]:
 class Svmdev:
     """Be one device (struct svmdev): its dev_pagemap and its drm_pagemap side by side, whose ops it is, and its memory.
 
-    With ``same_owner=1`` the machine's first svmdev owns the pages of all. It is its own `PagemapEmbedding`.
+    With ``same_owner=1`` the machine's first svmdev owns the pages of all; where the machine has one list of owners for
+    all drivers (`Host.owners`), that decides. It is its own `PagemapEmbedding`.
     """
 
     info: DriverInfo = INFO
@@ -72,7 +74,12 @@ class Svmdev:
         self.number = host.device.index
         self.device = DrmDevice(host.kernel, host.device.name, iommu=host.device.iommu)
         first = next((peer for peer in host.peers if isinstance(peer, Svmdev)), self)
-        self.owner = first if tunables.same_owner else self
+        self.owner: object = first if tunables.same_owner else self
+        self.driver = self
+        self.spec = host.device
+        self.peer = Peer(self)
+        if host.owners is not None:
+            self.owner = host.owners.acquire_owner(self.peer, self._reaches)
         self.details = MigrateDetails(can_migrate_same_pagemap=bool(tunables.can_migrate_same_pagemap))
         self._page_shift = host.memory.geometry.page_shift
         pages = tunables.device_pages or host.device.vram_bytes >> self._page_shift
@@ -139,9 +146,17 @@ class Svmdev:
         while len(self.vram.bos) not in (0, left):  # what cannot be brought home memunmap_pages waits for
             left = len(self.vram.bos)
             self.evict()
+        if self.host.owners is not None:
+            self.host.owners.release_owner(self.peer)
         self.dpagemap.put()
         self.memory.memunmap_pages(self.pgmap)
         self.device.put()
+
+    @staticmethod
+    def _reaches(peer1: Peer, peer2: Peer) -> bool:
+        """Tell whether there is a path between the devices of two drivers; svmdev itself needs none."""
+        device1, device2 = peer1.private.driver, peer2.private.driver
+        return device1 is device2 or bool(device1.spec.p2p and device2.spec.p2p)
 
     def describe(self) -> Mapping[str, Any]:
         return {

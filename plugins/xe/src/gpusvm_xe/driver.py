@@ -26,8 +26,8 @@ __all__ = ["XeDriver"]
 class XeShared:
     """Hold what the driver has once, for all its devices in the machine: the list of owners and the migrate lock."""
 
-    def __init__(self, kernel: Kernel) -> None:
-        self.owners = OwnerList()
+    def __init__(self, kernel: Kernel, owners: OwnerList) -> None:
+        self.owners = owners
         self.migrate_lock = kernel.rwsem("driver_migrate_lock")
 
 
@@ -56,12 +56,15 @@ class XeDriver:
         self.spec = host.device
         tunables = self.tunables = host.tunables
         self.quirks = host.quirks
+        self.policy = host.policy
+        self.peers = host.peers
         others = [peer for peer in host.peers if isinstance(peer, XeDriver)]
-        self.shared = others[0].shared if others else XeShared(kernel)
+        self.shared = others[0].shared if others else XeShared(kernel, host.owners or OwnerList())
         # One domain of eviction for all tiles: xe->val.
         self.validation = kernel.rwsem("xe_validation")
         self.bo_mapping = ZddBoMapping(self.memory) if tunables.page_to_bo == "zdd" else OffsetBoMapping(self.memory)
         self.tiles = [XeTile(self, host, index) for index in range(self.spec.tiles)]
+        self.tile_mask = (1 << self.spec.tiles) - 1
         self.embedding = XeEmbedding(self)
         self.pm = XeRuntimePm(host, self.tiles)
         for tile in self.tiles:
@@ -108,6 +111,28 @@ class XeDriver:
 
     def dev_pagemaps(self) -> list[DevPagemap]:
         return self.embedding.dev_pagemaps()
+
+    def pagemap_from_fd(self, device: int, region: int) -> DrmPagemap:
+        """Return the pagemap of region `region` of device number `device` of the machine with a reference, "madvise"
+        (xe_drm_pagemap_from_fd).
+
+        ENOENT if there is no such device, it is none of xe's, or it has no such region; ENODEV if it is unplugged.
+        """
+        other = self.peers[device] if 0 <= device < len(self.peers) else None
+        if not isinstance(other, XeDriver):
+            raise KernelError(errno.ENOENT, f"device {device} is none of xe's")
+        cookie = other.device.dev_enter()
+        try:
+            if not other.spec.discrete or not 1 <= region <= len(other.tiles):
+                raise KernelError(errno.ENOENT, f"{other.spec.name} has no VRAM region {region}")
+            return other.tiles[region - 1].find_or_create_pagemap("madvise")
+        finally:
+            other.device.dev_exit(cookie)
+
+    def preferred_pagemap(self, fault: GpuFault) -> DrmPagemap | None:
+        """Return the memory that the attributes want for a fault, None for RAM. Its VM is locked."""
+        vma = self.vms[fault.inst & ASID_MASK].vmas.find(fault.addr)
+        return None if vma is None else vma.attr.resolve_pagemap(self.tile_of(fault))
 
     def tile_of(self, fault: GpuFault) -> XeTile:
         """Return the tile that took a fault."""

@@ -9,10 +9,11 @@ import errno
 from typing import TYPE_CHECKING
 
 from gpusvm.driver import ACCESS_ATOMIC, FaultJob, FaultPipeline, FaultUnit, GpuFault, RangeUnit, Restart
-from gpusvm.drm import DrmPagemap
+from gpusvm.drm import DrmPagemap, GpuSvmCtx
 from gpusvm.errors import KernelError
 
 from gpusvm_xe.asid import ASID_MASK
+from gpusvm_xe.attributes import XeVma
 from gpusvm_xe.svm import MOVED, alloc_vram, evict_range
 
 if TYPE_CHECKING:
@@ -22,9 +23,7 @@ __all__ = ["MigrateAfter", "XeFaults"]
 
 
 class MigrateAfter:
-    """Migrate a range to the VRAM of the faulting tile at its n-th fault (`gpusvm.driver.FaultPolicy`); xe: at the
-    first.
-    """
+    """Migrate a range to where its attributes say at its n-th fault (`gpusvm.driver.FaultPolicy`); xe: at the first."""
 
     def __init__(self, driver: "XeDriver", faults: int) -> None:
         self.driver = driver
@@ -36,22 +35,38 @@ class MigrateAfter:
 
     def place(self, fault: GpuFault, unit: FaultUnit, state: list[int]) -> DrmPagemap | None:
         state[0] += 1
-        return None if state[0] < self.faults else self.driver.tile_of(fault).dpagemap
+        return None if state[0] < self.faults else self.driver.preferred_pagemap(fault)
+
+
+class _Service:
+    """Hold what the service of one fault goes by: the VMA, and whether nothing but VRAM will do. `found` is the VMA
+    that it began with.
+    """
+
+    __slots__ = ("ctx", "dpagemap", "found", "vma")
+
+    def __init__(self, vma: XeVma, ctx: GpuSvmCtx) -> None:
+        self.found = self.vma = vma
+        self.ctx = ctx
+        self.dpagemap: DrmPagemap | None = None
 
 
 class XeFaults(FaultPipeline):
     """Serve faults as xe does: migrate first, map what is there otherwise."""
 
     def __init__(self, driver: "XeDriver") -> None:
-        super().__init__(driver.kernel, driver.accounts, policy=MigrateAfter(driver, driver.tunables.migrate_after))
+        policy = driver.policy or MigrateAfter(driver, driver.tunables.migrate_after)
+        super().__init__(driver.kernel, driver.accounts, policy=policy)
         self.driver = driver
         self._discrete = driver.spec.discrete
         self._acked_failure = driver.quirks.acked_failure == "as_written"
+        self._keeps_found = driver.quirks.last_fault_vma == "as_written"
+        self._goes_home = driver.quirks.smem_stays == "fixed"
 
     # ---- queue: the oldest fault of the queue alone, as FaultPipeline.take has it ---------------------------------
 
     def begin(self, job: FaultJob) -> bool:
-        """Find the VM by its asid and lock it (xe_pagefault_service); choose the budget of tries."""
+        """Find the VM by its asid and lock it, and the VMA in it (xe_pagefault_service)."""
         asid = job.fault.inst & ASID_MASK
         vm = self.driver.vms.get(asid)
         if vm is None:
@@ -61,52 +76,94 @@ class XeFaults(FaultPipeline):
         vm.lock.down_write()
         if vm.closed:
             raise KernelError(errno.ENOENT, f"the address space {asid} is closed")
-        tunables = self.driver.tunables
-        # Atomics reach system memory on no discrete device but by an attribute: VRAM it is
-        # (xe_vma_need_vram_for_atomic).
-        if job.fault.access == ACCESS_ATOMIC and self._discrete:
-            job.scratch = vm.ctx_atomic
+        job.scratch = _Service(self._vma(job), vm.ctx_fault)
+        self._go_by_attributes(job)
+        return True
+
+    def _vma(self, job: FaultJob) -> XeVma:
+        vma: XeVma | None = job.vm.vmas.find(job.fault.addr)
+        if vma is None:
+            raise KernelError(errno.EINVAL, f"nothing is mirrored at {job.fault.addr:#x}")
+        return vma
+
+    def _go_by_attributes(self, job: FaultJob) -> None:
+        """Decide whether the fault needs VRAM, and how often to try (xe_svm_handle_pagefault)."""
+        vm, service, tunables = job.vm, job.scratch, self.driver.tunables
+        if (
+            job.fault.access == ACCESS_ATOMIC
+            and self._discrete
+            and service.vma.attr.needs_vram(atomics_in_ram=bool(tunables.device_atomics_on_smem))
+        ):
+            service.ctx = vm.ctx_atomic
             job.tries = tunables.atomic_tries
             job.timeslice_ms = tunables.timeslice_ms
         else:
-            job.scratch = vm.ctx_fault
+            service.ctx = vm.ctx_fault
             job.tries = tunables.tries
-        return True
+            job.timeslice_ms = 0
 
     def end(self, job: FaultJob) -> None:
         if job.vm is not None:
             job.vm.lock.up_write()
             job.vm.put("pagefault")
 
+    def _served(self, job: FaultJob) -> None:
+        """Begin the next lookup with the VMA of this one; as written the one that the fault began with, though
+        collecting garbage may have freed it.
+        """
+        service = job.scratch
+        job.vm.vmas.last_fault = service.found if self._keeps_found else service.vma
+
     # ---- gc ------------------------------------------------------------------------------------------------------
 
     def collect_garbage(self, job: FaultJob) -> bool:
-        """Process pending unmaps first, so that no range of theirs is found (__xe_svm_handle_pagefault)."""
+        """Process pending unmaps first, so that no range of theirs is found (__xe_svm_handle_pagefault); begin anew if
+        VMAs changed.
+        """
         if self.kernel.explored:
             job.vm.assert_locked("__xe_svm_handle_pagefault")
-        job.vm.garbage.collect()
+        while job.vm.garbage.collect():
+            job.scratch.vma = self._vma(job)
+            self._go_by_attributes(job)
         return True
 
     # ---- lookup --------------------------------------------------------------------------------------------------
 
     def lookup(self, job: FaultJob) -> bool:
-        vm, ctx = job.vm, job.scratch
-        range_ = vm.gpusvm.range_find_or_insert(job.fault.addr, vm.start, vm.end, ctx)
-        if ctx.devmem_only and not range_.migrate_devmem:
+        """Choose where the memory should be and find the range; False if the tile maps it (and from there, for VRAM
+        only).
+        """
+        vm, service = job.vm, job.scratch
+        tile = self.driver.tile_of(job.fault)
+        vma = service.vma
+        local_only = service.ctx.devmem_only
+        if local_only:
+            service.dpagemap = tile.dpagemap
+        else:
+            service.dpagemap = dpagemap = vma.attr.resolve_pagemap(tile)
+            service.ctx = vm.ctx_smem if dpagemap is None else vm.ctx_fault
+        ctx = service.ctx
+        range_ = vm.gpusvm.range_find_or_insert(job.fault.addr, vma.start, vma.end, ctx)
+        if local_only and not range_.migrate_devmem:
             raise KernelError(errno.EACCES, f"an atomic at {job.fault.addr:#x} on memory that cannot move to VRAM")
         job.unit = RangeUnit(vm.gpusvm, range_)
-        tile = self.driver.tile_of(job.fault)
-        return not vm.is_valid(range_, tile, tile.dpagemap if ctx.devmem_only else None)
+        if not vm.is_valid(range_, tile, service.dpagemap if local_only else None):
+            return True
+        self._served(job)
+        return False
 
     # ---- migrate -------------------------------------------------------------------------------------------------
 
     def place(self, job: FaultJob) -> DrmPagemap | None:
-        """Choose the tile's VRAM if the range can move and is not there (xe_svm_range_needs_migrate_to_vram)."""
-        range_ = job.unit.range
-        dpagemap = self.driver.tile_of(job.fault).dpagemap
-        if dpagemap is None or not range_.migrate_devmem or range_.is_in(dpagemap):
+        """Choose the memory to populate, if the range can move and is not there (xe_svm_range_needs_migrate_to_vram).
+
+        For atomics it is the tile's own, otherwise what the policy says.
+        """
+        service, range_ = job.scratch, job.unit.range
+        if not range_.migrate_devmem:
             return None
-        return dpagemap if job.scratch.devmem_only else super().place(job)
+        dpagemap: DrmPagemap | None = service.dpagemap if service.ctx.devmem_only else super().place(job)
+        return None if dpagemap is None or range_.is_in(dpagemap) else dpagemap
 
     def migrate(self, job: FaultJob) -> bool:
         job.tries -= 1
@@ -120,7 +177,7 @@ class XeFaults(FaultPipeline):
         except KernelError as error:
             job.timeslice_ms *= 2
             self.note("migrate_failed", job, error.errno)
-            if job.scratch.devmem_only:
+            if job.scratch.ctx.devmem_only:
                 if job.tries <= 0:
                     raise
                 return True  # get_pages brings a mixed range to one place, so that the next try can succeed
@@ -131,7 +188,10 @@ class XeFaults(FaultPipeline):
     # ---- get_pages -----------------------------------------------------------------------------------------------
 
     def get_pages(self, job: FaultJob) -> bool:
-        gpusvm, range_, ctx = job.unit.gpusvm, job.unit.range, job.scratch
+        """Get the pages. As written, what is mapped for DMA stays, though it is VRAM and RAM is wanted."""
+        gpusvm, range_, ctx = job.unit.gpusvm, job.unit.range, job.scratch.ctx
+        if self._goes_home and ctx is job.vm.ctx_smem and range_.pages.has_devmem_pages:
+            gpusvm.range_unmap_pages(range_, ctx)
         try:
             gpusvm.range_get_pages(range_, ctx)
         except KernelError as error:
@@ -144,6 +204,7 @@ class XeFaults(FaultPipeline):
                     raise Restart from error
             # As written the error is dropped at the label that ends the function: the GPU is told that all is well.
             if self._acked_failure:
+                self._served(job)
                 return False
             raise
         return True
@@ -151,7 +212,8 @@ class XeFaults(FaultPipeline):
     # ---- bind ----------------------------------------------------------------------------------------------------
 
     def bind(self, job: FaultJob) -> bool:
-        if not job.vm.bind(job.unit, self.driver.tile_of(job.fault)):
+        if not job.vm.bind(job.unit, self.driver.tile_of(job.fault), job.scratch.vma):
             job.timeslice_ms *= 2
             raise Restart
+        self._served(job)
         return True

@@ -149,26 +149,49 @@ class GarbageCollector:
                 self._ranges.append(range_)
         self.vm.driver.pf_wq.queue(self.work)
 
-    def collect(self) -> None:
-        """Remove what was noted down (xe_svm_garbage_collector). The VM's lock is held for writing."""
+    def collect(self) -> bool:
+        """Remove what was noted down (xe_svm_garbage_collector); whether that changed the VMAs (EAGAIN). The VM's lock
+        is held for writing. ENOENT if the VM is banned, and it is if attributes cannot be reset.
+        """
         if self.kernel.explored:
             self.vm.assert_locked("xe_svm_garbage_collector")
-        if not self._ranges:
-            return
         vm = self.vm
+        if vm.banned:
+            vm.assert_usable()
+        changed = False
+        if not self._ranges:
+            return changed
         while True:
             with self.lock:
                 if not self._ranges:
-                    return
+                    return changed
                 # It stays `queued`: list_del leaves poison, of which list_empty says no, so a notifier that meets the
                 # range until it is removed does not note it down again.
                 range_ = self._ranges.popleft()
+            start, end = range_.start, range_.end
             # Not evicted, even if only a part of it was unmapped: what is left in VRAM keeps its whole object alive.
             if self.kernel.tracer.on:
-                self.kernel.tracer.emit("svm_garbage", range_.start, range_.end, range_.partial_unmap)
-            vm.unbind(range_)
-            vm.gpusvm.range_unmap_pages(range_, vm.ctx_fault)
-            vm.gpusvm.range_remove(range_)
+                self.kernel.tracer.emit("svm_garbage", start, end, range_.partial_unmap)
+            self.remove(range_)
+            try:
+                changed |= vm.vmas.reset(start, end)
+            except KernelError as error:
+                self.kernel.warn("xe_svm_range_set_default_attr", f"no VMA for [{start:#x}, {end:#x}): {error}")
+                vm.banned = True
+                raise
+
+    def remove(self, range_: XeSvmRange) -> None:
+        """Take one range out of the page table, and away (__xe_svm_garbage_collector)."""
+        vm = self.vm
+        vm.unbind(range_)
+        vm.gpusvm.range_unmap_pages(range_, vm.ctx_fault)
+        vm.gpusvm.range_remove(range_)
+
+    def forget(self, range_: XeSvmRange) -> None:
+        """Take a range that was removed off the list."""
+        if range_.queued:
+            with self.lock:
+                self._ranges.remove(range_)
 
     def stop(self) -> None:
         """Wait for the worker and let none be queued again: the notifiers go on until the VM's end (xe_svm_close)."""
@@ -180,8 +203,9 @@ class GarbageCollector:
         vm = self.vm
         vm.lock.down_write()
         try:
-            if not vm.closed:
-                self.collect()
+            if not (vm.closed or vm.banned):
+                with suppress(KernelError):
+                    self.collect()
         finally:
             vm.lock.up_write()
 

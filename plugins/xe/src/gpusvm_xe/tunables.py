@@ -88,6 +88,14 @@ class XeTunables:
         minimum=1,
         cite="xe_svm.c:__xe_svm_handle_pagefault",
     )
+    device_atomics_on_smem: int = tunable(
+        1,
+        "Whether the device can do atomics on system memory, where madvise gives them to it; 0 on PVC",
+        unit="count",
+        minimum=0,
+        maximum=1,
+        cite="xe_pci.c; xe_vm.c:xe_vma_need_vram_for_atomic",
+    )
     populate_attempts: int = tunable(
         2,
         "Populates in one attempt; before each but the first the range is evicted to RAM",
@@ -167,6 +175,25 @@ class XeQuirks:
         "A pagemap that cannot be made is unwound, and then destroyed as if it had been made: its owner is given back "
         "twice",
         cite="xe_svm.c:xe_pagemap_create, xe_pagemap_destroy_work",
+    )
+    smem_stays: Variant = quirk(
+        "Memory that is mapped in VRAM when RAM becomes its preferred location is mapped there again by the next "
+        "fault: its DMA mapping is still valid, so get_pages does not look for its pages",
+        cite="xe_vm_madvise.c:xe_zap_ptes_in_madvise_range; drm_gpusvm.c:drm_gpusvm_get_pages",
+    )
+    same_fd: Variant = quirk(
+        "Another region of the device that is the preferred location already is taken for no change",
+        cite="xe_vm_madvise.c:madvise_preferred_mem_loc",
+    )
+    last_fault_vma: Variant = quirk(
+        "A fault that collects garbage remembers the VMA that it began with, for the next lookup, though resetting "
+        "attributes may have freed that",
+        cite="xe_pagefault.c:xe_pagefault_service; xe_svm.c:xe_svm_handle_pagefault",
+    )
+    reset_beyond: Variant = quirk(
+        "Looking for a neighbour to merge with begins one byte beyond it, so that the one after it may be found, and "
+        "the attributes between are lost",
+        cite="xe_vm.c:xe_vm_find_cpu_addr_mirror_vma_range",
     )
     shrinker_forgets: Variant = quirk(
         "A shrinker that frees an unused pagemap may drop one in use from the cache: the next VM makes a second",

@@ -3,20 +3,33 @@ process.
 """
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar
 
 from attrs import frozen
 from gpusvm.driver import QueueFaults, RangeUnit
 from gpusvm.drm import DrmPagemap, GpuSvm, GpuSvmCtx, GpuSvmRange, Peer
 from gpusvm.errors import KernelError
-from gpusvm.gpu import ATOMIC, READ, REMOTE, WRITE, GpuPageTable, Tlb
+from gpusvm.gpu import GpuPageTable, Tlb
 from gpusvm.kernel import Kref
 from gpusvm.mm.api import MmApi
 
 from gpusvm_xe.asid import ASID_BITS
+from gpusvm_xe.attributes import (
+    ATOMIC_CPU,
+    ATOMIC_DEVICE,
+    ATOMIC_GLOBAL,
+    ATOMIC_UNDEFINED,
+    PreferredLocation,
+    XeVma,
+    XeVmas,
+    permissions,
+)
+from gpusvm_xe.madvise import advise
 from gpusvm_xe.pagemap import XE_INTERCONNECT_VRAM
-from gpusvm_xe.svm import MOVED, GarbageCollector, XeSvm, XeSvmRange, alloc_vram, evict_range
+from gpusvm_xe.prefetch import prefetch
+from gpusvm_xe.svm import GarbageCollector, XeSvm, XeSvmRange, evict_range
 
 if TYPE_CHECKING:
     from gpusvm_xe.driver import XeDriver
@@ -51,7 +64,12 @@ class XeVm:
     driver's migrate lock > mmap_lock > validation > resv > notifier lock.
     """
 
-    outlives: ClassVar = frozenset({"asid", "close", "closed", "faults", "page_table", "page_tables", "populate"})
+    outlives: ClassVar = frozenset(
+        {
+            *("asid", "banned", "close", "closed", "faults", "page_table", "page_tables"),
+            *("_ioctl", "assert_usable", "madvise", "mirror", "populate"),
+        }
+    )
     """What belongs to the handle that a program has, and to its GPU, and so is there when the VM is gone."""
 
     def __init__(
@@ -72,6 +90,7 @@ class XeVm:
         self.start = start
         self.end = end
         self.closed = False
+        self.banned = False
         self.pagemaps = pagemaps  # of all tiles, each with a reference
         # Held by the file until `close`, and by whoever works on the VM meanwhile (xe_vm_get, xe_vm_put).
         self._kref = Kref(kernel, "vm", self._free, holder="file")
@@ -85,9 +104,13 @@ class XeVm:
         self.tlbs = [Tlb(kernel, f"{driver.device.name} gt{tile.index}") for tile in driver.tiles]
         self.faults = self._faults_of(0)
         self.garbage = GarbageCollector(self)
+        self.vmas = XeVmas(self, start, end)
         discrete = driver.spec.discrete
-        # An atomic reaches system memory only where the device is part of the system (xe_atomic_for_system).
-        self._system_perm = READ | WRITE | (REMOTE if discrete else ATOMIC)
+        atomics_in_ram = bool(tunables.device_atomics_on_smem)
+        self._perms = [
+            permissions(access, discrete=discrete, atomics_in_ram=atomics_in_ram)
+            for access in (ATOMIC_UNDEFINED, ATOMIC_DEVICE, ATOMIC_GLOBAL, ATOMIC_CPU)
+        ]
         self.peer = Peer(self)
         owner = driver.shared.owners.acquire_owner(self.peer, driver.has_interconnect)
         threshold = tunables.check_pages_threshold if discrete else 0
@@ -100,7 +123,9 @@ class XeVm:
             check_pages_threshold=threshold,
             devmem_only=discrete,
         )
-        self.ctx_prefetch = GpuSvmCtx(device_private_page_owner=owner, devmem_possible=discrete)
+        # Where RAM is wanted, nobody's device pages will do (xe_svm_private_page_owner).
+        self.ctx_smem = GpuSvmCtx(devmem_possible=discrete, check_pages_threshold=threshold)
+        self.ctx_insert = GpuSvmCtx(devmem_possible=discrete)
         self.ctx_notifier = GpuSvmCtx(in_notifier=True)
         page_size = memory.geometry.page_size
         self.gpusvm = GpuSvm(
@@ -146,7 +171,7 @@ class XeVm:
         """Tell whether a tile maps the range, and from `dpagemap` if that is asked for (xe_svm_range_is_valid)."""
         return bool(range_.bound & tile.bit) and (dpagemap is None or range_.is_in(dpagemap))
 
-    def write_ptes(self, range_: GpuSvmRange, tile: "XeTile") -> None:
+    def write_ptes(self, range_: GpuSvmRange, tile: "XeTile", vma: XeVma) -> None:
         """Map what get_pages found for one tile, in the largest leaves that fit (xe_pt_stage_bind). The notifier lock
         is held.
 
@@ -156,8 +181,11 @@ class XeVm:
         assert addrs is not None
         assert isinstance(range_, XeSvmRange)
         # A range without mixed mappings is all in one place. A peer's VRAM is no VRAM for the page table: every access
-        # leaves over the bus, and atomics do not reach it.
-        perm = READ | WRITE | ATOMIC if int(addrs.proto[0]) == XE_INTERCONNECT_VRAM else self._system_perm
+        # leaves over the bus. Protocols are numbers of the driver whose memory it is: those of others mean nothing.
+        dpagemap = range_.pages.dpagemap
+        vram = dpagemap is not None and dpagemap.drm is self.driver.device
+        assert not vram or int(addrs.proto[0]) == XE_INTERCONNECT_VRAM
+        perm = self._perms[vma.attr.atomic_access][0 if vram else 1]
         vpn = range_.start >> self.page_shift
         page_table = self.page_tables[tile.index]
         kernel = self.kernel
@@ -202,114 +230,91 @@ class XeVm:
                 self.flush(zapped, range_.start, range_.end)
             range_.tile_present = 0
 
-    # ---- prefetch ------------------------------------------------------------------------------------------------
+    # ---- what programs ask for -----------------------------------------------------------------------------------
 
-    def populate(self, start: int, end: int) -> int:
-        """Bring [start, end) to VRAM and map it (DRM_XE_VM_BIND_OP_PREFETCH); the bytes that moved.
+    def populate(self, start: int, end: int, *, region: int | None = None) -> int:
+        """Bring [start, end) to a region and map it there (DRM_XE_VM_BIND_OP_PREFETCH); the bytes that moved.
 
-        The ranges are made first, then brought one by one, then mapped together. The first that cannot be brought, or
-        one that was lost again meanwhile (the VRAM is too small), ends the operation with nothing mapped, and the ioctl
-        succeeds all the same: ENODATA is kept from the program. ENODEV after unplug, ENOENT for a closed VM, the errno
-        of a VMA that can have no range (EPERM: not writable), and that of get_pages where it is none of a race.
+        Region 0 is RAM, n the VRAM of tile n-1, `CONSULT_MADVISE` what the attributes say; None the root tile's VRAM,
+        if there is any. Best effort: what cannot be brought is no error. ENODEV after unplug, ENOENT for a VM that is
+        closed, EINVAL for no region, the errno of a VMA that can have no range (EPERM: not writable), and that of
+        get_pages where it is none of a race.
         """
-        if self.closed:
-            raise KernelError(errno.ENOENT, f"the address space {self.asid} is closed")
+        with self._ioctl(), self.lock.write():
+            return prefetch(self, start, end, int(self.driver.spec.discrete) if region is None else region)
+
+    def madvise(
+        self, start: int, end: int, *, preferred_location: PreferredLocation | None = None, atomic: int | None = None
+    ) -> None:
+        """Say where the memory of [start, end) should be, or who does atomics on it (DRM_IOCTL_XE_MADVISE).
+
+        One of the two at a time. GPU-VMAs are split where it begins and ends; ranges that are cut come home and are
+        removed, the others are zapped where anything changed. EINVAL for numbers that make no sense, ENOENT for a VM
+        that is closed and for a file that is none of an xe device or has no such region, ENODEV if that device or the
+        VM's own is unplugged, ENOLINK without a path to it, ENOMEM.
+        """
+        what = preferred_location if atomic is None else atomic
+        if what is None or (atomic is not None and preferred_location is not None):
+            raise KernelError(errno.EINVAL, "madvise: one attribute at a time, preferred_location or atomic")
+        with self._ioctl():
+            advise(self, start, end, what)
+
+    def mirror(self, start: int, end: int, *, autoreset: bool = False) -> None:
+        """Mirror [start, end) anew, with default attributes (DRM_XE_VM_BIND_OP_MAP with CPU_ADDR_MIRROR).
+
+        With `autoreset` they fall back to that whenever the CPU unmaps the memory. Neighbours with default attributes
+        become part of it. EBUSY where a GPU-VMA would be cut that has something mapped there; EINVAL, ENOMEM.
+        """
+        with self._ioctl():
+            self.garbage.work.flush()
+            with self.lock.write():
+                self.assert_usable()
+                self.vmas.map(*self.vmas.mergeable(start, end), autoreset=autoreset)
+
+    @contextmanager
+    def _ioctl(self) -> Iterator[None]:
+        """Surround an ioctl: the VM stays, the device is there and awake."""
+        self.assert_usable()
         driver = self.driver
         self.get("ioctl")
         try:
             cookie = driver.device.dev_enter()
             try:
-                with driver.pm.ioctl(), self.lock.write():
-                    return self._populate(start, end)
+                with driver.pm.ioctl():
+                    yield
             finally:
                 driver.device.dev_exit(cookie)
         finally:
             self.put("ioctl")
 
-    def _populate(self, start: int, end: int) -> int:
-        if self.closed:
+    def assert_usable(self) -> None:
+        """Raise ENOENT if the VM is closed or banned (xe_vm_is_closed_or_banned)."""
+        if self.closed or self.banned:
             raise KernelError(errno.ENOENT, f"the address space {self.asid} is closed")
-        self.garbage.collect()
-        moved = 0
-        units = self._prefetch_units(start, end)
-        for unit in units:
-            nbytes = self._prefetch(unit)
-            if nbytes is None:
-                return moved
-            moved += nbytes
-        self._bind_all(units)
-        return moved
 
-    def _prefetch_units(self, start: int, end: int) -> list[RangeUnit]:
-        """Find or make the ranges of [start, end) that are not mapped where they should be (vm_bind_ioctl_ops_create).
+    # ---- ranges --------------------------------------------------------------------------------------------------
 
-        Holes are passed over; whatever else refuses a range ends the ioctl.
-        """
-        units = []
-        addr, end = max(start, self.start), min(end, self.end)
-        while addr < end:
-            found = self.gpusvm.find_vma_start(addr, end)
-            if found is None:
-                break
-            addr = max(addr, found)
-            try:
-                range_ = self.gpusvm.range_find_or_insert(addr, self.start, self.end, self.ctx_prefetch)
-            except KernelError as error:
-                if error.errno == errno.ENOENT:
-                    continue  # unmapped meanwhile
-                raise
-            assert isinstance(range_, XeSvmRange)
-            if not self._is_prefetched(range_):
-                units.append(RangeUnit(self.gpusvm, range_))
-            addr = range_.end
-        return units
+    def ranges(self, start: int, end: int) -> list[XeSvmRange]:
+        """Return the ranges that overlap [start, end), ascending."""
+        return [range_ for range_ in self.gpusvm.ranges(start, end) if isinstance(range_, XeSvmRange)]
 
-    def _is_prefetched(self, range_: XeSvmRange) -> bool:
-        """Tell whether every tile maps a range from where it should be."""
-        dpagemap = self._home if range_.migrate_devmem else None
-        return all(self.is_valid(range_, tile, dpagemap) for tile in self.driver.tiles)
+    def unmap_address_range(self, start: int, end: int) -> None:
+        """Bring home and remove the ranges that reach into [start, end) and beyond it (xe_svm_unmap_address_range)."""
+        for range_ in self.ranges(start, end):
+            if range_.start < start or range_.end > end:
+                if range_.pages.has_devmem_pages:
+                    evict_range(self.gpusvm, range_)
+                range_.get()
+                self.garbage.remove(range_)
+                self.garbage.forget(range_)
+                range_.put()
 
-    @property
-    def _home(self) -> DrmPagemap | None:
-        """Return where a prefetch brings ranges: the VRAM of the root tile."""
-        return self.driver.tiles[0].dpagemap
-
-    def _prefetch(self, unit: RangeUnit) -> int | None:
-        """Migrate one range and get its pages (xe_vm.c:prefetch_ranges); the bytes that moved, None for ENODATA."""
-        range_, dpagemap = unit.range, self._home
-        moved = 0
-        if dpagemap is not None and range_.migrate_devmem:
-            before = self.kernel.stats.migrated_to_device_bytes
-            try:
-                alloc_vram(self, range_, dpagemap, 0)
-            except KernelError:
-                return None
-            moved = min(range_.size_bytes, self.kernel.stats.migrated_to_device_bytes - before)
-        try:
-            self.gpusvm.range_get_pages(range_, self.ctx_prefetch)
-        except KernelError as error:
-            if error.errno == errno.EOPNOTSUPP:
-                evict_range(self.gpusvm, range_)
-            if error.errno in MOVED:
-                return None
-            raise
-        return moved
-
-    def _bind_all(self, units: list[RangeUnit]) -> None:
-        """Write the PTEs of all ranges on all tiles, or of none if the pages of one went stale."""
-        lock = self.gpusvm.notifier_lock
-        with self.resv, lock.read():
-            if all(self.gpusvm.range_pages_valid(unit.range) for unit in units):
-                for unit in units:
-                    for tile in self.driver.tiles:
-                        self.write_ptes(unit.range, tile)
-
-    def bind(self, unit: RangeUnit, tile: "XeTile") -> bool:
+    def bind(self, unit: RangeUnit, tile: "XeTile", vma: XeVma) -> bool:
         """Write the PTEs of a range on one tile unless its pages went stale (xe_vm_range_rebind: -EAGAIN); False if
         they did.
         """
         with self.resv:
-            return unit.commit(lambda: self.write_ptes(unit.range, tile))
+            return unit.commit(lambda: self.write_ptes(unit.range, tile, vma))
 
     # ---- the end -------------------------------------------------------------------------------------------------
 
@@ -324,6 +329,7 @@ class XeVm:
             for page_table in self.page_tables:
                 page_table.unmap(self.start >> self.page_shift, self.end >> self.page_shift)
             self.gpusvm.fini()
+            self.vmas.fini()
         self.driver.vm_forget(self)
         self.put("file")
 
