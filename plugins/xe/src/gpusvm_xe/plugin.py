@@ -4,6 +4,7 @@ from errno import EBUSY, EFAULT, EINVAL, ENODEV, ENOENT, ENOMEM, EOPNOTSUPP, EPE
 from typing import TYPE_CHECKING
 
 from gpusvm.driver import NEVER, Capabilities, DriverInfo, Errnos, Host, Refusals, no, yes
+from gpusvm.driver.operations import OperationTarget
 from gpusvm.plugins import hookimpl
 
 from gpusvm_xe.tunables import XeQuirks, XeTunables, refuse
@@ -11,7 +12,7 @@ from gpusvm_xe.tunables import XeQuirks, XeTunables, refuse
 if TYPE_CHECKING:
     from gpusvm.driver import Driver
 
-__all__ = ["INFO", "gpusvm_drivers"]
+__all__ = ["INFO", "gpusvm_drivers", "gpusvm_operations"]
 
 
 def _make(host: Host) -> "Driver":
@@ -94,3 +95,11 @@ INFO = DriverInfo(
 def gpusvm_drivers() -> DriverInfo:
     """Offer the driver."""
     return INFO
+
+
+@hookimpl
+def gpusvm_operations() -> OperationTarget:
+    """Offer xe's own ioctls."""
+    from gpusvm_xe.operations import OPERATIONS
+
+    return OPERATIONS
