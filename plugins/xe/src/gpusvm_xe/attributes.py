@@ -277,6 +277,8 @@ class XeVmas:
         self._vmas, self._starts, self.last_fault = [], [], None
 
     def _check(self, start: int, end: int) -> None:
+        if self.kernel.explored:
+            self.vm.assert_locked("xe_vm_alloc_vma")
         if start < self.start or end > self.end:
             raise KernelError(errno.EINVAL, f"[{start:#x}, {end:#x}) is not within [{self.start:#x}, {self.end:#x})")
 
