@@ -57,6 +57,7 @@ def test_the_defaults_are_the_kernels():
         "migrate_after": 1,
         "tries": 1,
         "atomic_tries": 3,
+        "device_atomics_on_smem": 1,
         "populate_attempts": 2,
         "evict_attempts": 3,
         "copy_chunk": 8 << 20,
