@@ -140,3 +140,28 @@ def test_a_work_left_behind_is_found_at_the_end():
     with pytest.raises(ModelError) as caught:
         b.close()
     assert str(caught.value) == "late work: all owners have ended\n  timer 'left' is armed"
+
+
+def test_closing_unmaps_everything_before_anything_is_removed():
+    """xe_vm_close: the page tables are cleared and every TLB told under the notifier lock, if there is a device."""
+    b = _bench()
+    addr = b.map(4 << 12)
+    b.cpu_write(addr, 4)
+    b.gpu_write(addr, 4)
+    b.kernel.tracer.on = True
+    b.vm.close()
+    assert [event[3:] for event in b.kernel.tracer.events if event[2] == "tlb_invalidate"] == [
+        ("gpu0 gt0", 0, 1 << 48),
+        ("gpu0 gt1", 0, 1 << 48),
+    ]
+    assert b.mapped_pages(addr, 4) == 0
+    b.close()
+
+
+def test_closing_tells_no_tlb_of_a_device_that_is_gone():
+    b = _bench()
+    b.driver.unplug()
+    b.kernel.tracer.on = True
+    b.vm.close()
+    assert [event for event in b.kernel.tracer.events if event[2] == "tlb_invalidate"] == []
+    b.close()

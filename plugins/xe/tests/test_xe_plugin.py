@@ -38,6 +38,8 @@ def test_every_quirk_is_read_somewhere(name):
 
 def test_every_default_can_be_written_in_a_spec_string():
     def text(each):
+        if isinstance(each.default, bool):
+            return "on" if each.default else "off"
         value = each.default if isinstance(each.default, tuple) else (each.default,)
         return "+".join(format_size(v) if each.metadata["unit"] == "bytes" else str(v) for v in value)
 
@@ -51,7 +53,7 @@ def test_the_defaults_are_the_kernels():
         "notifier_size": 512 << 20,
         "check_pages_threshold": 64 << 10,
         "queues": 4,
-        "queue_entries": 2048,
+        "eus": 160,
         "slice_ms": 20,
         "timeslice_ms": 5,
         "migrate_after": 1,
@@ -61,6 +63,8 @@ def test_the_defaults_are_the_kernels():
         "populate_attempts": 2,
         "evict_attempts": 3,
         "copy_chunk": 8 << 20,
+        "media_gt": True,
+        "need_64k": False,
         "page_to_bo": "zdd",
         "autosuspend_ms": 1000,
         "d3cold_mib": 300,

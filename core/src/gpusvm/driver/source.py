@@ -23,7 +23,8 @@ class FaultQueues:
 
     `queues` buffers of `capacity` entries. Up to as many workers run at once as `workqueue` allows. A worker goes on
     until its buffer is empty or `slice_ms` are over (0: no limit); then it queues itself again, so that others get
-    their turn. `guard` surrounds each turn (the driver's PM reference).
+    their turn. `guard` surrounds each turn (the driver's PM reference). `on_full(queue, fault)` is called for a fault
+    that finds no room, and so is not taken.
     """
 
     def __init__(
@@ -36,12 +37,14 @@ class FaultQueues:
         capacity: int,
         slice_ms: int,
         guard: "Callable[[], AbstractContextManager[None]]",
+        on_full: "Callable[[int, GpuFault], None] | None" = None,
     ) -> None:
         self.kernel = kernel
         self.pipeline = pipeline
         self.workqueue = workqueue
         self.slice_ns = slice_ms * 1_000_000
         self.guard = guard
+        self.on_full = on_full
         self.stopped = False
         self._works: list[Work] = []
         self.buffers: list[FaultBuffer[GpuFault]] = []
@@ -62,6 +65,8 @@ class FaultQueues:
         taken = 0
         for fault in faults:
             if not put(fault):
+                if self.on_full is not None:
+                    self.on_full(queue, fault)
                 break
             taken += 1
         if taken:

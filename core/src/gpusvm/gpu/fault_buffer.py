@@ -1,7 +1,7 @@
 """A fault buffer or queue in memory: the GPU writes entries, the driver reads them, and it can be full."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 from gpusvm.kernel import Kernel
@@ -26,6 +26,10 @@ class FaultBuffer(Generic[T]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def __iter__(self) -> Iterator[T]:
+        """Go through what is there, oldest first, and leave it there."""
+        return iter(self._entries)
 
     @property
     def room(self) -> int:

@@ -121,13 +121,16 @@ class XeVram:
         # Allocations share it, whatever tile they are for; one that found no room takes it alone and tries once more
         # (xe_validation.c).
         self.validation = validation
+        self._need_64k = host.tunables.need_64k
         self._evict_attempts = host.tunables.evict_attempts
         self._passes_over = host.quirks.evict_all_stops == "fixed"
 
     def create(self, size_pages: int, pagemap: DevPagemap) -> tuple[Bo, EngineFence]:
         """Allocate and lock an object for pages of `pagemap`, evicting older ones, and queue its clear; ENOMEM.
-        `validation` is held.
+        `validation` is held. EINVAL where VRAM comes in 64 KiB and the object is smaller (xe_bo_init_locked).
         """
+        if self._need_64k and size_pages << self.page_shift & 0xFFFF:
+            raise KernelError(errno.EINVAL, f"{size_pages} pages are no multiple of 64 KiB")
         bo = self.bos.create(size_pages)
         # A device object without system pages behind it "needs clear" (xe_bo_move): holes then read as zero.
         fence = EngineFence(self.kernel, "bo_clear", self.engine.clear(size_pages << self.page_shift))

@@ -13,6 +13,7 @@ from gpusvm.mm.api import DevPagemap, MemoryManagerApi, MmApi
 from gpusvm_xe.asid import ASID_BITS, ASID_MASK
 from gpusvm_xe.bo import OffsetBoMapping, XeBoMapping, XeVram, ZddBoMapping
 from gpusvm_xe.faults import XeFaults
+from gpusvm_xe.pagefault import SQUASHED, queue_capacity
 from gpusvm_xe.pagemap import XeEmbedding
 from gpusvm_xe.plugin import INFO
 from gpusvm_xe.pm import XeRuntimePm
@@ -93,9 +94,10 @@ class XeDriver:
             XeFaults(self),
             workqueue=self.pf_wq,
             queues=tunables.queues,
-            capacity=tunables.queue_entries,
+            capacity=queue_capacity(tunables.eus),
             slice_ms=tunables.slice_ms,
             guard=self.pm.fault,
+            on_full=self._queue_full,
         )
         self.pm.rpm.enable()
 
@@ -137,6 +139,20 @@ class XeDriver:
     def tile_of(self, fault: GpuFault) -> XeTile:
         """Return the tile that took a fault."""
         return self.tiles[fault.inst >> ASID_BITS]
+
+    def _queue_full(self, queue: int, fault: GpuFault) -> None:
+        """Drop a fault that finds its queue full; nobody answers it (xe_pagefault_handler: -ENOSPC)."""
+        self.kernel.warn("xe_pagefault_handler", f"PageFault Queue ({queue}) full, shouldn't be possible")
+
+    def reset_gt(self, tile: XeTile) -> None:
+        """Reset what computes on a tile, after a hang: the faults that it has queued are not served, and not answered
+        either, and its TLB is empty (xe_pagefault_reset).
+        """
+        for buffer in self.queues.buffers:
+            for fault in buffer:
+                if fault.inst != SQUASHED and self.tile_of(fault) is tile:
+                    fault.inst = SQUASHED
+        tile.gts[0].tlb.reset()
 
     def vm_create(self, mm: MmApi, *, start: int, end: int) -> XeVm:
         """Create a VM in fault mode that mirrors [start, end) (xe_vm_create, xe_svm_init)."""
@@ -235,4 +251,5 @@ class XeDriver:
             "vram_bytes": self.spec.vram_bytes,
             "pm_state": pm.state,
             "pm_usage_count": pm.usage_count,
+            "gt_stats": {gt.name: dict(gt.stats) for tile in self.tiles for gt in tile.gts},
         }

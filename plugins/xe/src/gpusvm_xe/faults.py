@@ -6,6 +6,7 @@ migrate, how often to try, and what an error of each stage means.
 """
 
 import errno
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gpusvm.driver import ACCESS_ATOMIC, FaultJob, FaultPipeline, FaultUnit, GpuFault, RangeUnit, Restart
@@ -14,10 +15,15 @@ from gpusvm.errors import KernelError
 
 from gpusvm_xe.asid import ASID_MASK
 from gpusvm_xe.attributes import XeVma
-from gpusvm_xe.svm import MOVED, alloc_vram, evict_range
+from gpusvm_xe.gt import SIZES
+from gpusvm_xe.pagefault import FAULT_NACK, SQUASHED, access_type, is_prefetch
+from gpusvm_xe.svm import MOVED, XeSvmRange, alloc_vram, evict_range, needs_migrate_to_vram
 
 if TYPE_CHECKING:
+    from gpusvm.gpu import FaultBuffer
+
     from gpusvm_xe.driver import XeDriver
+    from gpusvm_xe.tile import XeTile
 
 __all__ = ["MigrateAfter", "XeFaults"]
 
@@ -63,10 +69,20 @@ class XeFaults(FaultPipeline):
         self._keeps_found = driver.quirks.last_fault_vma == "as_written"
         self._goes_home = driver.quirks.smem_stays == "fixed"
 
-    # ---- queue: the oldest fault of the queue alone, as FaultPipeline.take has it ---------------------------------
+    # ---- queue ---------------------------------------------------------------------------------------------------
+
+    def take(self, buffer: "FaultBuffer[GpuFault]") -> Sequence[GpuFault]:
+        """Take the oldest fault alone, passing over those that a reset squashed (xe_pagefault_queue_work)."""
+        while (fault := buffer.take()) is not None:
+            if fault.inst != SQUASHED:
+                return (fault,)
+        return ()
 
     def begin(self, job: FaultJob) -> bool:
         """Find the VM by its asid and lock it, and the VMA in it (xe_pagefault_service)."""
+        access = job.fault.access
+        if access & FAULT_NACK == FAULT_NACK:
+            raise KernelError(errno.EFAULT, "the GPU asked for a refusal")
         asid = job.fault.inst & ASID_MASK
         vm = self.driver.vms.get(asid)
         if vm is None:
@@ -90,7 +106,7 @@ class XeFaults(FaultPipeline):
         """Decide whether the fault needs VRAM, and how often to try (xe_svm_handle_pagefault)."""
         vm, service, tunables = job.vm, job.scratch, self.driver.tunables
         if (
-            job.fault.access == ACCESS_ATOMIC
+            access_type(job.fault.access) == ACCESS_ATOMIC
             and self._discrete
             and service.vma.attr.needs_vram(atomics_in_ram=bool(tunables.device_atomics_on_smem))
         ):
@@ -101,11 +117,32 @@ class XeFaults(FaultPipeline):
             service.ctx = vm.ctx_fault
             job.tries = tunables.tries
             job.timeslice_ms = 0
+        self.driver.tile_of(job.fault).stats["svm_pagefault_count"] += 1
 
     def end(self, job: FaultJob) -> None:
         if job.vm is not None:
             job.vm.lock.up_write()
             job.vm.put("pagefault")
+
+    def acknowledge(self, job: FaultJob, answer: int) -> None:
+        if answer:
+            self._save(job, answer)
+        super().acknowledge(job, answer)
+
+    def _save(self, job: FaultJob, answer: int) -> None:
+        """Keep a fault that failed for who asks the VM, and say so in the log, but for a prefetch, which is counted
+        (xe_pagefault_queue_work, xe_pagefault_save_to_vm).
+        """
+        fault = job.fault
+        vm = self.driver.vms.get(fault.inst & ASID_MASK)
+        if vm is not None:
+            vm.get("save_fault")
+            vm.saved.add(fault.addr, fault.access)
+            vm.put("save_fault")
+        if is_prefetch(fault.access):
+            self.driver.tile_of(fault).stats["invalid_prefetch_pagefault_count"] += 1
+        else:
+            self.note("fault_unsuccessful", job, answer)
 
     def _served(self, job: FaultJob) -> None:
         """Begin the next lookup with the VMA of this one; as written the one that the fault began with, though
@@ -144,13 +181,22 @@ class XeFaults(FaultPipeline):
             service.ctx = vm.ctx_smem if dpagemap is None else vm.ctx_fault
         ctx = service.ctx
         range_ = vm.gpusvm.range_find_or_insert(job.fault.addr, vma.start, vma.end, ctx)
+        self._count(tile, range_, "pagefault_count")
         if local_only and not range_.migrate_devmem:
             raise KernelError(errno.EACCES, f"an atomic at {job.fault.addr:#x} on memory that cannot move to VRAM")
         job.unit = RangeUnit(vm.gpusvm, range_)
         if not vm.is_valid(range_, tile, service.dpagemap if local_only else None):
             return True
+        self._count(tile, range_, "valid_pagefault_count")
         self._served(job)
         return False
+
+    @staticmethod
+    def _count(tile: "XeTile", range_: XeSvmRange, what: str) -> None:
+        """Count something about a range of one of the sizes that are told apart."""
+        size = SIZES.get(range_.size_bytes)
+        if size is not None:
+            tile.stats[f"svm_{size}_{what}"] += 1
 
     # ---- migrate -------------------------------------------------------------------------------------------------
 
@@ -163,7 +209,7 @@ class XeFaults(FaultPipeline):
         if not range_.migrate_devmem:
             return None
         dpagemap: DrmPagemap | None = service.dpagemap if service.ctx.devmem_only else super().place(job)
-        return None if dpagemap is None or range_.is_in(dpagemap) else dpagemap
+        return dpagemap if needs_migrate_to_vram(job.vm, range_, dpagemap) else None
 
     def migrate(self, job: FaultJob) -> bool:
         job.tries -= 1
@@ -172,6 +218,7 @@ class XeFaults(FaultPipeline):
         job.pagemap = pagemap = self.place(job)
         if pagemap is None:
             return True
+        self._count(self.driver.tile_of(job.fault), job.unit.range, "migrate_count")
         try:
             alloc_vram(job.vm, job.unit.range, pagemap, job.timeslice_ms)
         except KernelError as error:

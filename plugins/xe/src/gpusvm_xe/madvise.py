@@ -19,7 +19,6 @@ from gpusvm_xe.attributes import (
     PreferredLocation,
     XeVma,
 )
-from gpusvm_xe.svm import normalize_invalidation_range
 
 if TYPE_CHECKING:
     from gpusvm_xe.vm import XeVm
@@ -120,4 +119,4 @@ def _invalidate(vm: "XeVm", start: int, end: int) -> None:
             for range_ in vm.ranges(vma.start, vma.end):
                 zapped |= vm.zap(range_)
     if zapped:
-        vm.flush(zapped, *normalize_invalidation_range(start, end))
+        vm.flush(zapped, start, end)

@@ -11,7 +11,7 @@ from attrs import frozen
 from gpusvm.drm import DrmPagemap
 from gpusvm.errors import KernelError
 
-from gpusvm_xe.svm import MOVED, XeSvmRange, alloc_vram, evict_range
+from gpusvm_xe.svm import MOVED, XeSvmRange, alloc_vram, evict_range, needs_migrate_to_vram
 
 if TYPE_CHECKING:
     from gpusvm_xe.attributes import XeVma
@@ -97,7 +97,7 @@ def _bring(vm: "XeVm", item: _Prefetch) -> int | None:
     if dpagemap is None:
         if range_.pages.has_devmem_pages:  # xe_svm_range_migrate_to_smem
             evict_range(gpusvm, range_)
-    elif range_.migrate_devmem and not range_.is_in(dpagemap):
+    elif needs_migrate_to_vram(vm, range_, dpagemap):
         try:
             alloc_vram(vm, range_, dpagemap, 0)
         except KernelError:

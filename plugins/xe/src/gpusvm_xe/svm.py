@@ -22,14 +22,13 @@ __all__ = [
     "XeSvmRange",
     "alloc_vram",
     "evict_range",
-    "normalize_invalidation_range",
+    "needs_migrate_to_vram",
 ]
 
 # Errors of get_pages that say that the CPU's mappings changed meanwhile.
 MOVED: Final = frozenset({errno.EOPNOTSUPP, errno.EFAULT, errno.EPERM})
 
-_2M: Final = 2 << 20
-_16M: Final = 16 << 20
+_64K: Final = 64 << 10
 
 
 class XeSvmRange(GpuSvmRange):
@@ -93,37 +92,29 @@ class XeSvm:
             tracer.emit("svm_invalidate", start, end, mmu_range.event, len(touched))
         if not vm.closed:
             # The page tables are written by the CPU under the notifier lock, so no bind is in flight to be waited for.
-            flush_start, flush_end = start, end
-            zapped = 0
+            flush_start = flush_end = zapped = 0
             for range_ in touched:
                 if range_.unmapped or not range_.tile_present:
                     continue
                 # As written, each range overwrites what the one before widened (S44). Rounding covers them all again:
-                # the window crosses the border of a range that it cut, and ranges are aligned to their size.
-                flush_start = min(start, range_.start)
-                flush_end = max(end, range_.end)
-                zapped |= vm.zap(range_)
+                # the window crosses the border of a range that it cut, and ranges are aligned to their size. That the
+                # notifier's window ends before the event does is forgotten here, too.
+                flush_start = min(mmu_range.start, range_.start)
+                flush_end = max(mmu_range.end, range_.end)
+                tiles = vm.zap(range_)
+                if tiles:
+                    zapped |= tiles
+                    vm.count_invalidation(tiles)
             if zapped:
-                vm.flush(zapped, *normalize_invalidation_range(flush_start, flush_end))
-        unmapped = mmu_range.event == MMU_NOTIFY_UNMAP
+                try:
+                    vm.flush(zapped, flush_start, flush_end)
+                except KernelError as error:  # and what the GPU may still use is unmapped
+                    self.kernel.warn("xe_svm_invalidate", str(error))
+        unmapped = mmu_range.event == MMU_NOTIFY_UNMAP and vm.garbage.wants()
         for range_ in touched:
             gpusvm.range_unmap_pages(range_, vm.ctx_notifier)
             if unmapped:
                 vm.garbage.add(range_, mmu_range)
-
-
-def normalize_invalidation_range(start: int, end: int) -> tuple[int, int]:
-    """Widen to what the hardware can invalidate: an aligned power of two, from 2 MiB on at least 16 MiB
-    (xe_tlb_inval.c).
-    """
-    length = 1 << max(end - start - 1, 0).bit_length()
-    while True:
-        if length >= _2M:
-            length = max(_16M, length)
-        first = start & -length
-        if first + length >= end:
-            return first, first + length
-        length <<= 1
 
 
 class GarbageCollector:
@@ -138,6 +129,10 @@ class GarbageCollector:
 
     def __len__(self) -> int:
         return len(self._ranges)
+
+    def wants(self) -> bool:
+        """Tell whether there will be anybody to collect it: `close` takes the notifier lock, too."""
+        return not self.vm.closed
 
     def add(self, range_: GpuSvmRange, mmu_range: MmuNotifierRange) -> None:
         """Note a range down and wake the worker (xe_svm_garbage_collector_add_range). The notifier lock is held."""
@@ -214,6 +209,15 @@ def evict_range(gpusvm: GpuSvm, range_: GpuSvmRange) -> None:
     """Bring a range to RAM before another attempt at it; xe never looks at how that ended."""
     with suppress(KernelError):
         gpusvm.range_evict(range_)
+
+
+def needs_migrate_to_vram(vm: "XeVm", range_: XeSvmRange, pagemap: DrmPagemap | None) -> bool:
+    """Tell whether a range should be moved to `pagemap`: it can be, and is not there
+    (xe_svm_range_needs_migrate_to_vram).
+    """
+    if pagemap is None or not range_.migrate_devmem or range_.is_in(pagemap):
+        return False
+    return range_.size_bytes >= _64K or not vm.driver.tunables.need_64k
 
 
 def alloc_vram(vm: "XeVm", range_: GpuSvmRange, pagemap: DrmPagemap, timeslice_ms: int) -> None:

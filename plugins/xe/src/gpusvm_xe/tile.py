@@ -2,7 +2,7 @@
 its own.
 
 Tiles share the device: its runtime PM, its fault queues, its domain of eviction. What a tile has for itself is its
-VRAM, the pagemap over that, and the blitter that moves pages.
+VRAM, the pagemap over that, the blitter that moves pages, and one or two GTs.
 """
 
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ from gpusvm.drm import DrmPagemap, PagemapCache, PagemapShrinker
 from gpusvm.gpu import CopyEngine
 
 from gpusvm_xe.bo import XeVram
+from gpusvm_xe.gt import XeGt
 from gpusvm_xe.pagemap import XePagemap
 
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ class XeTile:
             host, self.engine, validation=driver.validation, mapping=driver.bo_mapping, index=index
         )
         self.cache: PagemapCache | None = None
+        per_tile = 2 if host.tunables.media_gt else 1
+        # What computes, and so faults, is the first.
+        self.gts = [XeGt(host.kernel, host.device.name, index * per_tile + each) for each in range(per_tile)]
+        self.stats = self.gts[0].stats
 
     def create_cache(self, shrinker: PagemapShrinker) -> None:
         """Prepare for pagemaps over the tile's VRAM (xe_pagemap_cache_create)."""

@@ -46,12 +46,13 @@ class XeTunables:
         maximum=64,
         cite="xe_device_types.h:XE_PAGEFAULT_QUEUE_COUNT",
     )
-    queue_entries: int = tunable(
-        2048,
-        "Faults that one queue holds",
+    eus: int = tunable(
+        160,
+        "Execution units of the device: a fault queue has room for eight faults of each, and of each of 27 engines",
         unit="count",
         minimum=1,
-        cite="xe_pagefault.c, for 160 EUs",
+        maximum=4096,
+        cite="xe_pagefault.c:xe_pagefault_queue_init; 160 are those of a Battlemage G21",
     )
     slice_ms: int = tunable(
         20,
@@ -117,6 +118,18 @@ class XeTunables:
         minimum=4 * _K,
         power_of_two=True,
         cite="xe_svm.c:xe_svm_copy",
+    )
+    media_gt: bool = tunable(
+        True,
+        "A tile has a second GT, for media, whose TLB is invalidated as well",
+        unit="flag",
+        cite="xe_pci.c: max_gt_per_tile is 2 on Battlemage, 1 on Ponte Vecchio",
+    )
+    need_64k: bool = tunable(
+        False,
+        "VRAM is mapped in pages of 64 KiB at least: smaller ranges stay in RAM",
+        unit="flag",
+        cite="xe_pci.c:XE_VRAM_FLAGS_NEED64K of Ponte Vecchio; xe_svm.c:supports_4K_migration",
     )
     page_to_bo: str = tunable(
         "zdd",

@@ -4,14 +4,14 @@ process.
 
 import errno
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, ClassVar
 
 from attrs import frozen
 from gpusvm.driver import QueueFaults, RangeUnit
 from gpusvm.drm import DrmPagemap, GpuSvm, GpuSvmCtx, GpuSvmRange, Peer
 from gpusvm.errors import KernelError
-from gpusvm.gpu import GpuPageTable, Tlb
+from gpusvm.gpu import GpuPageTable
 from gpusvm.kernel import Kref
 from gpusvm.mm.api import MmApi
 
@@ -26,7 +26,9 @@ from gpusvm_xe.attributes import (
     XeVmas,
     permissions,
 )
+from gpusvm_xe.gt import invalidate_range
 from gpusvm_xe.madvise import advise
+from gpusvm_xe.pagefault import PROPERTY_FAULTS, SavedFaults, XeVmFault
 from gpusvm_xe.pagemap import XE_INTERCONNECT_VRAM
 from gpusvm_xe.prefetch import prefetch
 from gpusvm_xe.svm import GarbageCollector, XeSvm, XeSvmRange, evict_range
@@ -67,7 +69,7 @@ class XeVm:
     outlives: ClassVar = frozenset(
         {
             *("asid", "banned", "close", "closed", "faults", "page_table", "page_tables"),
-            *("_ioctl", "assert_usable", "madvise", "mirror", "populate"),
+            *("_ioctl", "assert_usable", "get_property", "madvise", "mirror", "populate"),
         }
     )
     """What belongs to the handle that a program has, and to its GPU, and so is there when the VM is gone."""
@@ -98,11 +100,11 @@ class XeVm:
         self.pmd_order = memory.geometry.pmd_order
         self.lock = kernel.rwsem("xe_vm_lock")
         self.resv = kernel.mutex("xe_vm_resv")
-        # Each tile walks a table of its own (vm->pt_root[]) and has a TLB.
+        # Each tile walks a table of its own (vm->pt_root[]).
         self.page_tables = [GpuPageTable(kernel, memory, mm) for _ in driver.tiles]
         self.page_table = self.page_tables[0]
-        self.tlbs = [Tlb(kernel, f"{driver.device.name} gt{tile.index}") for tile in driver.tiles]
         self.faults = self._faults_of(0)
+        self.saved = SavedFaults(kernel)
         self.garbage = GarbageCollector(self)
         self.vmas = XeVmas(self, start, end)
         discrete = driver.spec.discrete
@@ -215,19 +217,23 @@ class XeVm:
         return zapped
 
     def flush(self, tiles: int, start: int, end: int) -> None:
-        """Invalidate [start, end) in the TLBs of a mask of tiles, all at once (xe_tlb_inval_range_tilemask_submit)."""
-        waited = False
-        for tile, tlb in zip(self.driver.tiles, self.tlbs, strict=True):
+        """Invalidate [start, end) in the TLBs of a mask of tiles; EPIPE."""
+        invalidate_range(self.driver.tiles, tiles, start, end)
+
+    def count_invalidation(self, tiles: int) -> None:
+        """Count that entries of a range were zapped on a mask of tiles (xe_svm_tlb_inval_count_stats_incr)."""
+        for tile in self.driver.tiles:
             if tiles & tile.bit:
-                tlb.invalidate(start, end, waits=not waited)
-                waited = True
+                for gt in tile.gts:
+                    gt.stats["svm_tlb_inval_count"] += 1
 
     def unbind(self, range_: XeSvmRange) -> None:
         """Take a range out of the page table (xe_vm_range_unbind); one that was zapped needs no flush."""
         with self.resv:
             zapped = self.zap(range_)
             if zapped:
-                self.flush(zapped, range_.start, range_.end)
+                with suppress(KernelError):  # the job that sends the message does not look
+                    self.flush(zapped, range_.start, range_.end)
             range_.tile_present = 0
 
     # ---- what programs ask for -----------------------------------------------------------------------------------
@@ -270,6 +276,22 @@ class XeVm:
             with self.lock.write():
                 self.assert_usable()
                 self.vmas.map(*self.vmas.mergeable(start, end), autoreset=autoreset)
+
+    def get_property(self, prop: int, size_bytes: int = 0) -> int | list[XeVmFault]:
+        """Answer DRM_XE_VM_GET_PROPERTY: with size 0 how many bytes there are, otherwise the faults that failed, the
+        oldest first, as many as fit. ENOENT for a closed VM, EINVAL for another property, more faults than there are,
+        or a part of one (xe_vm_get_property_ioctl).
+        """
+        if self.closed:
+            raise KernelError(errno.ENOENT, f"the address space {self.asid} is closed")
+        self.get("ioctl")
+        try:
+            with self.driver.pm.ioctl():
+                if prop != PROPERTY_FAULTS:
+                    raise KernelError(errno.EINVAL, f"no property {prop}")
+                return self.saved.first(size_bytes) if size_bytes else self.saved.size_bytes()
+        finally:
+            self.put("ioctl")
 
     @contextmanager
     def _ioctl(self) -> Iterator[None]:
@@ -319,15 +341,21 @@ class XeVm:
     # ---- the end -------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """End the address space: refuse faults, stop the collector, remove all ranges (xe_vm_close_and_put)."""
+        """End the address space: refuse faults, unmap everything, stop the collector, remove all ranges
+        (xe_vm_close_and_put).
+        """
         if self.closed:
             return
-        with self.lock.write():
+        with self.lock.write(), self.gpusvm.notifier_lock.write():
             self.closed = True
-        self.garbage.stop()
-        with self.lock.write():
             for page_table in self.page_tables:
                 page_table.unmap(self.start >> self.page_shift, self.end >> self.page_shift)
+            if not self.driver.device.unplugged:
+                for tile in self.driver.tiles:
+                    for gt in tile.gts:
+                        gt.tlb.invalidate_vm()
+        self.garbage.stop()
+        with self.lock.write():
             self.gpusvm.fini()
             self.vmas.fini()
         self.driver.vm_forget(self)
@@ -338,4 +366,16 @@ class XeVm:
         self.driver.vm_closed(self)
         garbage = self.garbage
         gpusvm = self.gpusvm
-        self.kernel.free(self, self.lock, self.resv, gpusvm, gpusvm.notifier_lock, garbage, garbage.work, garbage.lock)
+        saved = self.saved
+        self.kernel.free(
+            self,
+            self.lock,
+            self.resv,
+            gpusvm,
+            gpusvm.notifier_lock,
+            garbage,
+            garbage.work,
+            garbage.lock,
+            saved,
+            saved.lock,
+        )

@@ -1,0 +1,136 @@
+"""drivers/gpu/drm/xe/xe_gt_types.h, xe_gt_stats.c and xe_tlb_inval.c, as of Linux 7.3.4: a GT of a tile, with its
+counters and its TLB.
+
+A tile has a GT that computes and, on most devices, one for media. A VM may be used by both, so both forget what it
+unmaps.
+"""
+
+import errno
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
+
+from gpusvm.errors import KernelError
+from gpusvm.gpu import Tlb
+
+if TYPE_CHECKING:
+    from gpusvm.kernel import Kernel
+
+    from gpusvm_xe.tile import XeTile
+
+__all__ = ["SIZES", "XeGt", "XeTlb", "invalidate_range", "new_stats", "normalize_invalidation_range"]
+
+_2M: Final = 2 << 20
+_16M: Final = 16 << 20
+
+SIZES: Final = {4 << 10: "4K", 64 << 10: "64K", _2M: "2M"}
+"""The sizes of ranges that the counters tell apart; others are in none of them."""
+
+# TLB_INVALIDATION_SEQNO_MAX
+_SEQNO_MAX: Final = 0x100000
+# A quarter of a second for the hardware, and two times the second that a full queue of commands takes
+# (xe_guc_tlb_inval.c:tlb_inval_timeout_delay, xe_guc_ct.c:xe_guc_ct_queue_proc_time_jiffies).
+_TIMEOUT_NS: Final = 250_000_000 + 2 * 1_000_000_000
+
+
+def new_stats() -> dict[str, int]:
+    """Return the counters that are kept, under their names in gt<N>/stats."""
+    names = ["svm_pagefault_count", "tlb_inval_count", "svm_tlb_inval_count", "invalid_prefetch_pagefault_count"]
+    for each in ("pagefault_count", "valid_pagefault_count", "migrate_count"):
+        names += [f"svm_{size}_{each}" for size in SIZES.values()]
+    return dict.fromkeys(names, 0)
+
+
+class XeGt:
+    """Hold one GT, numbered over the whole device."""
+
+    def __init__(self, kernel: "Kernel", device: str, number: int) -> None:
+        self.name = f"{device} gt{number}"
+        self.stats = new_stats()
+        self.tlb = XeTlb(kernel, self.name, self.stats)
+
+
+class XeTlb(Tlb):
+    """Invalidate translations in one GT: messages with sequence numbers, answered in their order (xe_tlb_inval).
+
+    Injection sites: ``xe.tlb_inval_send``, the message cannot be sent; ``xe.tlb_inval_done``, it is never answered.
+    """
+
+    def __init__(self, kernel: "Kernel", name: str, stats: dict[str, int]) -> None:
+        super().__init__(kernel, name)
+        self.stats = stats
+        self.seqno = 1
+        self.seqno_recv = 0
+        self._late = 0
+
+    def submit(self, start: int, end: int) -> None:
+        """Send the message for [start, end) of an address space; EPIPE (xe_tlb_inval_range)."""
+        kernel = self.kernel
+        seqno = self.seqno
+        self.seqno = (seqno + 1) % _SEQNO_MAX or 1
+        self.stats["tlb_inval_count"] += 1
+        if kernel.inject("xe.tlb_inval_send"):
+            raise KernelError(errno.EPIPE, f"injected at xe.tlb_inval_send of {self.name}")
+        self.invalidate(*normalize_invalidation_range(start, end), waits=False)
+        if kernel.inject("xe.tlb_inval_done"):
+            self._late = seqno
+        else:
+            self.seqno_recv = seqno
+
+    def invalidate_vm(self) -> None:
+        """Invalidate a whole address space, and wait (xe_tlb_inval_vm): all that 48 bits reach."""
+        try:
+            self.submit(0, 1 << 48)
+        except KernelError:
+            return
+        self.kernel.charge("tlb_invalidate")
+        if self.timed_out():
+            self.kernel.charge_ns("tlb_invalidate", _TIMEOUT_NS)
+
+    def timed_out(self) -> bool:
+        """Tell whether the last message is not answered, and give up on it: its fence gets ETIME, at which nobody looks
+        (xe_tlb_inval_fence_timeout).
+        """
+        late, self._late = self._late, 0
+        if late:
+            self.kernel.tracer.emit("tlb_inval_timeout", self.name, late, self.seqno_recv)
+        return bool(late)
+
+    def reset(self) -> None:
+        """Take everything as answered: a reset of the GT leaves nothing in its TLB (xe_tlb_inval_reset)."""
+        self._late = 0
+        self.seqno_recv = _SEQNO_MAX - 1 if self.seqno == 1 else self.seqno - 1
+
+
+def invalidate_range(tiles: "Iterable[XeTile]", mask: int, start: int, end: int) -> None:
+    """Invalidate [start, end) in all GTs of a mask of tiles at once, and wait for all
+    (xe_tlb_inval_range_tilemask_submit, xe_tlb_inval_batch_wait).
+
+    EPIPE, after waiting for those before, when a message cannot be sent: the GTs behind get none.
+    """
+    sent: list[XeTlb] = []
+    try:
+        for tile in tiles:
+            if tile.bit & mask:
+                for gt in tile.gts:
+                    gt.tlb.submit(start, end)
+                    sent.append(gt.tlb)
+    finally:
+        if sent:
+            kernel = sent[0].kernel
+            kernel.charge("tlb_invalidate")
+            if sum(tlb.timed_out() for tlb in sent):  # their time runs at once
+                kernel.charge_ns("tlb_invalidate", _TIMEOUT_NS)
+
+
+def normalize_invalidation_range(start: int, end: int) -> tuple[int, int]:
+    """Widen to what the hardware can invalidate: an aligned power of two, from 2 MiB on at least 16 MiB
+    (xe_guc_tlb_inval.c).
+    """
+    length = 1 << max(end - start - 1, 0).bit_length()
+    while True:
+        if length >= _2M:
+            length = max(_16M, length)
+        first = start & -length
+        if first + length >= end:
+            return first, first + length
+        length <<= 1
