@@ -532,6 +532,9 @@ class MemoryManagerApi(Protocol):
     def mmu_interval_read_retry(self, sub: IntervalNotifier, seq: int) -> bool:
         """Tell, under the driver's lock, whether the section must start over."""
 
+    def mmu_interval_check_retry(self, sub: IntervalNotifier, seq: int) -> bool:
+        """Tell without a lock whether it must surely start over; False is not conclusive."""
+
     def mmu_interval_set_seq(self, sub: IntervalNotifier, cur_seq: int) -> None:
         """Make an invalidation visible to readers, under the driver's lock."""
 

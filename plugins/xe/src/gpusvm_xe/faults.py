@@ -92,6 +92,9 @@ class XeFaults(FaultPipeline):
         vm.lock.down_write()
         if vm.closed:
             raise KernelError(errno.ENOENT, f"the address space {asid} is closed")
+        for userptr in vm.userptrs_in(job.fault.addr, job.fault.addr + 1) if vm.userptrs else ():
+            userptr.handle_fault(self.driver.tile_of(job.fault), atomic=access_type(job.fault.access) == ACCESS_ATOMIC)
+            return False
         job.scratch = _Service(self._vma(job), vm.ctx_fault)
         self._go_by_attributes(job)
         return True

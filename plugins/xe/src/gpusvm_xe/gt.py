@@ -7,6 +7,7 @@ unmaps.
 
 import errno
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from gpusvm.errors import KernelError
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from gpusvm_xe.tile import XeTile
 
-__all__ = ["SIZES", "XeGt", "XeTlb", "invalidate_range", "new_stats", "normalize_invalidation_range"]
+__all__ = ["SIZES", "Batch", "XeGt", "XeTlb", "new_stats", "normalize_invalidation_range", "submit_range", "wait_batch"]
 
 _2M: Final = 2 << 20
 _16M: Final = 16 << 20
@@ -35,6 +36,7 @@ _TIMEOUT_NS: Final = 250_000_000 + 2 * 1_000_000_000
 def new_stats() -> dict[str, int]:
     """Return the counters that are kept, under their names in gt<N>/stats."""
     names = ["svm_pagefault_count", "tlb_inval_count", "svm_tlb_inval_count", "invalid_prefetch_pagefault_count"]
+    names += ["vma_pagefault_count", "vma_pagefault_kb"]
     for each in ("pagefault_count", "valid_pagefault_count", "migrate_count"):
         names += [f"svm_{size}_{each}" for size in SIZES.values()]
     return dict.fromkeys(names, 0)
@@ -60,10 +62,11 @@ class XeTlb(Tlb):
         self.stats = stats
         self.seqno = 1
         self.seqno_recv = 0
-        self._late = 0
 
-    def submit(self, start: int, end: int) -> None:
-        """Send the message for [start, end) of an address space; EPIPE (xe_tlb_inval_range)."""
+    def submit(self, start: int, end: int) -> int:
+        """Send the message for [start, end) of an address space; its number if the answer will never come, 0 otherwise
+        (xe_tlb_inval_range). EPIPE.
+        """
         kernel = self.kernel
         seqno = self.seqno
         self.seqno = (seqno + 1) % _SEQNO_MAX or 1
@@ -72,54 +75,57 @@ class XeTlb(Tlb):
             raise KernelError(errno.EPIPE, f"injected at xe.tlb_inval_send of {self.name}")
         self.invalidate(*normalize_invalidation_range(start, end), waits=False)
         if kernel.inject("xe.tlb_inval_done"):
-            self._late = seqno
-        else:
-            self.seqno_recv = seqno
+            return seqno
+        self.seqno_recv = seqno
+        return 0
+
+    def give_up(self, seqno: int) -> None:
+        """Take a message for done that was not answered in time: its fence gets ETIME, at which nobody looks
+        (xe_tlb_inval_fence_timeout).
+        """
+        self.kernel.tracer.emit("tlb_inval_timeout", self.name, seqno, self.seqno_recv)
 
     def invalidate_vm(self) -> None:
         """Invalidate a whole address space, and wait (xe_tlb_inval_vm): all that 48 bits reach."""
-        try:
-            self.submit(0, 1 << 48)
-        except KernelError:
-            return
-        self.kernel.charge("tlb_invalidate")
-        if self.timed_out():
-            self.kernel.charge_ns("tlb_invalidate", _TIMEOUT_NS)
-
-    def timed_out(self) -> bool:
-        """Tell whether the last message is not answered, and give up on it: its fence gets ETIME, at which nobody looks
-        (xe_tlb_inval_fence_timeout).
-        """
-        late, self._late = self._late, 0
-        if late:
-            self.kernel.tracer.emit("tlb_inval_timeout", self.name, late, self.seqno_recv)
-        return bool(late)
+        with suppress(KernelError):
+            wait_batch([(self, self.submit(0, 1 << 48))])
 
     def reset(self) -> None:
         """Take everything as answered: a reset of the GT leaves nothing in its TLB (xe_tlb_inval_reset)."""
-        self._late = 0
         self.seqno_recv = _SEQNO_MAX - 1 if self.seqno == 1 else self.seqno - 1
 
 
-def invalidate_range(tiles: "Iterable[XeTile]", mask: int, start: int, end: int) -> None:
-    """Invalidate [start, end) in all GTs of a mask of tiles at once, and wait for all
-    (xe_tlb_inval_range_tilemask_submit, xe_tlb_inval_batch_wait).
+Batch = list[tuple[XeTlb, int]]
+"""Messages that are under way (struct xe_tlb_inval_batch): to whom, and what `XeTlb.submit` said of each."""
 
-    EPIPE, after waiting for those before, when a message cannot be sent: the GTs behind get none.
+
+def submit_range(tiles: "Iterable[XeTile]", mask: int, start: int, end: int) -> Batch:
+    """Send the messages for [start, end) to all GTs of a mask of tiles (xe_tlb_inval_range_tilemask_submit).
+
+    EPIPE when one cannot be sent: the GTs behind get none, and those before have answered.
     """
-    sent: list[XeTlb] = []
+    batch: Batch = []
     try:
         for tile in tiles:
             if tile.bit & mask:
-                for gt in tile.gts:
-                    gt.tlb.submit(start, end)
-                    sent.append(gt.tlb)
-    finally:
-        if sent:
-            kernel = sent[0].kernel
-            kernel.charge("tlb_invalidate")
-            if sum(tlb.timed_out() for tlb in sent):  # their time runs at once
-                kernel.charge_ns("tlb_invalidate", _TIMEOUT_NS)
+                batch += [(gt.tlb, gt.tlb.submit(start, end)) for gt in tile.gts]
+    except KernelError:
+        wait_batch(batch)
+        raise
+    return batch
+
+
+def wait_batch(batch: Batch) -> None:
+    """Wait for all answers, or until the time of those that do not come is over (xe_tlb_inval_batch_wait)."""
+    if not batch:
+        return
+    kernel = batch[0][0].kernel
+    kernel.charge("tlb_invalidate")
+    lost = [(tlb, seqno) for tlb, seqno in batch if seqno]
+    if lost:  # their time runs at once
+        kernel.charge_ns("tlb_invalidate", _TIMEOUT_NS)
+        for tlb, seqno in lost:
+            tlb.give_up(seqno)
 
 
 def normalize_invalidation_range(start: int, end: int) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import frozen
 from gpusvm.drm import DrmPagemap
-from gpusvm.errors import KernelError
+from gpusvm.errors import KernelError, ModelError
 
 from gpusvm_xe.svm import MOVED, XeSvmRange, alloc_vram, evict_range, needs_migrate_to_vram
 
@@ -38,6 +38,8 @@ def prefetch(vm: "XeVm", start: int, end: int, region: int) -> int:
     if region != CONSULT_MADVISE and not 0 <= region <= len(tiles):
         raise KernelError(errno.EINVAL, f"{vm.driver.spec.name} has no region {region}")
     vm.assert_usable()
+    if any(vm.userptrs_in(start, end)):
+        raise ModelError(f"xe: prefetch of [{start:#x}, {end:#x}), a part of which is userptr, is not modelled")
     vm.garbage.collect()
     moved = 0
     items = _items(vm, start, end, region)

@@ -26,12 +26,13 @@ from gpusvm_xe.attributes import (
     XeVmas,
     permissions,
 )
-from gpusvm_xe.gt import invalidate_range
+from gpusvm_xe.gt import submit_range, wait_batch
 from gpusvm_xe.madvise import advise
 from gpusvm_xe.pagefault import PROPERTY_FAULTS, SavedFaults, XeVmFault
 from gpusvm_xe.pagemap import XE_INTERCONNECT_VRAM
 from gpusvm_xe.prefetch import prefetch
 from gpusvm_xe.svm import GarbageCollector, XeSvm, XeSvmRange, evict_range
+from gpusvm_xe.userptr import XeUserptr
 
 if TYPE_CHECKING:
     from gpusvm_xe.driver import XeDriver
@@ -69,7 +70,7 @@ class XeVm:
     outlives: ClassVar = frozenset(
         {
             *("asid", "banned", "close", "closed", "faults", "page_table", "page_tables"),
-            *("_ioctl", "assert_usable", "get_property", "madvise", "mirror", "populate"),
+            *("_ioctl", "assert_usable", "bind_userptr", "get_property", "madvise", "mirror", "populate"),
         }
     )
     """What belongs to the handle that a program has, and to its GPU, and so is there when the VM is gone."""
@@ -105,6 +106,7 @@ class XeVm:
         self.page_table = self.page_tables[0]
         self.faults = self._faults_of(0)
         self.saved = SavedFaults(kernel)
+        self.userptrs: list[XeUserptr] = []
         self.garbage = GarbageCollector(self)
         self.vmas = XeVmas(self, start, end)
         discrete = driver.spec.discrete
@@ -218,7 +220,7 @@ class XeVm:
 
     def flush(self, tiles: int, start: int, end: int) -> None:
         """Invalidate [start, end) in the TLBs of a mask of tiles; EPIPE."""
-        invalidate_range(self.driver.tiles, tiles, start, end)
+        wait_batch(submit_range(self.driver.tiles, tiles, start, end))
 
     def count_invalidation(self, tiles: int) -> None:
         """Count that entries of a range were zapped on a mask of tiles (xe_svm_tlb_inval_count_stats_incr)."""
@@ -293,6 +295,33 @@ class XeVm:
         finally:
             self.put("ioctl")
 
+    def bind_userptr(self, start: int, end: int) -> XeUserptr:
+        """Bind memory of the process by itself, at its own addresses (DRM_XE_VM_BIND_OP_MAP_USERPTR): from now on it is
+        no part of the mirror. The first fault of a tile maps it there.
+
+        EBUSY where the mirror has something mapped; EFAULT and EPERM for what the CPU may not write; ENOMEM, ENODEV,
+        ENOENT.
+        """
+        with self._ioctl():
+            self.garbage.work.flush()
+            with self.lock.write():
+                self.assert_usable()
+                if self.gpusvm.has_mapping(start, end) or any(self.userptrs_in(start, end)):
+                    raise KernelError(errno.EBUSY, f"the GPU has memory of [{start:#x}, {end:#x}) mapped")
+                self.vmas.split(start, end)  # ranges do not reach in from beside
+                userptr = XeUserptr(self, start, end)
+                self.userptrs.append(userptr)
+                return userptr
+
+    def userptrs_in(self, start: int, end: int) -> Iterator[XeUserptr]:
+        """Go through what is bound by itself in [start, end)."""
+        return (userptr for userptr in self.userptrs if userptr.start < end and userptr.end > start)
+
+    @property
+    def default_permissions(self) -> tuple[int, int]:
+        """Return the permissions of entries for VRAM and for everything else where nothing was advised."""
+        return self._perms[ATOMIC_UNDEFINED]
+
     @contextmanager
     def _ioctl(self) -> Iterator[None]:
         """Surround an ioctl: the VM stays, the device is there and awake."""
@@ -356,6 +385,9 @@ class XeVm:
                         gt.tlb.invalidate_vm()
         self.garbage.stop()
         with self.lock.write():
+            for userptr in self.userptrs:
+                userptr.remove()
+            self.userptrs.clear()
             self.gpusvm.fini()
             self.vmas.fini()
         self.driver.vm_forget(self)
