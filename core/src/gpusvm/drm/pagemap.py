@@ -39,7 +39,10 @@ class PagemapOps(Protocol):
         """Undo device_map for all rows of `addrs`. May run in a notifier: must not allocate."""
 
     def populate_mm(self, dpagemap: "DrmPagemap", start: int, end: int, mm: MmApi, timeslice_ms: int) -> None:
-        """Bring [start, end) of `mm` into this device's memory. mmap_lock is held for reading."""
+        """Bring [start, end) of `mm` into this device's memory. mmap_lock is held for reading.
+
+        ENODEV after unplug is for the driver to raise (`DrmDevice.dev_enter`): core does not look.
+        """
 
 
 class DrmPagemap:
