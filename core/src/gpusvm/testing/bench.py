@@ -40,7 +40,9 @@ class Fault:
 class Bench:
     """Put one driver on a machine with one process, to touch memory from the CPU and the GPU page by page.
 
-    `spec` is a spec string, `drivers` the drivers it may name (one `DriverInfo`, or a registry; default: what is
+    Every device of `topology` has the driver, and is open: `vm` is the address space that GPU accesses go through, the
+    first of `vms` until another is put there. `spec` is a spec string, `drivers` the drivers it may name (one
+    `DriverInfo`, or a registry; default: what is
     installed). Sizes: `vram_bytes` of VRAM, `geometry` (a small PMD makes small tests). Call `close` at the end: it
     tears the machine down and so checks that nothing leaked. Accesses are checked against the contents of memory. With
     mode "explored" the order of tasks, spawned on `kernel`, is left to `choices`.
@@ -65,9 +67,10 @@ class Bench:
             from gpusvm.plugins import load_drivers
 
             drivers = dict(load_drivers())
+        hardware = topology or load_topology("single")
         self.machine = Machine.boot(
-            topology or load_topology("single"),
-            [read_spec(spec, drivers, quirks=quirks)],
+            hardware,
+            [read_spec(spec, drivers, quirks=quirks)] * len(hardware.device),
             vram_bytes=vram_bytes,
             thp=thp,
             geometry=geometry,
@@ -77,7 +80,8 @@ class Bench:
             checked=checked,
         )
         self.process = self.machine.process("bench")
-        self.vm: Vm = self.machine.open(self.process)
+        self.vms: list[Vm] = [self.machine.open(self.process, index) for index in range(len(hardware.device))]
+        self.vm = self.vms[0]
         self._next_addr = 1 << 44
 
     @property

@@ -1,0 +1,137 @@
+"""S32 to S37: runtime PM, sleep and the device's end while its pages are in use."""
+
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from gpusvm.conformance.probes.probe import PMD, PMD_PAGES, Lab, answer, populated, probe, written
+
+if TYPE_CHECKING:
+    from gpusvm.drm import RuntimePm
+    from gpusvm.testing import Bench
+
+_LONG_NS: Final = 60_000_000_000
+
+
+def _rpm(bench: "Bench") -> "RuntimePm":
+    return cast("RuntimePm", bench.driver.device.pm)
+
+
+def _is_asleep(bench: "Bench") -> bool:
+    """Let a minute pass in which nobody uses the device."""
+    bench.kernel.sleep_ns(_LONG_NS)
+    return _rpm(bench).state != "D0"
+
+
+def _close(bench: "Bench") -> None:
+    """Close the device; the process goes on."""
+    bench.vm.close()
+    bench.process.vms.clear()
+    bench.kernel.settle()
+
+
+@probe(
+    "S32",
+    "references on the device for three resident allocations, and for an address space",
+    reference="xe_drm_pagemap_populate_mm and xe_vm_create: xe_pm_runtime_get_noresume; nouveau_drm_ioctl",
+    capability="runtime_pm",
+)
+def _references(lab: Lab) -> str:
+    lab.need("runtime_pm", "explicit_populate")
+    bench = lab.bench()
+    blocks = [written(bench) for _ in range(3)]
+    empty = _rpm(bench).usage_count
+    for addr in blocks:
+        bench.vm.populate(addr, addr + PMD)
+    bench.kernel.settle()
+    full = _rpm(bench).usage_count
+    _close(bench)
+    return f"{full - empty} and {full - _rpm(bench).usage_count}"
+
+
+@probe(
+    "S33",
+    "a device that nobody uses while it holds pages, its file open",
+    reference="xe_drm_pagemap_populate_mm: a reference for each object; nouveau_pmops_runtime_suspend",
+    capability="runtime_pm",
+)
+def _pages_resident(lab: Lab) -> str:
+    lab.need("runtime_pm", "explicit_populate")
+    bench = lab.bench()
+    populated(bench)
+    return "falls asleep" if _is_asleep(bench) else "stays awake"
+
+
+@probe(
+    "S34",
+    "a device that holds pages of a process that has closed it",
+    reference="xe_svm_devmem_release: xe_pm_runtime_put",
+    capability="runtime_pm",
+)
+def _pages_left(lab: Lab) -> str:
+    lab.need("runtime_pm", "explicit_populate")
+    bench = lab.bench()
+    addr = populated(bench)
+    _close(bench)
+    if _is_asleep(bench):
+        return "falls asleep"
+    bench.mm.munmap(addr, PMD)
+    bench.kernel.settle()
+    return "stays awake until they are freed" if _is_asleep(bench) else "stays awake"
+
+
+@probe(
+    "S35",
+    "whom a CPU fault on a device page wakes",
+    reference="drm_pagemap_migrate_to_ram; nouveau_dmem_migrate_to_ram",
+    capability="runtime_pm",
+)
+def _whom_a_fault_wakes(lab: Lab) -> str:
+    lab.need("runtime_pm", "explicit_populate")
+    bench = lab.bench()
+    addr = populated(bench)
+    _close(bench)
+    asleep = _is_asleep(bench)
+    before = _rpm(bench).resumes
+    bench.cpu_read(addr)
+    if _rpm(bench).resumes > before:
+        return "the device"
+    return "nobody, and the device sleeps" if asleep else "nobody, as it is awake"
+
+
+@probe(
+    "S36",
+    "where pages are after the device went to sleep",
+    reference="xe_pm_notifier_callback: xe_bo_notifier_prepare_all_pinned; nouveau_do_suspend",
+    capability="runtime_pm",
+)
+def _asleep(lab: Lab) -> str:
+    lab.need("runtime_pm", "explicit_populate")
+    bench = lab.bench()
+    addr = populated(bench)
+    if not _is_asleep(bench):
+        # It does not while it has pages; the system's sleep begins with their eviction.
+        cast("Any", bench.driver).evict()
+    in_ram = bench.where(addr) == "system"
+    bench.cpu_read(addr, PMD_PAGES)
+    return "in RAM, and mapped there" if in_ram else "still the device's for the process, which finds them"
+
+
+@probe(
+    "S37",
+    "a device that goes away while it holds pages",
+    reference="xe_device_remove: xe_bo_pci_dev_remove_all; nouveau_dmem_fini; dmirror_device_remove",
+    capability="unplug",
+)
+def _goes_away(lab: Lab) -> str:
+    lab.need("explicit_populate")
+    bench = lab.bench()
+    addr, other = populated(bench), written(bench)
+    unplug = getattr(bench.driver, "unplug", None)
+    if unplug is not None:
+        unplug()
+        told = f"new populates get {answer(lambda: bench.vm.populate(other, other + PMD))}"
+    else:
+        _close(bench)
+        bench.driver.shutdown()
+        bench.machine.drivers.clear()
+        told = "only once it is closed"
+    return f"{told}; its pages {'come home' if bench.where(addr) == 'system' else 'stay'}"
