@@ -1,7 +1,9 @@
 """Runtime PM: a reference for the ioctl, none for pages, faults and copies."""
 
 import pytest
+from gpusvm.driver import ACCESS_READ
 from gpusvm.drm import D0, D3COLD
+from gpusvm.testing import Fault
 
 K, M = 1 << 10, 1 << 20
 PAGE, PMD = 4 * K, 2 * M
@@ -82,3 +84,16 @@ def test_the_end_of_the_driver_wakes_the_device_first(bench):
     assert b.driver.device.pm.state is D0
     b.driver.pm.rpm.put("test")
     assert b.where(addr) == "device"
+
+
+def test_a_fault_that_nobody_serves_any_more_gives_its_reference_back(bench):
+    """The GPU goes on until its context is gone; what it raises then, the driver's end drops."""
+    b = bench(quirks="fixed")
+    addr = b.map(4096)
+    b.vm.close()
+    b.process.vms.clear()
+    b.vm.faults.submit([Fault(addr, ACCESS_READ, time_ns=b.kernel.now_ns)])
+    assert b.driver.device.pm.holders == {"fault": 1}
+    b.driver.shutdown()
+    assert b.driver.device.pm.holders == {}
+    b.machine.drivers.clear()

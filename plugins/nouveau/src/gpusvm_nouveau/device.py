@@ -79,6 +79,8 @@ class NouveauDevice:
         with self.pm.ioctl():
             self.pm.rpm.disable()
             self.queues.stop()
+            for _ in self.queues.buffers[0].drain():  # raised in an address space that was being closed
+                self.pm.fault_answered()
             self.dmem.pool.withdraw()
             self.dmem.fini()
         self.device.put()
