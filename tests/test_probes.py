@@ -65,7 +65,7 @@ def test_an_observation_as_plain_values() -> None:
         "expected": "the page",
         "declared": None,
         "deviation": "mprotect splits the area, and __split_huge_pmd announces the whole PMD even where no huge page "
-        "is mapped",
+        "is mapped (quirk mm_q16, recorded on 7.3.4)",
         "reference": "xe_svm_range_notifier_event_begin; nouveau_svmm_invalidate; dmirror_do_update; __split_huge_pmd",
     }
     assert PROBES["S1"].observe("xe", DRIVERS).declared == str(DRIVERS["xe"].capabilities.migrate_on_fault)
@@ -113,7 +113,7 @@ def test_a_deviation_without_what_is_seen(monkeypatch: pytest.MonkeyPatch) -> No
     for text, message in (
         ('[S1]\nlinux.xe = "a"\ndeviation.xe = "b"', "S1: xe: a deviation needs both what is seen and its reason"),
         ('[S1]\nlinux.xe = "a"\nmodel.xe = "b"', "S1: xe: is in both linux and model"),
-        ("[S1]\nlinux.xe = 1", "S1: linux.xe: expected text, got 1"),
+        ("[S1]\nlinux.xe = 1", "S1: linux[xe]: expected a text, got 1"),
     ):
         monkeypatch.setattr(expectation, "resources", _Files(text))
         with pytest.raises(InputError) as caught:

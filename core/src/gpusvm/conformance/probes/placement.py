@@ -147,17 +147,20 @@ def _populate_return(lab: Lab) -> str:
 
 @probe(
     "S8",
-    "CPU touch of one device page, small pages",
+    "what comes home when a CPU touches one page of a device's block, of small pages and of a huge one",
     reference="__drm_pagemap_migrate_to_ram; nouveau_dmem_migrate_to_ram; dmirror_devmem_fault",
     capability="large_folios",
 )
 def _cpu_touch(lab: Lab) -> str:
     lab.need("explicit_populate")
-    bench = lab.bench(thp="never")
-    addr = populated(bench)
-    bench.cpu_read(addr + 7 * PAGE)
-    home = PMD_PAGES - bench.device_pages(addr, PMD_PAGES)
-    return {1: "one page comes home", PMD_PAGES: "the whole allocation comes home"}.get(home, f"{home} pages come home")
+    found = []
+    for thp in ("never", "always"):
+        bench = lab.bench(thp=thp)
+        addr = populated(bench)
+        bench.cpu_read(addr + 7 * PAGE)
+        home = PMD_PAGES - bench.device_pages(addr, PMD_PAGES)
+        found.append({1: "the page", PMD_PAGES: "the whole block"}.get(home, f"{home} pages"))
+    return found[0] if found[0] == found[1] else f"{found[0]}, and {found[1]}"
 
 
 @probe(
