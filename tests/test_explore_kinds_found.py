@@ -92,7 +92,7 @@ PLANTED = {
     "contents": (
         NouveauDmem,
         {"_map_moved": does_nothing},
-        ("populate-fault", "nouveau", 6),
+        ("populate-fault", "nouveau:quirk.migrate_seq=as_written", 6),
         "I-DATA",
         (
             "1 reads did not see the last write; main read page 0x100000000 of p at 232000 ns and found version 1 by "

@@ -189,6 +189,10 @@ class NotifierWindow:
             write()
             return True
 
+    def revoked(self) -> bool:
+        """Tell whether something happened since `begin`, as mmu_interval_read_retry says; the mutex is held."""
+        return self.memory.mmu_interval_read_retry(self.notifier, self.seq)
+
     def close(self) -> None:
         """Unsubscribe what `open` subscribed; sleeps until no callback runs."""
         if self._own:

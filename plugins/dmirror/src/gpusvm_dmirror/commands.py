@@ -14,6 +14,7 @@ from gpusvm.mm.api import Pfns
 from gpusvm_dmirror.exclusive import make_exclusive
 from gpusvm_dmirror.fops import unlocked_ioctl
 from gpusvm_dmirror.migrate import migrate_to_device, migrate_to_system
+from gpusvm_dmirror.revoked import migration_window
 from gpusvm_dmirror.snapshot import snapshot
 
 if TYPE_CHECKING:
@@ -86,10 +87,10 @@ class DmirrorIoctl:
         with self.mirror.in_call():
             start, end = self.span(addr, npages)
             mirror = self.mirror
-            with _MmUser(mirror, errno.EINVAL):
+            with _MmUser(mirror, errno.EINVAL), migration_window(mirror, start, end) as window:
                 mirror.mm.mmap_lock.down_read()
                 try:
-                    migrate_to_device(mirror.device, mirror, start, end)
+                    migrate_to_device(mirror.device, mirror, start, end, window=window)
                 finally:
                     mirror.mm.mmap_lock.up_read()
             return self._read_back(start, end)

@@ -294,4 +294,4 @@ class DmirrorDevice:
         mirror = next((file for file in self.files if file.mm is mm), None)
         if mirror is None:
             raise KernelError(errno.EINVAL, f"no file of {self.host.device.name} is open in {mm.name}")
-        migrate_to_device(self, mirror, start, end)
+        migrate_to_device(self, mirror, start, end, window=None)

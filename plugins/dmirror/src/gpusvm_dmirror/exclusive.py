@@ -2,11 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-from gpusvm.driver import NotifierWindow
 from gpusvm.gpu import ATOMIC, READ, REMOTE, WRITE
 
+from gpusvm_dmirror.revoked import open_revoked
+
 if TYPE_CHECKING:
-    from gpusvm.mm.api import IntervalNotifier, MmuNotifierRange
+    from gpusvm.driver import NotifierWindow
 
     from gpusvm_dmirror.mirror import Dmirror
 
@@ -22,8 +23,7 @@ def make_exclusive(mirror: "Dmirror", start: int, end: int) -> None:
     memory = mirror.memory
     window: NotifierWindow | None = None
     if mirror.device.quirks.exclusive_seq == "fixed":
-        ops = _Revoked(mirror)
-        window = NotifierWindow.open(memory, mirror.mm, start=start, end=end, ops=ops, lock=mirror.mutex)
+        window = open_revoked(mirror, start, end)
     try:
         lock = mirror.mm.mmap_lock
         lock.down_read()
@@ -38,7 +38,7 @@ def make_exclusive(mirror: "Dmirror", start: int, end: int) -> None:
             window.close()
 
 
-def _take(mirror: "Dmirror", addr: int, window: NotifierWindow | None) -> bool:
+def _take(mirror: "Dmirror", addr: int, window: "NotifierWindow | None") -> bool:
     """Take one page; whether it is in the mirror table."""
     memory = mirror.memory
     if window is not None:
@@ -62,30 +62,3 @@ def _take(mirror: "Dmirror", addr: int, window: NotifierWindow | None) -> bool:
         memory.folio_put(head)
     memory.kernel.charge("bind_per_pte")
     return True
-
-
-class _Revoked:
-    """Hear what others invalidate while pages are made exclusive. What the task itself invalidates, to make one, is no
-    change.
-    """
-
-    __slots__ = ("_mirror", "_task")
-
-    def __init__(self, mirror: "Dmirror") -> None:
-        self._mirror = mirror
-        self._task = mirror.memory.kernel.current
-
-    def invalidate(self, sub: "IntervalNotifier", range_: "MmuNotifierRange", cur_seq: int) -> bool:
-        mirror = self._mirror
-        if mirror.memory.kernel.current is self._task:
-            return True
-        if range_.blockable:
-            mirror.mutex.lock()
-        elif not mirror.mutex.trylock():
-            return False
-        mirror.memory.mmu_interval_set_seq(sub, cur_seq)
-        # The mirror's own notifier may have been called before, and a page been stored since.
-        shift = mirror.memory.geometry.page_shift
-        mirror.page_table.unmap(range_.start >> shift, range_.end >> shift)
-        mirror.mutex.unlock()
-        return True

@@ -4,7 +4,8 @@ All copies are the CPU's, between a page of the process and the backing page of 
 """
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,6 +33,8 @@ from gpusvm.mm.api import (
 )
 
 if TYPE_CHECKING:
+    from gpusvm.driver import NotifierWindow
+
     from gpusvm_dmirror.backing import Backing
     from gpusvm_dmirror.device import DmirrorDevice
     from gpusvm_dmirror.mirror import Dmirror
@@ -44,17 +47,23 @@ _WRITE = np.uint64(MIGRATE_PFN_WRITE)
 _COMPOUND = np.uint64(MIGRATE_PFN_COMPOUND)
 
 
-def migrate_to_device(device: "DmirrorDevice", mirror: "Dmirror", start: int, end: int) -> None:
+def migrate_to_device(
+    device: "DmirrorDevice", mirror: "Dmirror", start: int, end: int, *, window: "NotifierWindow | None"
+) -> None:
     """Move what can move of [start, end) to the device, mmap_lock held (dmirror_migrate_to_device).
 
+    `window` tells what others invalidate meanwhile; without one the mirror entries of what moved are, with the quirk
+    `migrate_seq` fixed, left to faults.
     EINVAL at the first address without a readable VMA, or from migrate_vma_setup; the windows before it are done.
     """
     memory = device.memory
     for args in _windows(device, mirror, start, end, MIGRATE_VMA_SELECT_SYSTEM | MIGRATE_VMA_SELECT_COMPOUND):
+        if window is not None:
+            window.begin()
         memory.migrate_vma_setup(args)
         _alloc_and_copy(device, mirror, args)
         memory.migrate_vma_pages(args)
-        _finalize_and_map(device, mirror, args)
+        _finalize_and_map(device, mirror, args, window)
         memory.migrate_vma_finalize(args)
 
 
@@ -159,8 +168,13 @@ def _fill(device: "DmirrorDevice", pages: Pfns, src: Words) -> None:
         device.copy(backing[present], migrate_pfns_to_pages(src[present]))
 
 
-def _finalize_and_map(device: "DmirrorDevice", mirror: "Dmirror", args: MigrateVma) -> None:
-    """Put what really moved into the mirror table (dmirror_migrate_finalize_and_map)."""
+def _finalize_and_map(
+    device: "DmirrorDevice", mirror: "Dmirror", args: MigrateVma, window: "NotifierWindow | None"
+) -> None:
+    """Put what really moved into the mirror table (dmirror_migrate_finalize_and_map).
+
+    As written nobody asks whether what moved has been dropped meanwhile (quirk migrate_seq); `window` says so.
+    """
     memory, src, dst = device.memory, args.src, args.dst
     geometry = memory.geometry
     vpn = args.start >> geometry.page_shift
@@ -173,20 +187,25 @@ def _finalize_and_map(device: "DmirrorDevice", mirror: "Dmirror", args: MigrateV
     except KernelError:  # nobody looks at what this step returns; the pages are missing when they are read back
         return
     large = bool(int(dst[moved[0]]) & MIGRATE_PFN_COMPOUND)
+    store: Callable[[], None]
     if large:
         pfn = int(dst[0]) >> MIGRATE_PFN_SHIFT
         table: Backing = memory.zone_device_data(pfn)
         perm = READ | WRITE if int(dst[0]) & MIGRATE_PFN_WRITE else READ
-        with mirror.mutex:
-            mirror.page_table.map_run(vpn, table.of(pfn), geometry.pmd_nr, perm)
+        store = partial(mirror.page_table.map_run, vpn, table.of(pfn), geometry.pmd_nr, perm)
     else:
         words = dst[moved]
         backing = np.zeros(len(dst), np.int64)
         perms = np.zeros(len(dst), np.uint8)
         backing[moved] = device.backing_of(migrate_pfns_to_pages(words))
         perms[moved] = np.where((words & _WRITE) != 0, np.uint8(READ | WRITE), np.uint8(READ))
-        with mirror.mutex:
-            mirror.page_table.map_pages(vpn, backing, perms)
+        store = partial(mirror.page_table.map_pages, vpn, backing, perms)
+    with mirror.mutex:
+        if device.quirks.migrate_seq == "fixed" and (window is None or window.revoked()):
+            # The entries of the old pages go, which the device's own migration may have left.
+            mirror.page_table.unmap(vpn, vpn + len(dst))
+            return
+        store()
     device.kernel.charge("bind_per_pte", geometry.pmd_nr if large else len(moved))
 
 

@@ -30,6 +30,7 @@ from gpusvm.mm.api import (
 
 from gpusvm_dmirror.commands import DmirrorIoctl
 from gpusvm_dmirror.migrate import migrate_to_device
+from gpusvm_dmirror.revoked import migration_window
 from gpusvm_dmirror.uapi import HMM_DMIRROR_FLAG_FAIL_ALLOC
 
 if TYPE_CHECKING:
@@ -107,11 +108,12 @@ class Dmirror:
                 raise KernelError(errno.EINVAL, f"{mm.name} is gone")
             before = self.device.kernel.stats.migrated_to_device_bytes
             try:
-                mm.mmap_lock.down_read()
-                try:
-                    migrate_to_device(self.device, self, start, end)
-                finally:
-                    mm.mmap_lock.up_read()
+                with migration_window(self, start, end) as window:
+                    mm.mmap_lock.down_read()
+                    try:
+                        migrate_to_device(self.device, self, start, end, window=window)
+                    finally:
+                        mm.mmap_lock.up_read()
             finally:
                 mm.mmput()
             return self.device.kernel.stats.migrated_to_device_bytes - before

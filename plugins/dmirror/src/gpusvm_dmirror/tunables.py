@@ -70,6 +70,12 @@ class DmirrorQuirks:
         "MADV_DONTNEED drops between the two is free, and the device goes on writing it. Derived from the source",
         cite="test_hmm.c:dmirror_exclusive, dmirror_atomic_map",
     )
+    migrate_seq: str = quirk(
+        "MIGRATE_TO_DEV maps what it has moved without asking whether it was invalidated meanwhile: MADV_DONTNEED zaps "
+        "the migration entries, so the pages that the device is given are freed when the migration ends, and it goes "
+        "on writing them. Derived from the source, found in random orders",
+        cite="test_hmm.c:dmirror_migrate_to_device, dmirror_migrate_finalize_and_map; memory.c:zap_pte_range",
+    )
     freed_file: str = quirk(
         "Closing a file sends every page home and frees it, but passes over a page that somebody has locked, such as a "
         "CPU fault that is bringing it home: the fault goes on with the freed file that the page names, and so does a "

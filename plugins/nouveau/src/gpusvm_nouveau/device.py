@@ -4,7 +4,7 @@ import errno
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from gpusvm.driver import DriverInfo, FaultAccounts, FaultQueues, Host
+from gpusvm.driver import DriverInfo, FaultAccounts, FaultQueues, Host, NotifierWindow
 from gpusvm.drm import DmaDevice, DrmDevice, DrmPagemap
 from gpusvm.errors import KernelError
 from gpusvm.gpu import CopyEngine, Tlb
@@ -14,7 +14,7 @@ from gpusvm_nouveau.dmem import NouveauDmem
 from gpusvm_nouveau.faults import NouveauPipeline
 from gpusvm_nouveau.info import INFO
 from gpusvm_nouveau.pm import IoctlPm
-from gpusvm_nouveau.svmm import NouveauSvmm
+from gpusvm_nouveau.svmm import NouveauSvmm, SvmNotifier
 
 if TYPE_CHECKING:
     from gpusvm_nouveau.tunables import NouveauQuirks
@@ -113,22 +113,44 @@ class NouveauDevice:
             if svmm.closed or not mm.mmget_not_zero():
                 raise KernelError(errno.EINVAL, f"{mm.name} has no address space on {self.device.name}")
             try:
-                mm.mmap_lock.down_read()
+                # Before mmap_lock: the first interval notifier of an address space is inserted with it held for write.
+                window = self._window(svmm, start, end)
                 try:
-                    self._migrate_vmas(svmm, mm, start, end, best_effort=True)
+                    mm.mmap_lock.down_read()
+                    try:
+                        self._migrate_vmas(svmm, mm, start, end, best_effort=True, window=window)
+                    finally:
+                        mm.mmap_lock.up_read()
                 finally:
-                    mm.mmap_lock.up_read()
+                    if window is not None:
+                        window.close()
             finally:
                 mm.mmput()
         return stats.migrated_to_device_bytes - before
 
-    def _migrate_vmas(self, svmm: NouveauSvmm | None, mm: MmApi, start: int, end: int, *, best_effort: bool) -> None:
+    def _window(self, svmm: NouveauSvmm, start: int, end: int) -> NotifierWindow | None:
+        """Open what tells a migration of what others invalidate; as written there is none (quirk migrate_seq)."""
+        if self.quirks.migrate_seq == "as_written" or start >= end:
+            return None
+        ops = SvmNotifier(svmm, self.kernel.current)
+        return NotifierWindow.open(self.memory, svmm.mm, start=start, end=end, ops=ops, lock=svmm.mutex)
+
+    def _migrate_vmas(
+        self,
+        svmm: NouveauSvmm | None,
+        mm: MmApi,
+        start: int,
+        end: int,
+        *,
+        best_effort: bool,
+        window: NotifierWindow | None = None,
+    ) -> None:
         addr = start
         while addr < end and (vma := mm.find_vma_intersection(addr, end)) is not None:
             addr = max(addr, vma.start)
             until = min(vma.end, end)
             try:
-                self.dmem.migrate_vma(svmm, vma, addr, until)
+                self.dmem.migrate_vma(svmm, vma, addr, until, window=window)
             except KernelError:
                 if not best_effort:
                     raise

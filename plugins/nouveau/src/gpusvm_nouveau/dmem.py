@@ -32,7 +32,7 @@ from gpusvm.mm.api import (
 )
 
 if TYPE_CHECKING:
-    from gpusvm.driver import Host
+    from gpusvm.driver import Host, NotifierWindow
 
     from gpusvm_nouveau.device import NouveauDevice
     from gpusvm_nouveau.svmm import NouveauSvmm
@@ -198,10 +198,13 @@ class NouveauDmem:
 
     # ---- to the device -------------------------------------------------------------------------------------------
 
-    def migrate_vma(self, svmm: "NouveauSvmm | None", vma: VmaApi, start: int, end: int) -> None:
+    def migrate_vma(
+        self, svmm: "NouveauSvmm | None", vma: VmaApi, start: int, end: int, *, window: "NotifierWindow | None" = None
+    ) -> None:
         """Move what can move of [start, end), which lies in one VMA, mmap_lock held (nouveau_dmem_migrate_vma).
 
-        An error of migrate_vma_setup ends it; the windows before are done.
+        `window` tells what others invalidate meanwhile; without one the GPU's entries of what moved are, with the quirk
+        `migrate_seq` fixed, left to faults. An error of migrate_vma_setup ends it; the windows before are done.
         """
         memory = self.memory
         geometry = memory.geometry
@@ -217,11 +220,13 @@ class NouveauDmem:
                 pgmap_owner=self.pool.owner,
                 flags=MIGRATE_VMA_SELECT_SYSTEM | MIGRATE_VMA_SELECT_COMPOUND,
             )
+            if window is not None:
+                window.begin()
             memory.migrate_vma_setup(args)
             if args.cpages:
-                self._migrate_chunk(svmm, args)
+                self._migrate_chunk(svmm, args, window)
 
-    def _migrate_chunk(self, svmm: "NouveauSvmm | None", args: MigrateVma) -> None:
+    def _migrate_chunk(self, svmm: "NouveauSvmm | None", args: MigrateVma, window: "NotifierWindow | None") -> None:
         """Copy one window and end its migration (nouveau_dmem_migrate_chunk)."""
         memory, engine = self.memory, self.device.engine
         src, dst = args.src, args.dst
@@ -239,7 +244,7 @@ class NouveauDmem:
             # later is lost.
             with svmm.mutex:
                 self._copied(src, dst)
-                self._map_moved(svmm, args)
+                self._map_moved(svmm, args, window)
         self.device.device.dma.unmap_pages(rows)
         memory.migrate_vma_finalize(args)
 
@@ -316,11 +321,12 @@ class NouveauDmem:
         if len(copied):
             memory.copy_pages(migrate_pfns_to_pages(dst[copied]), migrate_pfns_to_pages(src[copied]))
 
-    def _map_moved(self, svmm: "NouveauSvmm", args: MigrateVma) -> None:
+    def _map_moved(self, svmm: "NouveauSvmm", args: MigrateVma, window: "NotifierWindow | None") -> None:
         """Push the new GPU entries of what moved, mutex held (nouveau_pfns_map): as written, nvkm rejects all of them.
 
         The MIGRATE events of this migration were skipped as our own, so that entries of pages that were mapped before
-        still name the old ones.
+        still name the old ones. Nor is there, as written, a window that says whether the new pages have been dropped
+        meanwhile, and are about to be freed (quirk migrate_seq).
         """
         src, dst = args.src, args.dst
         geometry = self.memory.geometry
@@ -332,6 +338,8 @@ class NouveauDmem:
         if self.device.quirks.pfns_map_rejected == "as_written":
             for first, last in [(0, geometry.pmd_nr)] if large else runs(moved):
                 svmm.page_table.mark_stale(vpn + first, vpn + last, STALE_QUIRK)
+        elif self.device.quirks.migrate_seq == "fixed" and (window is None or window.revoked()):
+            svmm.invalidate_range(args.start, args.end)
         elif large:
             word = int(dst[0])
             perm = READ | WRITE if word & MIGRATE_PFN_WRITE else READ

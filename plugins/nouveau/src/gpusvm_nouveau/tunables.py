@@ -58,6 +58,13 @@ class NouveauQuirks:
         "MIGRATE events are skipped: GPU mappings of moved pages stay behind, stale",
         cite="nouveau_dmem.c:nouveau_dmem_migrate_chunk; nvkm vmm.c:nvkm_vmm_pfn_map",
     )
+    migrate_seq: str = quirk(
+        "SVM_BIND maps what it has moved without asking whether it was invalidated meanwhile: MADV_DONTNEED zaps "
+        "the migration entries, so the pages that the device is given are freed when the migration ends, and it goes "
+        "on writing them. It takes `pfns_map_rejected` fixed, for else nothing is mapped. Derived from the source, "
+        "found in random orders",
+        cite="nouveau_dmem.c:nouveau_dmem_migrate_chunk; memory.c:zap_pte_range",
+    )
     sticky_atomic: str = quirk(
         "Once a batch had an atomic fault, every later fault of the batch is served as an atomic one",
         cite="nouveau_svm.c:nouveau_svm_fault",
