@@ -173,3 +173,20 @@ def test_there_are_enough_and_of_every_kind() -> None:
 
 def test_an_operation_reads_as_it_is_written() -> None:
     assert str(Operation.parse("  child.munmap@1   0  4 ")) == "child.munmap@1 0 4"
+
+
+def test_without_the_operation_that_starts_a_process_it_does_nothing() -> None:
+    text = """
+[[scenario]]
+name = "orphan"
+about = "a child is forked by a task, and looked at in the end"
+setup = ["map 0 4"]
+tasks.cpu = ["fork child", "cpu_write 0 1"]
+tasks.other = ["child.cpu_read 0 1"]
+end = ["cpu_read 0 4", "child.cpu_read 0 4"]
+"""
+    (scenario,) = read_scenarios(text, source="it")
+    fewer = scenario.with_tasks({"cpu": scenario.tasks["cpu"][1:], "other": scenario.tasks["other"]})
+    assert [str(each) for each in fewer.operations] == ["map 0 4", "cpu_write 0 1", "cpu_read 0 4"]
+    assert list(fewer.tasks) == ["cpu"]
+    assert read_scenarios(fewer.to_toml(), source="it") == [fewer]

@@ -14,7 +14,7 @@ What a stage (gc to bind) may answer:
 
 import errno
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from gpusvm.driver.fault import (
     STAGE_ACK,
@@ -28,7 +28,7 @@ from gpusvm.driver.fault import (
     GpuFault,
 )
 from gpusvm.driver.unit import FaultUnit, RangeUnit
-from gpusvm.errors import KernelError
+from gpusvm.errors import KernelError, ModelError
 
 if TYPE_CHECKING:
     from gpusvm.driver.protocols import FaultPolicy
@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     from gpusvm.kernel import Kernel
 
 __all__ = ["FaultJob", "FaultPipeline", "Restart"]
+
+
+_RESTARTS_MAX: Final = 10_000
+"""Restarts of one fault that are taken for a loop without end, where a driver sets no limit of its own."""
 
 
 class Restart(Exception):  # noqa: N818 - not an error: the kernel's "goto retry"
@@ -158,11 +162,16 @@ class FaultPipeline:
                     if not self.bind(job):
                         return job.errno
                     return 0
-                except Restart:
+                except Restart as restart:
                     self.kernel.stats.retries += 1
                     restarts += 1
                     if self.restart_limit is not None and restarts > self.restart_limit:
                         return errno.EBUSY
+                    if restarts > _RESTARTS_MAX:
+                        raise ModelError(
+                            f"no end: the fault on {job.fault.addr:#x} began again {_RESTARTS_MAX} times "
+                            f"({restart.__cause__ or 'it was invalidated'}), task {self.kernel.current.name!r}"
+                        ) from restart
                     job.enter(STAGE_GC)
                     self.kernel.retried(by_chance=True)
                     # Whoever invalidated has to be able to go on before the fault is tried again.

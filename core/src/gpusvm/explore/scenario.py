@@ -128,8 +128,16 @@ class Scenario:
         return ""
 
     def with_tasks(self, tasks: Mapping[str, tuple[Operation, ...]]) -> "Scenario":
-        """Return the same program with other operations; a task without any is left out."""
-        return evolve(self, tasks={name: operations for name, operations in tasks.items() if operations})
+        """Return the same program with other operations; a task without any is left out, and so is what a process would
+        do that nobody starts any more.
+        """
+        started = _started([*self.setup, *(each for operations in tasks.values() for each in operations)])
+
+        def possible(operations: Sequence[Operation]) -> tuple[Operation, ...]:
+            return tuple(each for each in operations if bind(each).process in started)
+
+        left = {name: possible(operations) for name, operations in tasks.items()}
+        return evolve(self, tasks={name: each for name, each in left.items() if each}, end=possible(self.end))
 
 
 _WRITTEN_APART: Final = frozenset({"name", "about", "settings", "tasks", "source"})
@@ -213,10 +221,16 @@ def _parse(lines: "Sequence[str]", where: str) -> tuple[Operation, ...]:
     return tuple(found)
 
 
+def _started(operations: "Sequence[Operation]") -> set[str]:
+    """Name the processes that there are at some time."""
+    steps = map(bind, operations)
+    return {MAIN_PROCESS} | {step.args[0] for step in steps if step.kind.name in {"fork", "process"}}
+
+
 def _check(scenario: Scenario, where: str) -> None:
     """Refuse what no machine can be: processes that nobody starts, devices that there are not, sizes too small."""
     steps = [bind(operation) for operation in scenario.operations]
-    processes = {MAIN_PROCESS} | {step.args[0] for step in steps if step.kind.name in {"fork", "process"}}
+    processes = _started(scenario.operations)
     for step in steps:
         if step.process not in processes:
             near = nearest(step.process, sorted(processes))

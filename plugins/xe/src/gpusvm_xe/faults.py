@@ -68,6 +68,7 @@ class XeFaults(FaultPipeline):
         self._acked_failure = driver.quirks.acked_failure == "as_written"
         self._keeps_found = driver.quirks.last_fault_vma == "as_written"
         self._goes_home = driver.quirks.smem_stays == "fixed"
+        self._endless_retry = driver.quirks.endless_retry
 
     # ---- queue ---------------------------------------------------------------------------------------------------
 
@@ -249,6 +250,10 @@ class XeFaults(FaultPipeline):
             if error.errno == errno.EOPNOTSUPP:
                 evict_range(gpusvm, range_)
             if error.errno in MOVED:
+                # As written the range stays as it is. If it spans memory that will go on refusing, because a part of it
+                # was protected, every further attempt ends here again.
+                if error.errno != errno.EOPNOTSUPP and self._endless_retry == "fixed":
+                    job.vm.garbage.dismiss(range_)
                 job.timeslice_ms *= 2
                 if job.tries > 0 or not ctx.devmem_only:
                     raise Restart from error

@@ -138,11 +138,16 @@ class GarbageCollector:
         """Note a range down and wake the worker (xe_svm_garbage_collector_add_range). The notifier lock is held."""
         assert isinstance(range_, XeSvmRange)
         self.vm.gpusvm.range_set_unmapped(range_, mmu_range)
+        self.dismiss(range_)
+        self.vm.driver.pf_wq.queue(self.work)
+
+    def dismiss(self, range_: GpuSvmRange) -> None:
+        """Note a range down, for `collect` to remove, unless it was before."""
+        assert isinstance(range_, XeSvmRange)
         with self.lock:
             if not range_.queued:
                 range_.queued = True
                 self._ranges.append(range_)
-        self.vm.driver.pf_wq.queue(self.work)
 
     def collect(self) -> bool:
         """Remove what was noted down (xe_svm_garbage_collector); whether that changed the VMAs (EAGAIN). The VM's lock

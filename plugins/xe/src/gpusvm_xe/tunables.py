@@ -166,6 +166,11 @@ class XeQuirks:
         "Populating a PMD-sized hole moves it and still answers EBUSY, so xe evicts it and migrates it once more",
         cite="drm_pagemap.c:drm_pagemap_migrate_to_devmem; recorded on 7.3.4",
     )
+    endless_retry: Variant = quirk(
+        "A fault on a range of which a part was write-protected or made inaccessible is tried again for ever, the VM's "
+        "lock held; fixed, the range is removed, and one that fits is made",
+        cite="xe_svm.c:__xe_svm_handle_pagefault",
+    )
     evict_dying: Variant = quirk(
         "An object whose process is ending answers EFAULT to eviction, which ends the walk for room of others as well",
         cite="drm_pagemap.c:drm_pagemap_evict_to_ram; ttm_bo.c:ttm_bo_evict_cb",
