@@ -141,7 +141,7 @@ deadlock: nothing can run
     "progress": (
         GarbageCollector,
         {"stop": polls_for_an_empty_list},
-        ("close-munmap", "xe", 4),
+        ("close-munmap", "xe", 3),
         "I-PROG",
         """\
 no end after 50000 steps: tasks keep each other busy

@@ -21,7 +21,7 @@ NOT_PASSED = {
 @pytest.mark.parametrize(
     ("driver", "found"),
     [
-        ("xe", "20 programs, 17 sites, 277 failures, 148 noticed by the program"),
+        ("xe", "20 programs, 20 sites, 514 failures, 148 noticed by the program"),
         ("nouveau", "16 programs, 8 sites, 115 failures, 73 noticed by the program"),
         ("dmirror", "17 programs, 8 sites, 95 failures, 49 noticed by the program"),
         ("svmdev", "16 programs, 16 sites, 251 failures, 111 noticed by the program"),
