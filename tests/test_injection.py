@@ -14,6 +14,7 @@ NOT_PASSED = {
     "alloc.hmm_pfns": "no driver here uses hmm_dma_map",
     "dma.link": "the devices have no IOMMU: a page is mapped by itself",
     "dma.sync": "the devices have no IOMMU",
+    "xe.vma": "no program here gives advice, which splits areas",
     "gpusvm.evict": "xe evicts a range before another attempt, after a race that one task alone does not have",
 }
 
