@@ -259,6 +259,7 @@ def test_an_atomic_brings_memory_to_vram_whatever_it_prefers(bench, whose):
     addr = b.map(PMD)
     b.vm.madvise(addr, addr + PMD, atomic=whose)
     b.vm.madvise(addr, addr + PMD, preferred_location=SYSTEM)
+    b.cpu_write(addr)  # a hole would be migrated twice, the timeslice between
     b.gpu_atomic(addr)
     assert b.where(addr) == "device"
 
@@ -278,6 +279,7 @@ def test_a_device_without_atomics_on_ram_needs_vram_all_the_same(bench):
     addr = b.map(PMD)
     b.vm.madvise(addr, addr + PMD, atomic=ATOMIC_DEVICE)
     b.vm.madvise(addr, addr + PMD, preferred_location=SYSTEM)
+    b.cpu_write(addr)  # a hole would be migrated twice, the timeslice between
     b.gpu_atomic(addr)
     assert b.where(addr) == "device"
 
