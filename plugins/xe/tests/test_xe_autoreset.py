@@ -170,3 +170,15 @@ def test_as_written_a_fault_remembers_a_vma_that_is_gone(reset):
     with pytest.raises(UseAfterFreeError, match=r"reads \.end of <XeVma"):
         b.fault(addr + PMD, ACCESS_WRITE)
     b.vm.vmas.last_fault = None
+
+
+def test_a_range_that_a_fault_gives_up_takes_no_attributes_along(reset):
+    """Its memory was protected in part, and never unmapped (quirk endless_retry, fixed)."""
+    b, addr = reset("xe:quirk.endless_retry=fixed")
+    b.cpu_write(addr, 512)
+    b.vm.madvise(addr, addr + PMD, preferred_location=SYSTEM)
+    b.gpu_write(addr)
+    b.mm.mprotect(addr + 100 * PAGE, PAGE, 0)
+    assert b.gpu_write(addr) == 1
+    assert b.vm.gpusvm.range_find(addr, addr + PAGE).end <= addr + 100 * PAGE
+    assert not b.vm.vmas.find(addr).attr.is_default

@@ -156,12 +156,6 @@ class PagemapCache:
         if before is not None:
             raise ModelError(f"drm_pagemap_cache_set_pagemap: {before!r} is in the cache already")
 
-    def get_if_active(self, holder: object) -> "DrmPagemap | None":
-        """Return the pagemap with a reference if somebody else has one (drm_pagemap_get_from_cache_if_active)."""
-        with self.lock:
-            dpagemap = self.dpagemap
-            return dpagemap if dpagemap is not None and dpagemap.get_unless_zero(holder) else None
-
     def fini(self) -> None:
         """End with the device (drm_pagemap_cache_fini); an inactive pagemap goes with it.
 

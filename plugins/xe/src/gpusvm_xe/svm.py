@@ -168,11 +168,13 @@ class GarbageCollector:
                 # It stays `queued`: list_del leaves poison, of which list_empty says no, so a notifier that meets the
                 # range until it is removed does not note it down again.
                 range_ = self._ranges.popleft()
-            start, end = range_.start, range_.end
+            start, end, unmapped = range_.start, range_.end, range_.unmapped
             # Not evicted, even if only a part of it was unmapped: what is left in VRAM keeps its whole object alive.
             if self.kernel.tracer.on:
                 self.kernel.tracer.emit("svm_garbage", start, end, range_.partial_unmap)
             self.remove(range_)
+            if not unmapped:  # dismissed by a fault: its memory is there, and so are the attributes
+                continue
             try:
                 changed |= vm.vmas.reset(start, end)
             except KernelError as error:
