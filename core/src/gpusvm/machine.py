@@ -13,7 +13,7 @@ from typing import Final, Literal, cast
 from attrs import Factory, define, field, frozen, validators
 
 from gpusvm.documents import structure
-from gpusvm.driver import DeviceSpec, Driver, DriverSpec, FaultPolicy, Host, TiledVm, Vm
+from gpusvm.driver import DeviceSpec, Driver, DriverSpec, FaultPolicy, Host, TiledVm, Vm, system_sleep
 from gpusvm.drm import OwnerList
 from gpusvm.errors import InputError, nearest
 from gpusvm.gpu import Link
@@ -200,7 +200,17 @@ class Machine:
                     )
                 )
             )
+            pm = machine.drivers[-1].device.pm
+            if pm is not None:
+                pm.promised = spec.info.awake_with_pages
         return machine
+
+    def sleep(self, milliseconds: int = 0) -> None:
+        """Put the system to sleep for a while of virtual time, and wake it (pm_suspend). KernelError: a device refuses.
+
+        The caller is all of user space: nobody else may be in a system call or a CPU fault.
+        """
+        system_sleep(self.kernel, self.drivers, milliseconds=milliseconds)
 
     def process(self, name: str) -> Process:
         """Start a process with an empty address space."""

@@ -6,7 +6,7 @@ from gpusvm.kernel import Kernel
 
 def test_a_block_wakes_the_device_and_holds_it() -> None:
     with Kernel() as kernel:
-        pm = RuntimePm(kernel, "gpu", autosuspend_ms=1, d3cold_threshold_bytes=0)
+        pm = RuntimePm(kernel, "gpu", autosuspend_ms=1)
         pm.enable()
         kernel.sleep_ns(10_000_000)
         assert pm.state is not D0

@@ -95,6 +95,8 @@ def test_a_notifier_is_found_by_any_address_in_its_window(machine):
 
 
 class _Stubborn:
+    runtime_idle = None
+
     def __init__(self):
         self.fails = 1
 
@@ -106,14 +108,11 @@ class _Stubborn:
             self.fails -= 1
             raise KernelError(5, "injected")
 
-    def vram_used_bytes(self):
-        return 0
-
 
 def test_a_resume_that_fails_can_be_tried_again():
     """pm_runtime_get_sync keeps the reference of a caller whom it could not give an awake device."""
     kernel = Kernel()
-    pm = RuntimePm(kernel, "gpu", autosuspend_ms=1000, d3cold_threshold_bytes=0, callbacks=_Stubborn())
+    pm = RuntimePm(kernel, "gpu", autosuspend_ms=1000, callbacks=_Stubborn())
     pm.enable()
     kernel.run_until(2000 * MS)
     assert pm.state == D3HOT

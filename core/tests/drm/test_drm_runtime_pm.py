@@ -20,13 +20,13 @@ class Device:
     def runtime_resume(self, state):
         self.log.append(("resume", state))
 
-    def vram_used_bytes(self):
-        return self.used
+    def runtime_idle(self):
+        self.pm.d3cold_allowed = self.used < 300 << 20
 
 
 def make(kernel, **kwargs):
     device = Device()
-    pm = RuntimePm(kernel, "gpu", autosuspend_ms=1000, d3cold_threshold_bytes=300 << 20, callbacks=device, **kwargs)
+    pm = device.pm = RuntimePm(kernel, "gpu", autosuspend_ms=1000, callbacks=device, **kwargs)
     return device, pm
 
 
@@ -65,6 +65,88 @@ def test_memory_in_use_decides_how_deep():
     pm.enable()
     kernel.run_until(1000 * MS)
     assert pm.state is D3HOT
+
+
+def test_how_deep_is_decided_when_the_device_gets_idle_not_when_it_suspends():
+    kernel = Kernel()
+    device, pm = make(kernel)
+    device.used = 300 << 20
+    pm.enable()
+    kernel.run_until(500 * MS)
+    device.used = 0
+    kernel.run_until(1000 * MS)
+    assert pm.state is D3HOT
+    pm.get("ioctl")
+    pm.put("ioctl")
+    kernel.run_until(3000 * MS)
+    assert pm.state is D3COLD
+
+
+def test_without_an_idle_callback_the_driver_has_decided_once():
+    kernel = Kernel()
+    pm = RuntimePm(kernel, "gpu", autosuspend_ms=1000, d3cold_allowed=True)
+    pm.enable()
+    kernel.run_until(1000 * MS)
+    assert pm.state is D3COLD
+
+
+def test_references_say_who_what_for_and_since_when():
+    kernel = Kernel()
+    _, pm = make(kernel)
+    pm.get("ioctl")
+    pm.enable()
+    kernel.run_until(5 * MS)
+    pm.get_noresume("bo", "first")
+    kernel.run_until(7 * MS)
+    pm.get_noresume("bo", "second")
+    pm.get_noresume("bo")
+    pm.put("bo", "first")
+    job = pm.inner("job")
+    with job, job:
+        assert [(each.holder, each.of, each.count, each.since_ns // MS) for each in pm.references] == [
+            ("ioctl", None, 1, 0),
+            ("bo", None, 1, 5),
+            ("bo", "second", 1, 7),
+            ("job", None, 2, 7),
+        ]
+        assert pm.usage_count == pm.refs_max == 5
+    assert pm.holders == {"ioctl": 1, "bo": 2}
+    pm.put("ioctl")
+    pm.put("bo")
+    pm.put("bo", "second")
+    assert pm.references == []
+    kernel.ledger.assert_empty()
+
+
+def test_a_job_without_anybody_outside_is_warned_of():
+    kernel = Kernel()
+    kernel.tracer.on = True
+    _, pm = make(kernel)
+    pm.enable()
+    with pm.inner("job"):
+        pass
+    kernel.run_until(1000 * MS)
+    with pm.inner("job"):
+        pass
+    assert pm.missing_outer_protection == 2
+    assert [event[3:] for event in kernel.tracer.events if event[2] == "warn"] == [
+        ("pm_runtime_get_noresume", "gpu: job relies on a device that is awake, and nobody holds a reference"),
+        ("pm_runtime_get_noresume", "gpu: job relies on a device that is awake, and nobody holds a reference"),
+    ]
+
+
+def test_with_the_system_it_sleeps_though_it_is_held():
+    kernel = Kernel()
+    _, pm = make(kernel)
+    pm.get("vm")
+    kernel.run_until(3 * MS)
+    pm.power_off(D3COLD)
+    kernel.run_until(10 * MS)
+    assert (pm.state, pm.is_asleep, pm.awake_ns) == (D3COLD, True, 3 * MS)
+    pm.power_on()
+    assert (pm.state, pm.resumes) == (D0, 1)
+    assert pm.history == [(0, D0), (3 * MS, D3COLD), (10 * MS, D0)]
+    pm.put("vm")
 
 
 def test_get_resumes_and_noresume_does_not():

@@ -786,6 +786,22 @@ def dma_mapped(b: Broken) -> None:
     assert hmm_dma_unmap_pfn(device, map_, 0)
 
 
+# --- 53, power
+
+
+class Asleep:
+    """A device that sleeps though its driver promised otherwise."""
+
+    name, state, promised, is_asleep, excuse = "gpu0", "D3cold", True, True, None
+
+
+@breaks(53, "gpu0 is in D3cold, and pages of it are in use: 1 [p:0x40000000, pfn 0x10000, task 'main']")
+def device_awake(b: Broken) -> None:
+    one = on_device(b)
+    one.device.pgmap.power = power = Asleep()
+    b.checker.device_sleeps(power)
+
+
 # --- what is done with them
 
 
@@ -831,7 +847,7 @@ def test_invariant_at_rest(broken: Broken, number: int) -> None:
 
 
 def test_every_invariant_has_functions_and_is_broken_here() -> None:
-    assert list(INVARIANTS) == list(range(1, 53))
+    assert list(INVARIANTS) == list(range(1, 54))
     assert [number for number in INVARIANTS if not RULES[number]] == []
     assert sorted(BREAKS) == list(INVARIANTS)
 

@@ -9,7 +9,7 @@ driver's folio_free, for one, may be preempted there in explored mode) nothing i
 from collections.abc import Mapping
 from typing import Any, Self
 
-from gpusvm.check import exclusivity, lifetime, mapping, migration, notifier, zone_device
+from gpusvm.check import exclusivity, lifetime, mapping, migration, notifier, power, zone_device
 from gpusvm.check.operations import Migration, Operation
 from gpusvm.check.quiescent import FOLIO_RULES, check_entry, violations
 from gpusvm.check.shadow import (
@@ -32,7 +32,7 @@ from gpusvm.check.violation import InvariantError, Violation
 from gpusvm.errors import LockdepError, ModelError
 from gpusvm.kernel import Task
 from gpusvm.mm import MemoryManager, MmStruct
-from gpusvm.mm.api import DevPagemap, HmmRange, MigrateVma, MmuNotifierRange, Words
+from gpusvm.mm.api import DevicePower, DevPagemap, HmmRange, MigrateVma, MmuNotifierRange, Words
 from gpusvm.mm.hmm_dma import HmmDmaMap
 from gpusvm.mm.mmu_notifier import MmuIntervalNotifier
 from gpusvm.mm.page import PG_LOCKED, Index, Zone
@@ -504,6 +504,8 @@ class Checker:
     def device_folios_made(self, zone: Zone, index: "Index | int", order: int) -> None:
         self._heard = True
         zone_device.folios_made(self.shadow, self.shadow.zone(zone.base), index, order)
+        if zone.pgmap is not None and zone.pgmap.power is not None:
+            power.device_awake(self.shadow, self.shadow.zone(zone.base))
 
     def folio_free_begins(self, zone: Zone, index: "Index | int", order: int) -> None:
         task = self.kernel.current
@@ -540,6 +542,15 @@ class Checker:
         self._given.pop(pgmap, None)
         # Its pages go now, and the driver may free it.
         self.shadow.zones.pop(self.memory.pages.zone(pgmap.start_pfn), None)
+        self._tell()
+
+    def device_sleeps(self, device: DevicePower) -> None:
+        """Hear that a device whose driver promises to keep it awake for its pages goes to sleep."""
+        self._look(self.kernel.current)
+        zones = self.shadow.zones.values()
+        power.devices_awake(
+            self.shadow, [each for each in zones if each.zone.pgmap is not None and each.zone.pgmap.power is device]
+        )
         self._tell()
 
     # --- address spaces

@@ -1,4 +1,4 @@
-"""List the 52 invariants: number, name, rule, when it is checked, where it comes from, and how a test breaks it.
+"""List the 53 invariants: number, name, rule, when it is checked, where it comes from, and how a test breaks it.
 
 `ALWAYS` rules are about state: they hold whenever no page-table-lock section is open, and in explored runs they are
 checked after every section, for what it touched. `EVENT` rules are about behaviour: they are checked where it happens,
@@ -38,6 +38,7 @@ GROUPS: Final = {
     "zone_device": "Device-private and ZONE_DEVICE",
     "notifier": "Notifiers",
     "lifetime": "Address spaces, accounting and locks",
+    "power": "Power",
 }
 
 
@@ -506,6 +507,17 @@ def _rules() -> dict[int, Invariant]:
         "mm/hmm.c:hmm_dma_map_pfn, hmm_dma_unmap_pfn",
         "hmm_dma maps only VALID words, BUS implies DMA_MAPPED, and each mapping is undone exactly once.",
         "an entry is unmapped twice, its bits put back by hand",
+    )
+
+    group("power")
+    rule(
+        53,
+        "device-awake",
+        "EQ",
+        "drivers/gpu/drm/xe/xe_svm.c:xe_drm_pagemap_populate_mm, xe_svm_devmem_release; xe_pm.c:xe_pm_suspend",
+        "While a device sleeps no page of its memory is in use, if its driver promises that "
+        "(`DriverInfo.awake_with_pages`).",
+        "a device falls asleep with a page in an address space",
     )
     return rules
 

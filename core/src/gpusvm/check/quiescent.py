@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from gpusvm.check import exclusivity, lifetime, mapping, migration, notifier, zone_device
+from gpusvm.check import exclusivity, lifetime, mapping, migration, notifier, power, zone_device
 from gpusvm.check.rules import rule
 from gpusvm.check.shadow import (
     COUNTED,
@@ -135,6 +135,7 @@ def _check_zone(s: Shadow, shadow: ZoneShadow, holders: Mapping[int, int]) -> No
     nr = max(zone.used, shadow.top)
     if zone.pgmap is not None:
         zone_device.pgmap_refs(s, shadow, zone.pgmap, 0)
+        power.device_awake(s, shadow)
     if nr <= _FEW:
         _check_few(s, shadow, nr, holders)
         return

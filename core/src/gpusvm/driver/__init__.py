@@ -28,6 +28,7 @@ from gpusvm.driver.protocols import (
 from gpusvm.driver.refusals import NEVER, Errnos, Refusals
 from gpusvm.driver.source import CallerFaults, CallerPipeline, FaultQueues, QueueFaults
 from gpusvm.driver.spec import DriverSpec, format_size, parse_size, read_spec, split_spec
+from gpusvm.driver.system_sleep import system_sleep
 from gpusvm.driver.tunables import Variant, all_fixed, quirk, tunable
 from gpusvm.driver.unit import FaultUnit, NotifierWindow, RangeUnit
 
@@ -81,6 +82,7 @@ __all__ = [
     "quirk",
     "read_spec",
     "split_spec",
+    "system_sleep",
     "tunable",
     "yes",
 ]

@@ -81,6 +81,7 @@ class DriverInfo:
     are frozen attrs classes that can be built without arguments (fields from `gpusvm.driver.tunable` and `.quirk`).
     `embedding`, `bo_mapping` and `pm` are one line each. `refuse` takes (tunables, quirks) and returns one sentence for
     every combination that cannot work, with the reason. `refusals` states the errnos that programs may get.
+    With `awake_with_pages` it promises that the device is awake while a page of it is in an address space.
     `tiles_max` is how many tiles of a device it knows to tell apart (its Vms are `TiledVm` if they are several), and
     `integrated` says that it also drives devices that are not discrete.
     """
@@ -100,3 +101,4 @@ class DriverInfo:
     refusals: Refusals = field(factory=Refusals)
     tiles_max: int = 1
     integrated: bool = False
+    awake_with_pages: bool = False

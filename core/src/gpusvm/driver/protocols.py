@@ -163,11 +163,17 @@ class RuntimePmPolicy(Protocol):
     def fault(self) -> AbstractContextManager[None]:
         """Surround one turn of a fault worker."""
 
+    def prepare(self) -> None:
+        """Get ready for system sleep while user space still runs (PM_SUSPEND_PREPARE)."""
+
     def suspend(self) -> None:
-        """Prepare for the device's sleep; KernelError(EBUSY) refuses it."""
+        """Put the device to sleep with the system; user space is frozen. A KernelError refuses it."""
 
     def resume(self) -> None:
-        """Restore after it."""
+        """Wake it with the system; user space is still frozen."""
+
+    def complete(self) -> None:
+        """Give back what `prepare` took; user space runs again (PM_POST_SUSPEND)."""
 
 
 class FaultPolicy(Protocol):

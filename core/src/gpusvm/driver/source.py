@@ -78,6 +78,18 @@ class FaultQueues:
         """Wait until every fault submitted so far is served."""
         self.workqueue.flush()
 
+    def pause(self) -> None:
+        """Wait until no worker runs, and let none: the hardware stands still. What is submitted waits for `unpause`."""
+        for work in self._works:
+            work.disable_sync()
+
+    def unpause(self) -> None:
+        """Serve faults again."""
+        for work, buffer in zip(self._works, self.buffers, strict=True):
+            work.enable()
+            if len(buffer):
+                self.workqueue.queue(work)
+
     def stop(self) -> None:
         """Wait until no worker runs. Nothing may be submitted afterwards."""
         self.stopped = True

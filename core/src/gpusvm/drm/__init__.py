@@ -27,7 +27,7 @@ from gpusvm.drm.pagemap_cache import PagemapCache, PagemapShrinker
 from gpusvm.drm.pages import GpuSvmPages
 from gpusvm.drm.quirks import DrmQuirks
 from gpusvm.drm.range import GpuSvmRange
-from gpusvm.drm.runtime_pm import D0, D3COLD, D3HOT, Awake, PmCallbacks, RuntimePm
+from gpusvm.drm.runtime_pm import D0, D3COLD, D3HOT, Awake, Inner, PmCallbacks, PmReference, RuntimePm
 from gpusvm.drm.scan import (
     SCAN_EQUAL,
     SCAN_MIXED,
@@ -70,6 +70,7 @@ __all__ = [
     "GpuSvmOps",
     "GpuSvmPages",
     "GpuSvmRange",
+    "Inner",
     "IovaState",
     "MigrateDetails",
     "Owner",
@@ -81,6 +82,7 @@ __all__ = [
     "PagemapShrinker",
     "Peer",
     "PmCallbacks",
+    "PmReference",
     "RuntimePm",
     "Zdd",
     "constant_u8",

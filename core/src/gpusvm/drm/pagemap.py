@@ -71,6 +71,7 @@ class DrmPagemap:
         self.kernel = kernel
         self.drm = drm
         self.pagemap = pagemap
+        pagemap.power = drm.pm
         self.ops = ops
         self.container = container
         self.quirks = quirks

@@ -78,6 +78,12 @@ class Place:
     actor: Actor
     attempt: Attempt
 
+    def wait_for_power(self) -> None:
+        """Let the GPU stand still while its device is powered off with the system."""
+        pm = self.world.driver(self.step.file).device.pm
+        if pm is not None and pm.powered_off:
+            pm.wait_for_power()
+
     @property
     def kernel(self) -> Kernel:
         return self.world.kernel

@@ -14,7 +14,7 @@ import numpy as np
 from attrs import evolve
 
 from gpusvm.check import Checker
-from gpusvm.driver import CallerFaults, read_spec, split_spec
+from gpusvm.driver import CallerFaults, read_spec, split_spec, system_sleep
 from gpusvm.driver.operations import OperationHost, PageWords
 from gpusvm.errors import CpuSignal, InputError, KernelError, errno_name
 from gpusvm.explore.attempt import Attempt
@@ -101,6 +101,8 @@ class World:
         self._attempts: list[Attempt] = []
         self._unplugged: set[int] = set()
         self._down: set[int] = set()
+        self._frozen = False
+        self._freezer = self.kernel.waitqueue("freezer")
         main = self.start(MAIN_PROCESS)
         for index in range(scenario.devices * scenario.files):
             self.open(main, index)
@@ -139,6 +141,8 @@ class World:
         """Do one operation. KernelError, CpuSignal: what its caller is told; OutcomeError if there was no reason."""
         step = self._steps[operation]
         actor = self.actors[step.process]
+        if self._frozen and self._is_by_thread(step, actor):
+            self._freezer.wait_event(lambda: not self._frozen)
         attempt = Attempt(self.kernel.current, step, actor.permissions)
         self.kernel.touch((self, attempt.task.name))
         for other in self._attempts:
@@ -158,6 +162,8 @@ class World:
         finally:
             self.kernel.touch((self, attempt.task.name))
             self._attempts.remove(attempt)
+            if self._frozen:
+                self._freezer.wake_up_all()
             if held is not None:
                 self._put_file(held)
             if by_thread:
@@ -326,6 +332,24 @@ class World:
 
     def evict(self, file: int) -> None:
         self.driver(file).evict()  # type: ignore[attr-defined]  # a scenario with it says for which drivers it is
+
+    def sleep(self, milliseconds: int) -> None:
+        """Put the system to sleep; no thread of a process is in an operation meanwhile, and none begins one."""
+        drivers = [driver for index, driver in enumerate(self.machine.drivers) if index not in self._down]
+        system_sleep(self.kernel, drivers, milliseconds=milliseconds, freeze=self._freeze, thaw=self._thaw)
+
+    def _freeze(self) -> None:
+        # freeze_processes: a thread freezes where it leaves the kernel; what a GPU does goes on.
+        self._frozen = True
+        self.kernel.touch((self, "frozen"))
+        self._freezer.wait_event(
+            lambda: not any(self._is_by_thread(each.step, self.actors[each.step.process]) for each in self._attempts)
+        )
+
+    def _thaw(self) -> None:
+        self._frozen = False
+        self.kernel.touch((self, "frozen"))
+        self._freezer.wake_up_all()
 
     def shutdown(self, file: int) -> None:
         """Remove the driver; the teardown leaves it alone then."""

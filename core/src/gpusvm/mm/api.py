@@ -374,12 +374,25 @@ class DevPagemapOps(Protocol):
         """Take back a device folio whose refcount reached 0. May run in atomic context: must not sleep."""
 
 
+class DevicePower(Protocol):
+    """What a checker asks of a device's runtime PM; ours. `excuse` names the quirk by which it may break a promise."""
+
+    name: str
+    state: str
+    promised: bool
+    excuse: str | None
+
+    @property
+    def is_asleep(self) -> bool:
+        """Tell whether its memory cannot be reached."""
+
+
 @define(eq=False)
 class DevPagemap:
     """Hold device memory's struct pages (include/linux/memremap.h:struct dev_pagemap).
 
     `container` is the object that embeds it, for container_of. `ref` counts one per allocated page and one until
-    killed.
+    killed. `power` is the device's, where a driver has that.
     """
 
     type: int
@@ -391,6 +404,7 @@ class DevPagemap:
     ref: int = 0
     killed: bool = False
     done: Completion | None = None
+    power: DevicePower | None = None
 
 
 class HmmDmaIova(Protocol):

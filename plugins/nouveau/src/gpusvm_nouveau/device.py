@@ -26,6 +26,7 @@ class NouveauDevice:
     """Drive one GPU (struct nouveau_drm with its nouveau_svm). Its drm_device is the owner of its device pages."""
 
     info: DriverInfo = INFO
+    queues: FaultQueues
 
     def __init__(self, host: Host) -> None:
         kernel, memory = host.kernel, host.memory

@@ -7,7 +7,7 @@ the chunks' buffer objects then move to system memory as objects, and the CPU's 
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from gpusvm.drm import D0, RuntimePm
+from gpusvm.drm import D0, D3HOT, RuntimePm
 
 if TYPE_CHECKING:
     from gpusvm.driver import Host
@@ -33,7 +33,7 @@ class IoctlPm:
             host.device.name,
             autosuspend_ms=host.tunables.autosuspend_ms,
             # Suspend leaves nothing in VRAM, so D3cold is always allowed where the board can do it.
-            d3cold_threshold_bytes=1 << 62 if host.device.d3cold_capable else 0,
+            d3cold_allowed=host.device.d3cold_capable,
             callbacks=self,
         )
         self._ioctl = self.rpm.awake("ioctl")
@@ -91,22 +91,40 @@ class IoctlPm:
                 tracer.emit("copy_while_suspended", self.rpm.name)
         return _NOTHING
 
+    def prepare(self) -> None:
+        """Nothing: nouveau hears of system sleep when user space is frozen."""
+
     def suspend(self) -> None:
+        """Wake the device, as the PCI core does, take its fault worker away and let it sleep with the system
+        (nouveau_pmops_suspend).
+        """
+        self.rpm.get("system_sleep")
+        self.device.queues.pause()
+        self._suspend()
+        self.rpm.power_off(D3HOT)
+
+    def resume(self) -> None:
+        """Wake it with the system (nouveau_pmops_resume)."""
+        self.rpm.power_on()
+        self.device.dmem.resume()
+        self.device.queues.unpause()
+        self.rpm.put("system_sleep")
+
+    def complete(self) -> None:
+        """Nothing to give back."""
+
+    def _suspend(self) -> None:
         """Stop the fault worker, unpin the chunks and let TTM move them away (nouveau_do_suspend)."""
         self.device.queues.flush()
         self.device.dmem.suspend()
 
-    def resume(self) -> None:
-        """Bring the chunks back and pin them (nouveau_dmem_resume); GPU entries are not written anew."""
-        self.device.dmem.resume()
-
     # ---- PmCallbacks ---------------------------------------------------------------------------------------------
 
+    runtime_idle = None  # nouveau_pmops_runtime_idle only asks for autosuspend
+
     def runtime_suspend(self, state: str) -> None:
-        self.suspend()
+        self._suspend()
 
     def runtime_resume(self, state: str) -> None:
-        self.resume()
-
-    def vram_used_bytes(self) -> int:
-        return self.device.dmem.bos.used_bytes
+        """Bring the chunks back and pin them (nouveau_dmem_resume); GPU entries are not written anew."""
+        self.device.dmem.resume()

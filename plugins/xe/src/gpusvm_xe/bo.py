@@ -133,7 +133,8 @@ class XeVram:
             raise KernelError(errno.EINVAL, f"{size_pages} pages are no multiple of 64 KiB")
         bo = self.bos.create(size_pages)
         # A device object without system pages behind it "needs clear" (xe_bo_move): holes then read as zero.
-        fence = EngineFence(self.kernel, "bo_clear", self.engine.clear(size_pages << self.page_shift))
+        with self.pm.bo_move():
+            fence = EngineFence(self.kernel, "bo_clear", self.engine.clear(size_pages << self.page_shift))
         if self.mapping.indexed:
             self.mapping.attach(bo, self.pfns(bo, pagemap))
         return bo, fence
@@ -169,12 +170,9 @@ class XeVram:
         """
         if bo.devmem is None:
             raise KernelError(errno.ENOSPC, "not in use yet")
-        self.pm.rpm.get_noresume("bo_move")
         try:
             evict_to_ram(bo.devmem, attempts=self._evict_attempts)
         except KernelError as error:
             if error.errno == errno.EBUSY:
                 raise KernelError(errno.ENOSPC, error.detail) from error
             raise
-        finally:
-            self.pm.rpm.put("bo_move")

@@ -77,6 +77,8 @@ class XeDevmemOps:
 
     def _copy(self, direction: Direction, device_pfns: Pfns, addrs: PagemapAddrs, fence: Fence | None) -> None:
         """Queue the commands, the first of them behind `fence`, and wait for the last."""
+        job = self.vram.pm.job
+        job.get()
         engine = self.engine
         after_ns = 0
         if fence is not None:
@@ -98,6 +100,7 @@ class XeDevmemOps:
             for n, (nbytes, pieces) in enumerate(self._commands(device_pfns, addrs)):
                 through = engine.copy(direction, nbytes, pieces, after_ns=after_ns, chained=n > 0)
         engine.wait(through)
+        job.put()
 
     def _commands(self, device_pfns: Pfns, addrs: PagemapAddrs) -> list[tuple[int, int]]:
         """Cut where device memory is not contiguous and where a command gets too long: bytes and pieces of each."""

@@ -2,6 +2,7 @@
 
 import errno
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from gpusvm.driver import DeviceSpec, FaultAccounts, FaultQueues, GpuFault, Host
@@ -67,7 +68,7 @@ class XeDriver:
         self.tiles = [XeTile(self, host, index) for index in range(self.spec.tiles)]
         self.tile_mask = (1 << self.spec.tiles) - 1
         self.embedding = XeEmbedding(self)
-        self.pm = XeRuntimePm(host, self.tiles)
+        self.pm = XeRuntimePm(self, host, self.tiles)
         for tile in self.tiles:
             tile.vram.pm = self.pm
         self.device = DrmDevice(kernel, self.spec.name, pm=self.pm.rpm, iommu=self.spec.iommu)
@@ -165,7 +166,7 @@ class XeDriver:
                 self._next_asid = (asid + 1) & ASID_MASK
                 vm = XeVm(self, mm, asid=asid, start=start, end=end, pagemaps=self._get_pagemaps())
                 self.vms[asid] = vm
-                self.pm.vm_open()
+                self.pm.vm_open(vm)
                 return vm
         finally:
             self.device.dev_exit(cookie)
@@ -179,7 +180,7 @@ class XeDriver:
         self.shared.owners.release_owner(vm.peer)
         for dpagemap in vm.pagemaps:
             dpagemap.put("vm")
-        self.pm.vm_close()
+        self.pm.vm_close(vm)
 
     def unplug(self) -> None:
         """Let the device go while it is in use: nothing new is populated, what is in VRAM comes home, and when all of
@@ -197,8 +198,9 @@ class XeDriver:
         """Bring the contents of every object to RAM (xe_bo_pci_dev_remove_all): its caller hears of no error."""
         error = vram.evict_all()
         while error is not None and error.errno == errno.ENOSPC and self.quirks.evict_all_stops == "fixed":
-            self.kernel.cpu_relax()  # those that were busy are tried again
-            error = vram.evict_all()
+            error = vram.evict_all()  # whoever was in the way may have ended meanwhile
+            if error is not None:
+                self.kernel.cpu_relax()
         if error is not None:
             left = sum(bo.devmem is not None and not bo.devmem.detached.done for bo in vram.bos.lru())
             self.kernel.warn(
@@ -207,10 +209,16 @@ class XeDriver:
             )
 
     def evict(self) -> None:
-        """Bring what is in VRAM home, before system sleep, say; what cannot go stays (xe_pm_notifier_callback)."""
-        with self.validation.write():
-            for tile in self.tiles:
-                tile.vram.evict_all()
+        """Bring what is in VRAM home before system sleep; what cannot go stays (xe_pm_notifier_callback)."""
+        with self.validation.write(), suppress(KernelError):
+            self.evict_all()
+
+    def evict_all(self) -> None:
+        """Bring what is in VRAM home, tile by tile; the first error ends it (xe_bo_evict_all_user)."""
+        for tile in self.tiles:
+            error = tile.vram.evict_all()
+            if error is not None:
+                raise error
 
     def shutdown(self) -> None:
         if self.vms:

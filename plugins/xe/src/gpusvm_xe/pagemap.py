@@ -188,10 +188,12 @@ class XePagemap:
         self._hold(bo)
         # Held until the last page is gone: devmem_release gives it back, also when none arrives.
         driver.pm.pages_present(bo)
+        driver.pm.job.get()  # the clear's, which the first copy waits for
         try:
             details = MigrateDetails(timeslice_ms=timeslice_ms) if timeslice_ms else _NO_TIMESLICE
             migrate_to_devmem(devmem, mm, start, end, details)
         finally:
+            driver.pm.job.put()
             bo.resv.unlock()
             self._drop(bo)
 

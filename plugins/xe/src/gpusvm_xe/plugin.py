@@ -47,6 +47,7 @@ INFO = DriverInfo(
     make=_make,
     tiles_max=2,
     integrated=True,
+    awake_with_pages=True,
     refuse=refuse,
     # xe_pagefault.c:xe_pagefault_service, xe_svm.c:__xe_svm_handle_pagefault. A read or write is tried again for as
     # long as mappings change under it, and is served from system memory where the device's cannot be had.

@@ -179,6 +179,10 @@ class XeQuirks:
         "One object that cannot be evicted keeps all behind it in VRAM when the device goes away or the system sleeps",
         cite="ttm_resource.c:ttm_resource_manager_evict_all; xe_bo_evict.c:xe_bo_pci_dev_remove_all",
     )
+    sleep_race: Variant = quirk(
+        "Before system sleep faults are served until after the last eviction: what they bring to VRAM is lost with it",
+        cite="xe_pm.c:xe_pm_suspend, whose comment calls it racy",
+    )
     devmem_mm: Variant = quirk(
         "An object points to the address space that its pages were for, without a reference: eviction may ask it after "
         "it was freed",

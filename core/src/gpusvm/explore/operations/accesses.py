@@ -105,6 +105,7 @@ def gpu_together(at: Place, access: str, first: int, pages: int) -> None:
         if again > 1:  # one fault is what an access may take
             kernel.retried(by_chance=True)
         kernel.step()
+        at.wait_for_power()
         left = [page for page in left if not table.access_one(at.address(page) // at.world.page_size, need)]
         if not left:
             return
@@ -124,6 +125,7 @@ def _one_by_one(at: Place, how: str, first: int, pages: int) -> None:
             if again > 1:
                 kernel.retried(by_chance=True)
             kernel.step()
+            at.wait_for_power()
             if table.access_one(address // size, need):
                 break
             _raise(at, [WaitingFault(kernel, address, access)])

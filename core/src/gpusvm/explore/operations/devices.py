@@ -5,7 +5,7 @@ import errno as _errno
 from gpusvm.explore.operation import operation
 from gpusvm.explore.place import Place
 
-__all__ = ["evict", "idle", "ioctl", "populate", "shrink", "shutdown", "unplug"]
+__all__ = ["evict", "idle", "ioctl", "populate", "shrink", "shutdown", "sleep", "unplug"]
 
 
 @operation(through_file=True)
@@ -43,6 +43,20 @@ def shutdown(at: Place) -> None:
 def idle(at: Place, milliseconds: int) -> None:
     """Do nothing for a while of virtual time, in which timers come due: a device that nobody uses falls asleep."""
     at.kernel.sleep_ns(milliseconds * 1_000_000 or 1)
+
+
+@operation(
+    by="machine",
+    contended=(_errno.EBUSY, _errno.ENOSPC),
+    touched=(_errno.EBUSY, _errno.ENOSPC),
+    failed=(_errno.EBUSY, _errno.ENOSPC, _errno.ENOMEM, _errno.EIO),
+    exited=_errno.EFAULT,
+)
+def sleep(at: Place, milliseconds: int) -> None:
+    """Put the whole system to sleep for a while (pm_suspend): the threads of all processes are frozen meanwhile, and
+    the devices are powered off. The errno of a device that refuses.
+    """
+    at.world.sleep(milliseconds)
 
 
 @operation(by="machine")

@@ -1,0 +1,33 @@
+"""Invariant 53: a device is awake while one of its pages is in use, if its driver promises so."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from gpusvm.check.rules import rule
+from gpusvm.check.shadow import Shadow, ZoneShadow
+
+__all__ = ["device_awake", "devices_awake"]
+
+
+@rule(53)
+def device_awake(s: Shadow, shadow: ZoneShadow) -> None:
+    """53: no page of a device is in use while it sleeps."""
+    pgmap = shadow.zone.pgmap
+    power = None if pgmap is None else pgmap.power
+    if power is None or not power.promised or not power.is_asleep or not shadow.live_pages:
+        return
+    heads = [shadow.zone.base + i for i in np.flatnonzero(shadow.live).tolist()]
+    s.report(
+        53,
+        f"{power.name} is in {power.state}, and pages of it are in use: {shadow.live_pages}",
+        addresses=tuple(place for pfn in heads[:4] for place in s.places(pfn)),
+        pfns=tuple(heads),
+        known=power.excuse,
+    )
+
+
+def devices_awake(s: Shadow, shadows: Iterable[ZoneShadow]) -> None:
+    """Look at all zones."""
+    for shadow in shadows:
+        device_awake(s, shadow)
