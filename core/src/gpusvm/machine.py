@@ -200,9 +200,10 @@ class Machine:
                     )
                 )
             )
-            pm = machine.drivers[-1].device.pm
-            if pm is not None:
-                pm.promised = spec.info.awake_with_pages
+            if spec.info.awake_with_pages:
+                pm = machine.drivers[-1].device.pm
+                if pm is not None:
+                    pm.promised = True
         return machine
 
     def sleep(self, milliseconds: int = 0) -> None:
