@@ -1,6 +1,6 @@
 """S32 to S37: runtime PM, sleep and the device's end while its pages are in use."""
 
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from gpusvm.conformance.probes.probe import PMD, PMD_PAGES, Lab, answer, populated, probe, written
 
@@ -99,17 +99,15 @@ def _whom_a_fault_wakes(lab: Lab) -> str:
 
 @probe(
     "S36",
-    "where pages are after the device went to sleep",
-    reference="xe_pm_notifier_callback: xe_bo_notifier_prepare_all_pinned; nouveau_do_suspend",
+    "where pages are after the system slept",
+    reference="xe_pm_notifier_callback, xe_pm_suspend: xe_bo_evict_all_user; nouveau_do_suspend",
     capability="runtime_pm",
 )
 def _asleep(lab: Lab) -> str:
     lab.need("runtime_pm", "explicit_populate")
     bench = lab.bench()
     addr = populated(bench)
-    if not _is_asleep(bench):
-        # It does not while it has pages; the system's sleep begins with their eviction.
-        cast("Any", bench.driver).evict()
+    bench.machine.sleep(1_000)
     in_ram = bench.where(addr) == "system"
     bench.cpu_read(addr, PMD_PAGES)
     return "in RAM, and mapped there" if in_ram else "still the device's for the process, which finds them"
