@@ -6,7 +6,7 @@ import jsonschema
 import pytest
 from gpusvm.compare.comparing import _finished
 from gpusvm.compare.table import METRICS
-from gpusvm.run.spec import RunResult
+from gpusvm.run.spec import Pm, PmDevice, PmHolder, PmReferences, PmState, RunResult
 from referencing import Registry, Resource
 
 FOLDER = resources.files("gpusvm.compare").joinpath("schema")
@@ -38,6 +38,15 @@ def test_the_schema_asks_for_exactly_the_keys_of_a_result():
     assert list(run["properties"]) == run["required"]
     for key in ("fault_latency_ns", "stage_ns", "objects", "integrity"):
         assert run["properties"][key]["required"] == list(RunResult.__annotations__[key].__annotations__)
+    device = SCHEMAS["compare-1"]["$defs"]["pm_device"]
+    for schema, shape in (
+        (run["properties"]["pm"], Pm),
+        (device, PmDevice),
+        (device["properties"]["states"]["items"], PmState),
+        (device["properties"]["holders"]["items"], PmHolder),
+        (device["properties"]["references"]["items"], PmReferences),
+    ):
+        assert list(schema["properties"]) == schema["required"] == list(shape.__annotations__)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +56,8 @@ def test_the_schema_asks_for_exactly_the_keys_of_a_result():
         (("thp",), "sometimes", "'sometimes' is not one of ['always', 'madvise', 'never']"),
         (("stage_ns", "warp"), 1, "Additional properties are not allowed ('warp' was unexpected)"),
         (("integrity", "mismatches"), -1, "-1 is less than the minimum of 0"),
+        (("pm", "devices", 0, "resumes"), 0.5, "0.5 is not of type 'integer'"),
+        (("pm", "devices", 0, "states", 1, "state"), "D1", "'D1' is not one of ['D0', 'D3hot', 'D3cold']"),
     ],
 )
 def test_the_schema_refuses_a_wrong_result(comparison, path, value, problem):
@@ -66,4 +77,5 @@ def test_every_number_of_a_result_has_a_row(example):
     for key, value in example["runs"][0].items():
         nested = isinstance(value, dict) and key != "known"
         paths |= {f"{key}.{inner}" for inner in value} if nested else {key}
+    paths.remove("pm.devices")  # no number: the line and the picture of power
     assert {metric.path for metric in METRICS} == paths - described

@@ -118,6 +118,27 @@ def test_references_say_who_what_for_and_since_when():
     kernel.ledger.assert_empty()
 
 
+def test_who_held_references_when_is_kept_and_short_pauses_are_left_out():
+    kernel = Kernel()
+    _, pm = make(kernel)
+    pm.enable()
+    fault = pm.awake("fault")
+    for start_ms in (1, 2, 40):  # the second comes half a millisecond behind the first
+        kernel.run_until(start_ms * MS)
+        with fault:
+            kernel.run_until(start_ms * MS + MS // 2)
+            pm.get_noresume("bo", start_ms)
+            with pm.inner("job"):
+                pass
+    kernel.run_until(50 * MS)
+    found = {each.holder: each for each in pm.held}
+    assert list(found) == ["fault", "bo"]
+    assert found["fault"].spans_ns == [(1 * MS, 2 * MS + MS // 2), (40 * MS, 40 * MS + MS // 2)]
+    assert (found["fault"].held_ns, found["fault"].refs_max) == (3 * MS // 2, 1)
+    assert found["bo"].spans_ns == [(MS + MS // 2, 50 * MS)]
+    assert (found["bo"].held_ns, found["bo"].refs_max) == (48 * MS + MS // 2, 3)
+
+
 def test_a_job_without_anybody_outside_is_warned_of():
     kernel = Kernel()
     kernel.tracer.on = True

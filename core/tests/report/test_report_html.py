@@ -53,7 +53,7 @@ def test_it_needs_nothing_but_itself(comparison, render):
 def test_the_page_has_a_table_and_a_chart_for_each_workload(comparison):
     parsed = outline(page(comparison))
     assert parsed.tags.count("table") == 2
-    assert parsed.tags.count("svg") == 2
+    assert parsed.tags.count("svg") == 4
     labels = [value for name, value in parsed.attributes if name == "aria-label"]
     assert labels[0] == (
         "Time in GPU faults, by stage, summed over the faults, triad: "
@@ -65,12 +65,31 @@ def test_the_page_has_a_table_and_a_chart_for_each_workload(comparison):
     assert {metric.label for metric in METRICS} <= set(cells)
 
 
+def test_the_page_draws_power_and_says_it(comparison):
+    text = page(comparison)
+    parsed = outline(text)
+    labels = [value for name, value in parsed.attributes if name == "aria-label"]
+    assert labels[1].startswith(
+        "Power over time: the state of each device, and when who held references on it, triad: "
+        "xe, gpu0: D0 88 %, D3cold 12 %; 1 resume; "
+    )
+    assert "<title>xe, gpu0, D3cold: 1.00 ms to 26.7 ms</title>" in text
+    assert "<title>xe, gpu0, bo, 96 at most: 53.4 ms to 107 ms</title>" in text
+    assert "<p>nouveau, gpu0: D0 50 %, D3hot 50 %; 2 resumes; held by ioctl &lt; 1 %; at the end by nobody</p>" in text
+
+
+def test_without_power_management_there_is_no_picture_of_it(comparison):
+    runs = tuple({**run, "pm": None} for run in comparison.runs)
+    parsed = outline(page(attrs.evolve(comparison, runs=runs)))
+    assert parsed.tags.count("svg") == 2
+
+
 def test_both_themes_have_every_colour(comparison):
     style = page(comparison)
     light, dark = style.split("@media (prefers-color-scheme: dark)")[:2]
     names = set(re.findall(r"--([a-z_]+):", light))
     assert names == set(re.findall(r"--([a-z_]+):", dark.split(".gpusvm h1")[0]))
-    assert {"queue", "gc", "lookup", "migrate", "get_pages", "bind", "ack"} <= names
+    assert {"queue", "gc", "lookup", "migrate", "get_pages", "bind", "ack", "awake", "hot", "cold", "held"} <= names
 
 
 def test_what_a_user_named_is_escaped(comparison):

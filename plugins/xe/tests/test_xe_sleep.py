@@ -3,7 +3,7 @@
 import pytest
 from gpusvm.check import Checker, InvariantError
 from gpusvm.drm import D0, D3COLD, D3HOT
-from gpusvm.errors import KernelError
+from gpusvm.errors import KernelError, ModelError
 
 M = 1 << 20
 PMD = 2 * M
@@ -46,20 +46,92 @@ def test_a_copy_is_a_job_inside_the_references_of_its_caller_and_its_pages(bench
     assert held(b) == ["vm"]
 
 
-def test_a_tlb_invalidation_holds_its_fence_and_the_message(bench, monkeypatch):
+@pytest.fixture
+def messages(monkeypatch):
+    """Note who holds how many references whenever a GT is sent a message; `of` says where to look."""
+
+    def of(b):
+        seen = []
+        for gt in (gt for tile in b.driver.tiles for gt in tile.gts):
+            invalidate = gt.tlb.invalidate
+
+            def invalidating(*args, plain=invalidate, **kwargs):
+                seen.append(dict(b.driver.pm.rpm.holders))
+                return plain(*args, **kwargs)
+
+            monkeypatch.setattr(gt.tlb, "invalidate", invalidating)
+        return seen
+
+    return of
+
+
+def test_each_tlb_fence_holds_a_reference_and_each_guc_one_for_its_messages(bench, messages):
     b = bench()
     addr = migrated(b, 1)
-    seen = []
-    tlb = b.driver.tiles[0].gts[0].tlb
-    invalidate = tlb.invalidate
-
-    def invalidating(*args, **kwargs):
-        seen.append(held(b))
-        return invalidate(*args, **kwargs)
-
-    monkeypatch.setattr(tlb, "invalidate", invalidating)
+    seen = messages(b)
     b.mm.munmap(addr, PMD)
-    assert seen == [["bo", "guc_ct", "tlb_inval", "vm"]]
+    assert seen == [
+        {"vm": 1, "bo": 1, "tlb_inval": 1, "guc_ct": 1},
+        {"vm": 1, "bo": 1, "tlb_inval": 2, "guc_ct": 2},
+    ]
+    b.kernel.settle()
+    assert held(b) == ["vm"]
+
+
+def test_two_messages_to_one_guc_are_one_reference_of_its(bench):
+    b = bench()
+    tlb, rpm = b.driver.tiles[0].gts[0].tlb, b.driver.pm.rpm
+    tlb.submit(0, PMD)
+    tlb.submit(PMD, PMD)
+    assert rpm.holders == {"vm": 1, "tlb_inval": 2, "guc_ct": 1}
+    tlb.signal()
+    assert rpm.holders == {"vm": 1, "tlb_inval": 1, "guc_ct": 1}
+    tlb.signal()
+    assert rpm.holders == {"vm": 1}
+
+
+def test_a_device_is_not_removed_under_a_fence(bench):
+    b = bench()
+    tlb, rpm = b.driver.tiles[0].gts[0].tlb, b.driver.pm.rpm
+    tlb.submit(0, PMD)
+    with pytest.raises(ModelError) as caught:
+        rpm.disable()
+    assert str(caught.value) == "gpu0 is removed and held by tlb_inval: 1, guc_ct: 1"
+    tlb.signal()
+
+
+def test_a_fence_that_is_never_answered_lets_go_when_it_is_given_up(bench):
+    b = bench()
+    addr = migrated(b, 1)
+    b.kernel.arm("xe.tlb_inval_done")
+    b.mm.munmap(addr, PMD)
+    b.kernel.settle()
+    assert held(b) == ["vm"]
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+def test_a_message_that_cannot_be_sent_leaves_no_reference(bench, nth):
+    """Those before it are waited for, of the same tile as well."""
+    b = bench()
+    addr = migrated(b, 1)
+    b.kernel.arm("xe.tlb_inval_send", nth=nth, times=1)
+    b.mm.munmap(addr, PMD)
+    b.kernel.settle()
+    assert held(b) == ["vm"]
+
+
+def test_the_fences_of_userptr_and_of_close_hold_the_device_as_well(bench, messages):
+    b = bench()
+    addr = b.map(PMD)
+    b.cpu_write(addr, 512)
+    b.vm.bind_userptr(addr, addr + PMD)
+    b.fault(addr)
+    seen = messages(b)
+    b.mm.munmap(addr, PMD)
+    assert seen == [{"vm": 1, "tlb_inval": 1, "guc_ct": 1}, {"vm": 1, "tlb_inval": 2, "guc_ct": 2}]
+    b.vm.close()
+    assert seen[2:] == [{"vm": 1, "tlb_inval": 1, "guc_ct": 1}] * 2
+    assert held(b) == []
 
 
 @pytest.mark.parametrize(("capable", "state", "warned"), [(True, D3COLD, 1), (False, D0, 0)])
@@ -153,3 +225,42 @@ def test_a_device_that_sleeps_under_a_page_is_an_error(bench):
     checker.detach()
     rpm.get("vm", b.vm)
     rpm.get("bo", b.driver.tiles[0].vram.bos.lru()[0])
+
+
+def states(b):
+    """Return when the device changed to which state, in ms, as the tracer heard it."""
+    return [(event[0] // 1_000_000, event[4]) for event in b.kernel.tracer.events if event[2] == "pm_state"]
+
+
+@pytest.mark.parametrize(("spec", "delay_ms"), [("xe", 1000), ("xe:autosuspend_ms=10", 10)])
+def test_the_device_suspends_so_long_after_its_last_reference(bench, spec, delay_ms):
+    b = bench(spec)
+    b.kernel.tracer.on = True
+    b.kernel.sleep_ns(123 * 1_000_000)
+    b.vm.close()
+    b.kernel.sleep_ns(4 * SECOND)
+    assert states(b) == [(123 + delay_ms, D3COLD)]
+
+
+@pytest.mark.parametrize(("d3cold_mib", "state"), [(3, D3HOT), (4, D3COLD), (300, D3COLD), (0, D3HOT)])
+def test_less_than_the_threshold_in_use_is_d3cold(bench, d3cold_mib, state):
+    b = bench(f"xe:d3cold_mib={d3cold_mib}")
+    b.kernel.tracer.on = True
+    pinned = b.driver.tiles[0].vram.bos.create(3 * 256, pinned=True)  # 3 MiB of the driver's own
+    pinned.resv.unlock()
+    b.vm.close()
+    b.kernel.sleep_ns(2 * SECOND)
+    assert states(b) == [(1000, state)]
+    pinned.put()
+
+
+def test_use_that_ends_within_the_delay_begins_it_anew(bench):
+    b = bench("xe:autosuspend_ms=10")
+    b.vm.close()
+    b.kernel.tracer.on = True
+    for _ in range(3):
+        b.kernel.sleep_ns(6 * 1_000_000)
+        with b.driver.pm.ioctl():
+            pass
+    b.kernel.sleep_ns(SECOND)
+    assert states(b) == [(3 * 6 + 10, D3COLD)]

@@ -3,6 +3,7 @@
 import errno
 
 import pytest
+from gpusvm.drm import RuntimePm
 from gpusvm.errors import KernelError
 from gpusvm.kernel import Kernel
 from gpusvm_xe.gt import XeTlb, new_stats
@@ -106,8 +107,17 @@ def test_where_a_message_cannot_be_sent_the_gts_behind_get_none_and_the_pages_ar
     assert not b.vm.gpusvm.range_find(addr, addr + PAGE).pages.has_dma_mapping
 
 
+class Power:
+    """What a TLB needs of XeRuntimePm, of a device that somebody keeps awake."""
+
+    def __init__(self, kernel):
+        rpm = RuntimePm(kernel, "gpu0", autosuspend_ms=1000)
+        rpm.get("vm")
+        self.tlb_inval, self.guc_ct = rpm.inner("tlb_inval"), rpm.inner("guc_ct")
+
+
 def test_sequence_numbers_go_up_to_a_million_and_never_are_zero():
-    tlb = XeTlb(Kernel(), "gt0", new_stats())
+    tlb = XeTlb(kernel := Kernel(), "gt0", new_stats(), Power(kernel))
     tlb.seqno = 0x100000 - 1
     tlb.submit(0, PAGE)
     assert (tlb.seqno, tlb.seqno_recv) == (1, 0x100000 - 1)
@@ -115,7 +125,7 @@ def test_sequence_numbers_go_up_to_a_million_and_never_are_zero():
 
 def test_a_reset_answers_what_was_under_way():
     kernel = Kernel()
-    tlb = XeTlb(kernel, "gt0", new_stats())
+    tlb = XeTlb(kernel, "gt0", new_stats(), Power(kernel))
     kernel.arm("xe.tlb_inval_done")
     assert (tlb.submit(0, PAGE), tlb.seqno_recv) == (1, 0)
     tlb.reset()
@@ -124,7 +134,7 @@ def test_a_reset_answers_what_was_under_way():
 
 def test_a_number_is_used_up_even_if_its_message_is_not_sent():
     kernel = Kernel()
-    tlb = XeTlb(kernel, "gt0", new_stats())
+    tlb = XeTlb(kernel, "gt0", new_stats(), Power(kernel))
     kernel.arm("xe.tlb_inval_send")
     with pytest.raises(KernelError) as caught:
         tlb.submit(0, PAGE)

@@ -2,6 +2,7 @@
 
 from gpusvm.check.checker import Checker
 from gpusvm.check.invariants import ALWAYS, EVENT, INVARIANTS, QUIESCENT, Invariant
+from gpusvm.check.power import watch_power
 from gpusvm.check.quiescent import check_quiescent, violations
 from gpusvm.check.rules import RULES
 from gpusvm.check.violation import InvariantError, Violation
@@ -18,4 +19,5 @@ __all__ = [
     "Violation",
     "check_quiescent",
     "violations",
+    "watch_power",
 ]

@@ -1,13 +1,17 @@
 """Invariant 53: a device is awake while one of its pages is in use, if its driver promises so."""
 
 from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
 
 from gpusvm.check.rules import rule
 from gpusvm.check.shadow import Shadow, ZoneShadow
+from gpusvm.check.violation import InvariantError
+from gpusvm.drm import RuntimePm
+from gpusvm.mm import MemoryManager
 
-__all__ = ["device_awake", "devices_awake"]
+__all__ = ["device_awake", "devices_awake", "watch_power"]
 
 
 @rule(53)
@@ -31,3 +35,24 @@ def devices_awake(s: Shadow, shadows: Iterable[ZoneShadow]) -> None:
     """Look at all zones."""
     for shadow in shadows:
         device_awake(s, shadow)
+
+
+def watch_power(memory: MemoryManager, devices: Iterable[RuntimePm]) -> None:
+    """Look at each device whenever it has fallen asleep and when it is about to wake, in a machine without a `Checker`.
+
+    A violation that no quirk explains is raised where the device's state changes.
+    """
+    for device in devices:
+        device.watcher = partial(_look, memory)
+
+
+def _look(memory: MemoryManager, device: RuntimePm) -> None:
+    s = Shadow(memory)
+    mine = [zone for zone in memory.pages.zones if zone.pgmap is not None and zone.pgmap.power is device]
+    shadows = [s.zone(zone.base) for zone in mine]
+    for shadow in shadows:
+        shadow.count_live()
+    devices_awake(s, shadows)
+    found = tuple(one for one in s.violations if one.known is None)
+    if found:
+        raise InvariantError(found)

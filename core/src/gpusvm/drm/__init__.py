@@ -27,7 +27,7 @@ from gpusvm.drm.pagemap_cache import PagemapCache, PagemapShrinker
 from gpusvm.drm.pages import GpuSvmPages
 from gpusvm.drm.quirks import DrmQuirks
 from gpusvm.drm.range import GpuSvmRange
-from gpusvm.drm.runtime_pm import D0, D3COLD, D3HOT, Awake, Inner, PmCallbacks, PmReference, RuntimePm
+from gpusvm.drm.runtime_pm import D0, D3COLD, D3HOT, Awake, Inner, PmCallbacks, PmHeld, PmReference, RuntimePm
 from gpusvm.drm.scan import (
     SCAN_EQUAL,
     SCAN_MIXED,
@@ -82,6 +82,7 @@ __all__ = [
     "PagemapShrinker",
     "Peer",
     "PmCallbacks",
+    "PmHeld",
     "PmReference",
     "RuntimePm",
     "Zdd",

@@ -12,6 +12,8 @@ D0 = "D0"
 D3HOT = "D3hot"
 D3COLD = "D3cold"
 
+_BLINK_NS = 1_000_000
+
 
 class PmCallbacks(Protocol):
     """What a driver does when its device changes state (struct dev_pm_ops, the runtime part)."""
@@ -39,6 +41,19 @@ class PmReference:
     since_ns: int
 
 
+@frozen(kw_only=True)
+class PmHeld:
+    """Say for how long a holder had references in all, how many at most, and when: [(from, until), …] in ns.
+
+    Times less than a millisecond apart are one, so that `spans_ns` stays short where a holder comes with each fault.
+    """
+
+    holder: object
+    held_ns: int
+    refs_max: int
+    spans_ns: list[tuple[int, int]]
+
+
 class Awake:
     """Hold a reference inside a with block, as `RuntimePm.awake` says."""
 
@@ -56,14 +71,30 @@ class Awake:
 
 
 class _Hold:
-    """Count the references of one holder, and remember since when there has been one; `of_ns` tells them apart."""
+    """Count the references of one holder, and remember since when there has been one; `of_ns` tells them apart.
 
-    __slots__ = ("count", "of_ns", "since_ns")
+    `spans_ns` are the times in which there was one, the last of them until now if there is one now.
+    """
+
+    __slots__ = ("count", "held_ns", "of_ns", "refs_max", "since_ns", "spans_ns")
 
     def __init__(self) -> None:
         self.count = 0
+        self.refs_max = 0
         self.since_ns = 0
+        self.held_ns = 0
         self.of_ns: dict[object, int] = {}
+        self.spans_ns: list[list[int]] = []
+
+    def begin(self, now_ns: int) -> None:
+        self.since_ns = now_ns
+        spans = self.spans_ns
+        if not spans or now_ns - spans[-1][1] > _BLINK_NS:
+            spans.append([now_ns, now_ns])
+
+    def end(self, now_ns: int) -> None:
+        self.held_ns += now_ns - self.since_ns
+        self.spans_ns[-1][1] = now_ns
 
 
 class Inner:
@@ -107,7 +138,7 @@ class RuntimePm:
     """Count who needs the device awake, and suspend it when nobody has for `autosuspend_ms`.
 
     A suspended device is in D3cold if that was allowed, else in D3hot. `state`, `resumes`, `suspends`, `awake_ns`,
-    `refs_max`, `usage_count`, `history` [(ns, state), …], `holders` {holder: references}, `references` and
+    `refs_max`, `usage_count`, `history` [(ns, state), …], `holders` {holder: references}, `references`, `held` and
     `powered_off` (with the system) are for reading. `promised`: its driver promises that the device is awake while one
     of its pages is in an address space. Charges pm_resume_d3hot and pm_resume_d3cold to whoever resumes the device,
     pm_suspend to a worker. Ledger kind "pm".
@@ -140,6 +171,7 @@ class RuntimePm:
         "state",
         "suspends",
         "usage_count",
+        "watcher",
     )
 
     def __init__(
@@ -168,6 +200,8 @@ class RuntimePm:
         self.powered_off = False
         # The quirk, as written, by which a device page may be there nevertheless.
         self.excuse: str | None = None
+        # Whoever checks the promise: called when the device has fallen asleep and when it is about to wake.
+        self.watcher: Callable[[RuntimePm], None] | None = None
         self._holds: dict[object, _Hold] = {}
         self._awake_since_ns = kernel.now_ns
         self._awake_before_ns = 0
@@ -186,7 +220,10 @@ class RuntimePm:
             self._idle()
 
     def disable(self) -> None:
-        """Resume and forbid suspending: the begin of remove."""
+        """Resume and forbid suspending: the begin of remove. ModelError while an `inner` one is held."""
+        left = [f"{holder}: {hold.count}" for holder, hold in self._holds.items() if hold.count and not hold.spans_ns]
+        if left:
+            raise ModelError(f"{self.name} is removed and held by {', '.join(left)}")
         self.enabled = False
         self._timer.cancel()
         self._idle_work.cancel_sync()
@@ -233,7 +270,10 @@ class RuntimePm:
         hold.count -= 1
         if of is not None:
             del hold.of_ns[of]
-        self.kernel.ledger.put("pm", holder)
+        kernel = self.kernel
+        if not hold.count:
+            hold.end(kernel.current.time_ns)
+        kernel.ledger.put("pm", holder)
         self.usage_count -= 1
         if self.usage_count == 0 and self.enabled:
             self._idle()
@@ -270,6 +310,24 @@ class RuntimePm:
                 count = hold.count - len(hold.of_ns)
                 found.append(PmReference(holder=holder, of=None, count=count, since_ns=hold.since_ns))
         return sorted(found, key=lambda reference: reference.since_ns)
+
+    @property
+    def held(self) -> list[PmHeld]:
+        """Return who has held references so far, whoever did so first before others. Those of `inner` are not followed:
+        what they are inside of says as much.
+        """
+        now = self.kernel.current.time_ns
+        found = []
+        for holder, hold in self._holds.items():
+            if not hold.spans_ns:
+                continue
+            spans = [(began, ended) for began, ended in hold.spans_ns]
+            held = hold.held_ns
+            if hold.count:
+                spans[-1] = (spans[-1][0], now)
+                held += now - hold.since_ns
+            found.append(PmHeld(holder=holder, held_ns=held, refs_max=hold.refs_max, spans_ns=spans))
+        return sorted(found, key=lambda each: each.spans_ns[0])
 
     @property
     def is_asleep(self) -> bool:
@@ -309,8 +367,10 @@ class RuntimePm:
             hold = self._holds[holder] = _Hold()
         now = self.kernel.current.time_ns
         if not hold.count:
-            hold.since_ns = now
-        hold.count += 1
+            hold.begin(now)
+        hold.count = count = hold.count + 1
+        if count > hold.refs_max:  # noqa: PLR1730 - as above
+            hold.refs_max = count
         if of is not None:
             hold.of_ns[of] = now
         self.kernel.ledger.get("pm", holder)
@@ -399,6 +459,8 @@ class RuntimePm:
         self._enter(state, now)
 
     def _wake(self) -> None:
+        if self.watcher is not None and self.promised:
+            self.watcher(self)
         now = self.kernel.now_ns
         self.resumes += 1
         self._awake_since_ns = now
@@ -413,6 +475,8 @@ class RuntimePm:
             listen = getattr(self.kernel.observer, "device_sleeps", None)
             if listen is not None:
                 listen(self)
+        if self.watcher is not None and self.promised and state is not D0:
+            self.watcher(self)
 
     def _end_transition(self) -> None:
         self._transition = False

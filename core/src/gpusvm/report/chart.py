@@ -9,7 +9,7 @@ from attrs import frozen
 from gpusvm.report.units import cell_texts, value_text
 from gpusvm.run.spec import RunResult, StageNs
 
-__all__ = ["Bar", "Chart", "Segment", "Tick", "stage_charts"]
+__all__ = ["Bar", "Chart", "Segment", "Tick", "stage_charts", "time_ticks"]
 
 _STAGES = tuple(StageNs.__annotations__)  # top to bottom in the pipeline
 _WIDTH = 760.0
@@ -78,8 +78,8 @@ def _chart(workload: str, runs: Sequence[RunResult], stages: Sequence[str], capt
     totals = [sum(_times(run, stages).values()) for run in runs]
     if not any(totals):
         return None
-    ticks = _ticks(max(totals))
-    scale = (_WIDTH - _RIGHT) / ticks[-1]
+    ticks = time_ticks(max(totals))
+    scale = (_WIDTH - _RIGHT) / ticks[-1][0]
     bars = []
     texts = cell_texts(totals, "ns")
     for index, (run, total) in enumerate(zip(runs, totals, strict=True)):
@@ -101,10 +101,7 @@ def _chart(workload: str, runs: Sequence[RunResult], stages: Sequence[str], capt
         bar_height=_BAR,
         stages=tuple(stages),
         bars=tuple(bars),
-        ticks=tuple(
-            Tick(x=round(value * scale, 2), text=text)
-            for value, text in zip(ticks, cell_texts(ticks, "ns"), strict=True)
-        ),
+        ticks=tuple(Tick(x=round(ns * scale, 2), text=text) for ns, text in ticks),
     )
 
 
@@ -125,9 +122,10 @@ def _segments(times: Mapping[str, int], total: int, scale: float) -> tuple[Segme
     return tuple(segments)
 
 
-def _ticks(most: int) -> list[float]:
-    """Return round values from 0 to at least `most`, three to five steps."""
-    rough = most / 5
+def time_ticks(most_ns: int) -> list[tuple[float, str]]:
+    """Return round times from 0 to at least `most_ns`, three to five steps, and how they are written."""
+    rough = most_ns / 5
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough)
-    return [step * index for index in range(math.ceil(most / step) + 1)]
+    ticks = [step * index for index in range(math.ceil(most_ns / step) + 1)]
+    return list(zip(ticks, cell_texts(ticks, "ns"), strict=True))

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpusvm.compare import Comparison, Table
 from gpusvm.report.chart import stage_charts
+from gpusvm.report.power import power_chart, power_texts
 from gpusvm.report.units import conditions_text, row_texts
 
 if TYPE_CHECKING:
@@ -41,17 +42,20 @@ def _environment() -> "Environment":
 
 
 def _sections(comparison: Comparison) -> list[dict[str, Any]]:
-    return [
-        {
-            "table": table,
-            "conditions": conditions_text(table),
-            "groups": _groups(table),
-            "charts": stage_charts(
-                table.workload, [run for run in comparison.runs if run["workload"] == table.workload]
-            ),
-        }
-        for table in comparison.tables()
-    ]
+    found = []
+    for table in comparison.tables():
+        runs = [run for run in comparison.runs if run["workload"] == table.workload]
+        found.append(
+            {
+                "table": table,
+                "conditions": conditions_text(table),
+                "groups": _groups(table),
+                "charts": stage_charts(table.workload, runs),
+                "power": power_chart(table.workload, runs),
+                "power_texts": power_texts(runs),
+            }
+        )
+    return found
 
 
 def _groups(table: Table) -> list[tuple[str, list[dict[str, Any]]]]:

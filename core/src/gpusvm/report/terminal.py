@@ -1,9 +1,12 @@
-"""Show a comparison in a terminal: a table for each workload, a column for each driver."""
+"""Show a comparison in a terminal: for each workload a table with a column for each driver, and a line for the power of
+each device.
+"""
 
 from collections.abc import Iterable
 from typing import IO
 
 from gpusvm.compare import Comparison, Table
+from gpusvm.report.power import power_texts
 from gpusvm.report.units import conditions_text, row_texts
 
 __all__ = ["print_comparison"]
@@ -20,6 +23,8 @@ def print_comparison(comparison: Comparison, *, file: IO[str] | None = None) -> 
         console.print(Text(table.workload, style="bold"), soft_wrap=True)
         console.print(Text(conditions_text(table)), soft_wrap=True)
         console.print(_rich(table))
+        for line in power_texts([run for run in comparison.runs if run["workload"] == table.workload]):
+            console.print(Text(line, style="dim"), soft_wrap=True)
         for note in table.notes:
             console.print(Text(note, style="yellow"), soft_wrap=True)
     console.print("* marks the least of a row. – does not apply.", style="dim")

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpusvm.check import check_quiescent
+from gpusvm.check import check_quiescent, watch_power
 from gpusvm.driver import Driver, read_spec
 from gpusvm.errors import InputError, KernelError, ModelError
 from gpusvm.kernel import SeededChoices
 from gpusvm.machine import Machine, load_topology
 from gpusvm.run.costs import load_profile
-from gpusvm.run.spec import FaultLatency, Integrity, Objects, Pm, RunResult, RunSpec, StageNs
+from gpusvm.run.power import power
+from gpusvm.run.spec import FaultLatency, Integrity, Objects, RunResult, RunSpec, StageNs
 from gpusvm.workload import Trace, load
 from gpusvm.workload.replay import Replay
 
@@ -55,6 +56,8 @@ def execute(spec: RunSpec, /, *, drivers: "Registry | None" = None, events_to: P
             checked=spec.checked,
         )
         machine.kernel.tracer.on = spec.events
+        if spec.checked:
+            watch_power(machine.memory, [each.device.pm for each in machine.drivers if each.device.pm is not None])
         result = _replay(machine, spec, trace, explicit=driver_spec.populate == "explicit", name=driver_spec.name)
         result["driver"] = driver_spec.text
         result["assumed_ns"] = _assumed_ns(machine.kernel.charged, profile.assumed_events)
@@ -112,7 +115,7 @@ def _replay(machine: Machine, spec: RunSpec, trace: Trace, *, explicit: bool, na
         fault_latency_ns=_latency(latency),
         stage_ns=_stages(drivers),
         assumed_ns=0,
-        pm=_pm(drivers),
+        pm=power(drivers, sim_ns),
         objects=_objects(machine),
         integrity=Integrity(reads_checked=0, mismatches=0, known={}),
     )
@@ -146,18 +149,6 @@ def _stages(drivers: Sequence[Driver]) -> StageNs:
     stages = [driver.accounts.stages() for driver in drivers]
     total: StageNs = {name: sum(each[name] for each in stages) for name in stages[0]}  # type: ignore[assignment]  # the stages are its keys
     return total
-
-
-def _pm(drivers: Sequence[Driver]) -> Pm | None:
-    """Add up what the devices did; `refs_max` is that of the one that was held most."""
-    every = [driver.device.pm for driver in drivers if driver.device.pm is not None]
-    if not every:
-        return None
-    return Pm(
-        resumes=sum(pm.resumes for pm in every),
-        awake_ns=sum(pm.awake_ns for pm in every),
-        refs_max=max(pm.refs_max for pm in every),
-    )
 
 
 def _objects(machine: Machine) -> Objects:

@@ -15,7 +15,22 @@ from attrs import frozen
 if TYPE_CHECKING:
     from gpusvm.plugins import Registry
 
-__all__ = ["Execute", "FaultLatency", "Integrity", "Objects", "Pm", "Quirks", "RunResult", "RunSpec", "StageNs", "Thp"]
+__all__ = [
+    "Execute",
+    "FaultLatency",
+    "Integrity",
+    "Objects",
+    "Pm",
+    "PmDevice",
+    "PmHolder",
+    "PmReferences",
+    "PmState",
+    "Quirks",
+    "RunResult",
+    "RunSpec",
+    "StageNs",
+    "Thp",
+]
 
 Thp: TypeAlias = Literal["always", "madvise", "never"]
 Quirks: TypeAlias = Literal["as_written", "fixed"]
@@ -74,12 +89,51 @@ class StageNs(TypedDict):
     ack: int
 
 
+class PmState(TypedDict):
+    """A device is in `state` from then on: "D0", "D3hot" or "D3cold"."""
+
+    from_ns: int
+    state: str
+
+
+class PmHolder(TypedDict):
+    """Who held references on a device: nanoseconds with one or more, most at once, and when, as [[from, until], …]."""
+
+    holder: str
+    held_ns: int
+    refs_max: int
+    spans_ns: list[list[int]]
+
+
+class PmReferences(TypedDict):
+    """Who held how many references when the program ended, and since when each, the oldest first.
+
+    Where it is not known what each was for, `since_ns` has the one time since when there had been any.
+    """
+
+    holder: str
+    count: int
+    since_ns: list[int]
+
+
+class PmDevice(TypedDict):
+    """Power of one device over time, until the program ended."""
+
+    device: str
+    resumes: int
+    awake_ns: int
+    states: list[PmState]
+    holders: list[PmHolder]
+    references: list[PmReferences]
+
+
 class Pm(TypedDict):
-    """Runtime power management of the device: times resumed, nanoseconds awake, most references held at once."""
+    """Runtime power management of all devices: times resumed, nanoseconds awake, most references on one at once."""
 
     resumes: int
     awake_ns: int
     refs_max: int
+    devices: list[PmDevice]
 
 
 class Objects(TypedDict):

@@ -99,7 +99,14 @@ class XeVram:
     """
 
     def __init__(
-        self, host: "Host", engine: "CopyEngine", *, validation: RwSemaphore, mapping: XeBoMapping, index: int
+        self,
+        host: "Host",
+        engine: "CopyEngine",
+        *,
+        validation: RwSemaphore,
+        mapping: XeBoMapping,
+        index: int,
+        pm: "XeRuntimePm",
     ) -> None:
         memory = host.memory
         self.kernel = host.kernel
@@ -117,7 +124,7 @@ class XeVram:
             page_shift=self.page_shift,
         )
         self.mapping = mapping
-        self.pm: XeRuntimePm
+        self.pm = pm
         # Allocations share it, whatever tile they are for; one that found no room takes it alone and tries once more
         # (xe_validation.c).
         self.validation = validation

@@ -65,12 +65,10 @@ class XeDriver:
         # One domain of eviction for all tiles: xe->val.
         self.validation = kernel.rwsem("xe_validation")
         self.bo_mapping = ZddBoMapping(self.memory) if tunables.page_to_bo == "zdd" else OffsetBoMapping(self.memory)
+        self.pm = XeRuntimePm(self, host)
         self.tiles = [XeTile(self, host, index) for index in range(self.spec.tiles)]
         self.tile_mask = (1 << self.spec.tiles) - 1
         self.embedding = XeEmbedding(self)
-        self.pm = XeRuntimePm(self, host, self.tiles)
-        for tile in self.tiles:
-            tile.vram.pm = self.pm
         self.device = DrmDevice(kernel, self.spec.name, pm=self.pm.rpm, iommu=self.spec.iommu)
         self.drm_quirks = DrmQuirks(
             hole_count=self.quirks.hole_count,

@@ -16,6 +16,7 @@ from gpusvm.gpu import Tlb
 if TYPE_CHECKING:
     from gpusvm.kernel import Kernel
 
+    from gpusvm_xe.pm import XeRuntimePm
     from gpusvm_xe.tile import XeTile
 
 __all__ = ["SIZES", "Batch", "XeGt", "XeTlb", "new_stats", "normalize_invalidation_range", "submit_range", "wait_batch"]
@@ -45,10 +46,10 @@ def new_stats() -> dict[str, int]:
 class XeGt:
     """Hold one GT, numbered over the whole device."""
 
-    def __init__(self, kernel: "Kernel", device: str, number: int) -> None:
+    def __init__(self, kernel: "Kernel", device: str, number: int, pm: "XeRuntimePm") -> None:
         self.name = f"{device} gt{number}"
         self.stats = new_stats()
-        self.tlb = XeTlb(kernel, self.name, self.stats)
+        self.tlb = XeTlb(kernel, self.name, self.stats, pm)
 
 
 class XeTlb(Tlb):
@@ -57,9 +58,11 @@ class XeTlb(Tlb):
     Injection sites: ``xe.tlb_inval_send``, the message cannot be sent; ``xe.tlb_inval_done``, it is never answered.
     """
 
-    def __init__(self, kernel: "Kernel", name: str, stats: dict[str, int]) -> None:
+    def __init__(self, kernel: "Kernel", name: str, stats: dict[str, int], pm: "XeRuntimePm") -> None:
         super().__init__(kernel, name)
         self.stats = stats
+        self.pm = pm
+        self.outstanding = 0
         self.seqno = 1
         self.seqno_recv = 0
 
@@ -73,11 +76,24 @@ class XeTlb(Tlb):
         self.stats["tlb_inval_count"] += 1
         if kernel.inject("xe.tlb_inval_send"):
             raise KernelError(errno.EPIPE, f"injected at xe.tlb_inval_send of {self.name}")
+        self.pm.tlb_inval.get()  # the fence's (xe_tlb_inval_fence_init)
+        if not self.outstanding:
+            self.pm.guc_ct.get()
+        self.outstanding += 1
         self.invalidate(*normalize_invalidation_range(start, end), waits=False)
         if kernel.inject("xe.tlb_inval_done"):
             return seqno
         self.seqno_recv = seqno
         return 0
+
+    def signal(self) -> None:
+        """End a message and its fence, answered or given up: with the last of this GT nobody waits for its GuC
+        (xe_tlb_inval_fence_fini, g2h_release_space).
+        """
+        self.outstanding -= 1
+        if not self.outstanding:
+            self.pm.guc_ct.put()
+        self.pm.tlb_inval.put()
 
     def give_up(self, seqno: int) -> None:
         """Take a message for done that was not answered in time: its fence gets ETIME, at which nobody looks
@@ -108,7 +124,8 @@ def submit_range(tiles: "Iterable[XeTile]", mask: int, start: int, end: int) -> 
     try:
         for tile in tiles:
             if tile.bit & mask:
-                batch += [(gt.tlb, gt.tlb.submit(start, end)) for gt in tile.gts]
+                for gt in tile.gts:
+                    batch.append((gt.tlb, gt.tlb.submit(start, end)))
     except KernelError:
         wait_batch(batch)
         raise
@@ -126,6 +143,8 @@ def wait_batch(batch: Batch) -> None:
         kernel.charge_ns("tlb_invalidate", _TIMEOUT_NS)
         for tlb, seqno in lost:
             tlb.give_up(seqno)
+    for tlb, _ in batch:
+        tlb.signal()
 
 
 def normalize_invalidation_range(start: int, end: int) -> tuple[int, int]:

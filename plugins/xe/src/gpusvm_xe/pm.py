@@ -11,7 +11,6 @@ The copy hooks, the CPU-fault path and the notifier wake nobody: they rely on th
 the VM.
 """
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from gpusvm.driver import Host
 
     from gpusvm_xe.driver import XeDriver
-    from gpusvm_xe.tile import XeTile
     from gpusvm_xe.vm import XeVm
 
 __all__ = ["XeRuntimePm"]
@@ -33,10 +31,9 @@ _MIB: Final = 1 << 20
 class XeRuntimePm:
     """Hold xe's references; it is the `RuntimePmPolicy` and the callbacks of the device's `RuntimePm`."""
 
-    def __init__(self, driver: "XeDriver", host: "Host", tiles: "Sequence[XeTile]") -> None:
+    def __init__(self, driver: "XeDriver", host: "Host") -> None:
         tunables = host.tunables
         self._driver = driver
-        self._tiles = tiles
         self._d3cold_capable = host.device.d3cold_capable
         self._threshold_mib = tunables.d3cold_mib
         self._races = host.quirks.sleep_race == "as_written"
@@ -124,7 +121,7 @@ class XeRuntimePm:
 
     def runtime_idle(self) -> None:
         """Allow D3cold if less than the threshold is in use, each tile in whole MiB (xe_pm_d3cold_allowed_toggle)."""
-        used_mib = sum((tile.vram.bos.used_bytes + _MIB - 1) // _MIB for tile in self._tiles)
+        used_mib = sum((tile.vram.bos.used_bytes + _MIB - 1) // _MIB for tile in self._driver.tiles)
         self.rpm.d3cold_allowed = self._d3cold_capable and used_mib < self._threshold_mib
 
     def runtime_suspend(self, state: str) -> None:

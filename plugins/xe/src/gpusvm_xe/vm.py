@@ -220,9 +220,7 @@ class XeVm:
 
     def flush(self, tiles: int, start: int, end: int) -> None:
         """Invalidate [start, end) in the TLBs of a mask of tiles; EPIPE."""
-        pm = self.driver.pm
-        with pm.tlb_inval, pm.guc_ct:
-            wait_batch(submit_range(self.driver.tiles, tiles, start, end))
+        wait_batch(submit_range(self.driver.tiles, tiles, start, end))
 
     def count_invalidation(self, tiles: int) -> None:
         """Count that entries of a range were zapped on a mask of tiles (xe_svm_tlb_inval_count_stats_incr)."""
