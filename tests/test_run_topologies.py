@@ -25,7 +25,7 @@ def run():
 
 
 def test_bundled_topologies():
-    assert topologies() == ("discrete-integrated", "dual", "dual-p2p", "single", "two-tiles")
+    assert topologies() == ("discrete-integrated", "dual", "dual-p2p", "single", "triple-p2p", "two-tiles")
 
 
 @pytest.mark.parametrize("topology", topologies())
@@ -38,7 +38,7 @@ def test_xe_reads_what_was_written(run, topology):
 
 def test_each_device_and_tile_has_a_pagemap_but_an_integrated_one(run):
     found = {topology: run(topology)["objects"]["pagemaps"] for topology in topologies()}
-    assert found == {"discrete-integrated": 1, "dual": 2, "dual-p2p": 2, "single": 1, "two-tiles": 2}
+    assert found == {"discrete-integrated": 1, "dual": 2, "dual-p2p": 2, "single": 1, "triple-p2p": 3, "two-tiles": 2}
 
 
 def test_without_a_path_between_the_devices_memory_goes_through_ram(run):

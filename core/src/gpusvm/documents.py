@@ -5,6 +5,7 @@ messages that name every problem with its path and the nearest valid key.
 """
 
 from collections.abc import Callable
+from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import attrs
@@ -24,7 +25,7 @@ def structure(document: object, cls: type[_T], *, source: str, unknown_keys: boo
 
     `source` names the document in messages. Unknown keys are errors unless `unknown_keys`. Raises InputError with all
     problems in one line: ``SOURCE: PATH: what is wrong; PATH: …``; a path is ``cost.bind_base.ns``, ``launches[3][0]``.
-    Fields may be attrs classes, ``tuple[X, ...]``, ``Literal``, int, float, str, bool, and these or None.
+    Fields may be attrs classes, ``tuple[X, ...]``, ``Literal``, int, float, str, bool, these or None, and ``bool | tuple[X, ...]``.
     """
     converter = _TOLERANT if unknown_keys else _STRICT
     try:
@@ -68,6 +69,11 @@ def _is_literal(kind: Any) -> bool:
     return origin is Literal
 
 
+def _is_bool_or_list(kind: Any) -> bool:
+    parts = get_args(kind) if get_origin(kind) is UnionType else ()
+    return len(parts) == 2 and bool in parts and any(get_args(part)[1:] == (...,) for part in parts)
+
+
 def _literal(value: object, kind: Any) -> object:
     valid = get_args(kind)
     if value not in valid:
@@ -108,6 +114,19 @@ def _converter(*, forbid_extra_keys: bool) -> cattrs.Converter:
 
         return build
 
+    def true_false_or(kind: Any) -> Callable[[object, object], Any]:
+        rest = next(each for each in get_args(kind) if each is not bool)
+
+        def build(value: object, _: object) -> Any:
+            if isinstance(value, bool):
+                return value
+            if not isinstance(value, list | tuple):
+                raise TypeError(f"expected true, false or a list, got {_shown(value)}")
+            return converter.structure(value, rest)
+
+        return build
+
+    converter.register_structure_hook_factory(_is_bool_or_list, true_false_or)
     converter.register_structure_hook_factory(attrs.has, table)
     converter.register_structure_hook_factory(lambda kind: get_args(kind)[1:] == (...,), listing)
     return converter

@@ -5,7 +5,7 @@ back, or it fails with the holder named.
 """
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Final, Literal, cast
@@ -32,7 +32,7 @@ USER_SPACE_END: Final = 1 << 47
 class _Device:
     name: str
     discrete: bool
-    p2p: bool
+    p2p: bool | tuple[str, ...]
     d3cold_capable: bool
     tiles: int = field(default=1, validator=validators.ge(1))
     iommu: bool = False
@@ -40,12 +40,29 @@ class _Device:
 
 @frozen(kw_only=True)
 class Topology:
-    """Describe a machine's hardware: bytes of system memory, and its devices in probe order. VRAM is set at boot."""
+    """Describe a machine's hardware: bytes of system memory, and its devices in probe order. VRAM is set at boot.
+
+    A device's `p2p` is a list of the devices between whose memory and its own there is a path, or true for all that do
+    not say otherwise, or false.
+    """
 
     name: str
     summary: str
     ram_bytes: int
     device: tuple[_Device, ...]
+
+    def peers(self, index: int) -> frozenset[int]:
+        """Return the places of the devices to which a path leads from one, which has a path from them as well."""
+        device = self.device[index]
+        return frozenset(
+            place
+            for place, other in enumerate(self.device)
+            if place != index and _would_reach(device, other) and _would_reach(other, device)
+        )
+
+
+def _would_reach(device: _Device, other: _Device) -> bool:
+    return device.p2p if isinstance(device.p2p, bool) else other.name in device.p2p
 
 
 def topologies() -> tuple[str, ...]:
@@ -78,7 +95,22 @@ def load_topology(name_or_path: str | Path) -> Topology:
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
         raise InputError(f"{name_or_path}: device: two are called {repeated!r}; give each a name of its own")
+    problems = [problem for device in topology.device for problem in _paths_that_lead_nowhere(device, topology)]
+    if problems:
+        raise InputError(f"{name_or_path}: {'; '.join(problems)}")
     return topology
+
+
+def _paths_that_lead_nowhere(device: _Device, topology: Topology) -> Iterator[str]:
+    devices = {each.name: each for each in topology.device}
+    for place, name in enumerate(() if isinstance(device.p2p, bool) else device.p2p):
+        where = f"device {device.name!r}: p2p[{place}]"
+        if name == device.name:
+            yield f"{where}: {name!r} is the device itself; name others"
+        elif name not in devices:
+            yield f"{where}: unknown device {name!r}, {nearest(name, sorted(devices.keys() - {device.name}))}"
+        elif not _would_reach(devices[name], device):
+            yield f"{where}: {name!r} has no path back to {device.name!r}; name it in the p2p of both, or of neither"
 
 
 @define(eq=False)
@@ -186,7 +218,7 @@ class Machine:
                             vram_bytes=vram_bytes,
                             index=index,
                             discrete=device.discrete,
-                            p2p=device.p2p,
+                            p2p=topology.peers(index),
                             d3cold_capable=device.d3cold_capable,
                             tiles=device.tiles,
                             iommu=device.iommu,

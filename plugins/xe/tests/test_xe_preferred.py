@@ -133,7 +133,7 @@ def test_a_device_that_nobody_has_a_vm_on_is_woken_for_the_pages(boot):
 
 def test_a_device_without_a_path_is_refused(boot):
     machine, (first, second) = boot("dual")
-    assert [driver.spec.p2p for driver in machine.drivers] == [False, False]
+    assert [driver.spec.p2p for driver in machine.drivers] == [frozenset(), frozenset()]
     assert refused(first, at(1)) == errno.ENOLINK
     assert refused(second, at(0)) == errno.ENOLINK
     first.madvise(BASE, BASE + PMD, preferred_location=at(0))

@@ -57,8 +57,8 @@ def compare(
     quirks
         What every quirk is set to that a spec does not name: as Linux is written, or as a reviewer would want it.
     topology
-        Machine: single, dual, dual-p2p, two-tiles, discrete-integrated, or the path of a TOML file. Launches are dealt
-        to its devices and tiles in turn, and each device has the same driver.
+        Machine: single, dual, dual-p2p, triple-p2p, two-tiles, discrete-integrated, or the path of a TOML file.
+        Launches are dealt to its devices and tiles in turn, and each device has the same driver.
     out
         New or empty directory for compare.json, compare.html, run.json and the single runs.
     resume

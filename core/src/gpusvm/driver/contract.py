@@ -37,12 +37,16 @@ class DeviceSpec:
     vram_bytes: int
     index: int = 0
     discrete: bool = True
-    p2p: bool = True
-    """A path to the other devices' memory exists (pci_p2pdma_distance >= 0)."""
+    p2p: frozenset[int] = frozenset()
+    """The places of the devices to whose memory there is a path (pci_p2pdma_distance >= 0), and from them to its."""
     d3cold_capable: bool = True
     tiles: int = 1
     iommu: bool = False
     """An IOMMU stands between the device and system memory: what is mapped together can have consecutive addresses."""
+
+    def reaches(self, other: "DeviceSpec") -> bool:
+        """Tell whether another device is this one, or there is a path between the two."""
+        return self.index == other.index or other.index in self.p2p
 
 
 @frozen(kw_only=True, eq=False)

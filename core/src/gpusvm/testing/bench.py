@@ -40,8 +40,9 @@ class Fault:
 class Bench:
     """Put one driver on a machine with one process, to touch memory from the CPU and the GPU page by page.
 
-    Every device of `topology` has the driver, and is open: `vm` is the address space that GPU accesses go through, the
-    first of `vms` until another is put there. `spec` is a spec string, `drivers` the drivers it may name (one
+    Every device of `topology` has the driver, and is open, by default in the order of the devices, else in that of
+    `opened`: `vm` is the address space that GPU accesses go through, the first of `vms` (by device) until another is
+    put there. `spec` is a spec string, `drivers` the drivers it may name (one
     `DriverInfo`, or a registry; default: what is
     installed). Sizes: `vram_bytes` of VRAM, `geometry` (a small PMD makes small tests). Call `close` at the end: it
     tears the machine down and so checks that nothing leaked. Accesses are checked against the contents of memory. With
@@ -62,6 +63,7 @@ class Bench:
         mode: Literal["timed", "explored"] = "timed",
         topology: Topology | None = None,
         checked: bool = True,
+        opened: Sequence[int] | None = None,
     ) -> None:
         if drivers is None:
             from gpusvm.plugins import load_drivers
@@ -80,7 +82,9 @@ class Bench:
             checked=checked,
         )
         self.process = self.machine.process("bench")
-        self.vms: list[Vm] = [self.machine.open(self.process, index) for index in range(len(hardware.device))]
+        devices = range(len(hardware.device))
+        files = {index: self.machine.open(self.process, index) for index in opened or devices}
+        self.vms: list[Vm] = [files[index] for index in devices]
         self.vm = self.vms[0]
         self._next_addr = 1 << 44
 

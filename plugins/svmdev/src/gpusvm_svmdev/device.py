@@ -10,7 +10,7 @@ from errno import EBUSY
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from gpusvm.driver import AlwaysAwake, DriverInfo, FaultAccounts, Host
+from gpusvm.driver import AlwaysAwake, DeviceSpec, DriverInfo, FaultAccounts, Host
 from gpusvm.drm import (
     DRM_INTERCONNECT_DRIVER,
     Devmem,
@@ -155,8 +155,8 @@ class Svmdev:
     @staticmethod
     def _reaches(peer1: Peer, peer2: Peer) -> bool:
         """Tell whether there is a path between the devices of two drivers; svmdev itself needs none."""
-        device1, device2 = peer1.private.driver, peer2.private.driver
-        return device1 is device2 or bool(device1.spec.p2p and device2.spec.p2p)
+        spec: DeviceSpec = peer1.private.driver.spec
+        return spec.reaches(peer2.private.driver.spec)
 
     def describe(self) -> Mapping[str, Any]:
         return {

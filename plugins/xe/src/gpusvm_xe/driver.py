@@ -104,8 +104,8 @@ class XeDriver:
         """Tell whether two pagemaps or VMs are of one device, or of two with a path between them
         (xe_has_interconnect).
         """
-        device1, device2 = peer1.private.driver, peer2.private.driver
-        return device1 is device2 or bool(device1.spec.p2p and device2.spec.p2p)
+        spec: DeviceSpec = peer1.private.driver.spec
+        return spec.reaches(peer2.private.driver.spec)
 
     def pagemaps(self) -> list[DrmPagemap]:
         return [tile.dpagemap for tile in self.tiles if tile.dpagemap is not None]
