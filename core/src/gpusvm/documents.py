@@ -25,7 +25,8 @@ def structure(document: object, cls: type[_T], *, source: str, unknown_keys: boo
 
     `source` names the document in messages. Unknown keys are errors unless `unknown_keys`. Raises InputError with all
     problems in one line: ``SOURCE: PATH: what is wrong; PATH: …``; a path is ``cost.bind_base.ns``, ``launches[3][0]``.
-    Fields may be attrs classes, ``tuple[X, ...]``, ``Literal``, int, float, str, bool, these or None, and ``bool | tuple[X, ...]``.
+    Fields may be attrs classes, ``tuple[X, ...]``, ``Literal``, int, float, str, bool, these or None, and
+    ``bool | tuple[X, ...]``.
     """
     converter = _TOLERANT if unknown_keys else _STRICT
     try:

@@ -1,6 +1,6 @@
 """A workbench for one driver: one machine, one process, one GPU address space, and single accesses from both sides."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -53,7 +53,7 @@ class Bench:
         self,
         spec: str,
         *,
-        drivers: "dict[str, DriverInfo] | None" = None,
+        drivers: "Mapping[str, DriverInfo] | None" = None,
         vram_bytes: int = 512 << 20,
         thp: Literal["always", "madvise", "never"] = "always",
         quirks: Literal["as_written", "fixed"] = "as_written",
@@ -68,7 +68,7 @@ class Bench:
         if drivers is None:
             from gpusvm.plugins import load_drivers
 
-            drivers = dict(load_drivers())
+            drivers = load_drivers()
         hardware = topology or load_topology("single")
         self.machine = Machine.boot(
             hardware,
@@ -154,9 +154,9 @@ class Bench:
             raise ModelError(f"the driver never answered the fault on {waiting[0].addr:#x}")
         return faults
 
-    def where(self, addr: int) -> Literal["none", "system", "device"]:
-        """Say where the page at `addr` is now, from the CPU's page table."""
-        kind = self.mm.page_table.entry(addr).kind
+    def where(self, addr: int, *, mm: MmStruct | None = None) -> Literal["none", "system", "device"]:
+        """Say where the page at `addr` is now, from the CPU's page table; `mm` is another process's."""
+        kind = (mm or self.mm).page_table.entry(addr).kind
         if kind is PteKind.NONE:
             return "none"
         return "device" if kind in {PteKind.PRIVATE, PmdKind.PRIVATE} else "system"

@@ -4,6 +4,10 @@ from gpusvm.conformance.probes import atomics, faults, identity, invalidation, p
 from gpusvm.conformance.probes.expectation import Expectation, expectations
 from gpusvm.conformance.probes.probe import PROBES, Lab, NotApplicableError, Observation, Probe
 
+_asked = sorted(PROBES.items(), key=lambda item: int(item[0][1:]))
+PROBES.clear()
+PROBES.update(_asked)
+
 __all__ = [
     "PROBES",
     "Expectation",

@@ -22,15 +22,13 @@ class Expectation:
 
     `linux` says, by driver, what a driver does according to Linux's source, its documentation or its recorded answers.
     `model` says what is seen of one that they do not speak of, so that it cannot change unnoticed. `deviation` names
-    the drivers of which something else is seen than expected, and the reason; `seen` is what that is. `not_probed` says
-    why no probe asks this.
+    the drivers of which something else is seen than expected, and the reason; `seen` is what that is.
     """
 
     linux: Mapping[str, str] = field(factory=dict)
     model: Mapping[str, str] = field(factory=dict)
     seen: Mapping[str, str] = field(factory=dict)
     deviation: Mapping[str, str] = field(factory=dict)
-    not_probed: str = ""
 
     def of(self, driver: str) -> str | None:
         """Return what is expected of a driver, None if nothing is."""
@@ -43,7 +41,6 @@ class _Row:
     model: dict[str, str] = Factory(dict)
     seen: dict[str, str] = Factory(dict)
     deviation: dict[str, str] = Factory(dict)
-    not_probed: str = ""
 
 
 @functools.cache
@@ -59,7 +56,5 @@ def expectations() -> Mapping[str, Expectation]:
         both = row.linux.keys() & row.model.keys()
         if both:
             raise InputError(f"{_FILE}: {id_}: {min(both)}: is in both linux and model")
-        found[id_] = Expectation(
-            linux=row.linux, model=row.model, seen=row.seen, deviation=row.deviation, not_probed=row.not_probed
-        )
+        found[id_] = Expectation(linux=row.linux, model=row.model, seen=row.seen, deviation=row.deviation)
     return found

@@ -1,7 +1,24 @@
 """S27 to S31: what a driver does when memory that it has mapped changes."""
 
-from gpusvm.conformance.probes.probe import PAGE, PMD_PAGES, Lab, probe, told, written
+from functools import partial
+from typing import TYPE_CHECKING
+
+from gpusvm.conformance.probes.probe import Lab, applies, probe
+from gpusvm.conformance.probes.scene import (
+    PAGE,
+    PMD_PAGES,
+    able_to_populate,
+    before_call,
+    both,
+    of_block,
+    pinned,
+    told,
+    written,
+)
 from gpusvm.mm.api import MADV_DONTNEED, MMU_NOTIFY_CLEAR, PROT_READ, MmuNotifierRange
+
+if TYPE_CHECKING:
+    from gpusvm.testing import Bench
 
 
 @probe(
@@ -10,64 +27,90 @@ from gpusvm.mm.api import MADV_DONTNEED, MMU_NOTIFY_CLEAR, PROT_READ, MmuNotifie
     reference="xe_svm_invalidate: no event is filtered; nouveau_svmm_invalidate_range_start and "
     "dmirror_interval_invalidate: MMU_NOTIFY_MIGRATE",
     capability="explicit_populate",
+    shows=applies,
 )
 def _own_migration(lab: Lab) -> str:
-    lab.need("explicit_populate")
-    bench = lab.bench(thp="never")
+    bench = able_to_populate(lab, thp="never")
     addr = written(bench, 16)
-    pinned = bench.memory.pin_user_pages_fast(bench.mm, addr + 7 * PAGE, 1)
-    bench.gpu_read(addr, 16)
-    bench.vm.populate(addr, addr + 16 * PAGE)
-    survives = bench.mapped_pages(addr + 7 * PAGE, 1)
-    bench.memory.unpin_user_pages(pinned)
+    with pinned(bench, addr + 7 * PAGE, 1):
+        bench.gpu_read(addr, 16)
+        bench.vm.populate(addr, addr + 16 * PAGE)
+        survives = bench.mapped_pages(addr + 7 * PAGE, 1)
     return "survives" if survives else "is gone"
 
 
 @probe(
     "S28",
-    "what mprotect, and MADV_DONTNEED, of one page take from the GPU, of a block of small pages",
-    reference="xe_svm_range_notifier_event_begin; nouveau_svmm_invalidate; dmirror_do_update; __split_huge_pmd",
+    "what mprotect, and MADV_DONTNEED, of one page take from the GPU, of a block of small pages, and how much of it "
+    "stays mapped for DMA",
+    reference="xe_svm_range_notifier_event_begin; drm_gpusvm_range_unmap_pages; nouveau_svmm_invalidate; "
+    "dmirror_do_update; __split_huge_pmd",
 )
 def _change_one(lab: Lab) -> str:
     bench = lab.bench(thp="never")
-    found = []
+    dma = bench.driver.device.dma
+    lost, left = [], []
     for madvise in (False, True):
         addr = written(bench)
-        bench.gpu_read(addr, PMD_PAGES)
-        if madvise:
-            bench.mm.madvise(addr + 7 * PAGE, PAGE, MADV_DONTNEED)
-        else:
-            bench.mm.mprotect(addr + 7 * PAGE, PAGE, PROT_READ)
-        lost = PMD_PAGES - bench.mapped_pages(addr, PMD_PAGES)
-        found.append({1: "the page", PMD_PAGES: "the whole block"}.get(lost, f"{lost} pages"))
-    return found[0] if found[0] == found[1] else f"{found[0]}, and {found[1]}"
+        before = dma.mapped_rows
+        # Pinned, so that RAM is mapped: the block is not to move to the device.
+        with pinned(bench, addr, PMD_PAGES):
+            bench.gpu_read(addr, PMD_PAGES)
+            mapped = dma.mapped_rows - before
+            if madvise:
+                bench.mm.madvise(addr + 7 * PAGE, PAGE, MADV_DONTNEED)
+            else:
+                bench.mm.mprotect(addr + 7 * PAGE, PAGE, PROT_READ)
+            lost.append(of_block(PMD_PAGES - bench.mapped_pages(addr, PMD_PAGES)))
+            left.append(f"{dma.mapped_rows - before} of {mapped} mapped for DMA" if mapped else "none is")
+    return f"{both(lost)}; {both(left)}"
 
 
 @probe(
     "S29",
-    "how many small pages the GPU maps at once, before and after munmap of one page of their block",
-    reference="xe_svm_garbage_collector; drm_gpusvm_range_chunk_size",
+    "how many small pages the GPU maps at once, before and after munmap of one page of their block; ranges before, "
+    "at once after it, and when the driver has come to rest",
+    reference="xe_svm_garbage_collector; drm_gpusvm_range_set_unmapped; drm_gpusvm_range_chunk_size",
 )
 def _unmap_one(lab: Lab) -> str:
     bench = lab.bench(thp="never")
+    now = bench.kernel.gauges.now
     addr = written(bench)
     bench.gpu_read(addr + 300 * PAGE)
-    before = bench.mapped_pages(addr, PMD_PAGES)
+    before, ranges = bench.mapped_pages(addr, PMD_PAGES), [now.get("range", 0)]
     bench.mm.munmap(addr + 7 * PAGE, PAGE)
+    ranges.append(now.get("range", 0))
     bench.kernel.settle()
+    ranges.append(now.get("range", 0))
     bench.gpu_read(addr + 300 * PAGE)
-    return f"{before}, then {bench.mapped_pages(addr, PMD_PAGES)}"
+    had = f"{', '.join(map(str, ranges))} ranges" if any(ranges) else "no ranges"
+    return f"{before}, then {bench.mapped_pages(addr, PMD_PAGES)}; {had}"
 
 
 @probe(
     "S30",
-    "an invalidation that must not wait, with nobody in the way",
-    reference="drm_gpusvm_notifier_invalidate; nouveau_svmm_invalidate_range_start; dmirror_interval_invalidate",
+    "an invalidation that must not wait, with nobody in the way, and while the driver writes the GPU's page table",
+    reference="drm_gpusvm_notifier_invalidate; nouveau_svmm_invalidate_range_start; dmirror_interval_invalidate: "
+    "mutex_trylock",
 )
 def _must_not_wait(lab: Lab) -> str:
     bench = lab.bench(thp="never")
     addr = written(bench, 16)
     bench.gpu_read(addr)
+    found = [_invalidate(bench, addr)]
+    bench = lab.bench(thp="never")  # another one: of a refusal something may be left (quirk mm_s5)
+    addr, other = written(bench, 16), written(bench, 16)
+    bench.gpu_read(addr)
+    table, meanwhile = bench.vm.page_table, partial(_invalidate, bench, addr)
+    with (
+        before_call(table, "map_pages", lambda: found.append(meanwhile())),
+        before_call(table, "map_run", lambda: found.append(meanwhile())),
+    ):
+        bench.gpu_read(other)
+    return both(found[:2], "{}; {} meanwhile")
+
+
+def _invalidate(bench: "Bench", addr: int) -> str:
     window = MmuNotifierRange(bench.mm, addr, addr + 16 * PAGE, MMU_NOTIFY_CLEAR, flags=0)
     refused = bench.memory.invalidate_range_start(window)
     if refused:

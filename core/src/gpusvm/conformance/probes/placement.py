@@ -1,7 +1,30 @@
 """S1 to S13: where memory goes, and what stays behind."""
 
-from gpusvm.conformance.probes.probe import PAGE, PMD, PMD_PAGES, Lab, answer, populated, probe, written
-from gpusvm.mm.api import PROT_READ, PROT_WRITE
+from typing import Final
+
+from gpusvm.conformance.probes.probe import Lab, applies, probe
+from gpusvm.conformance.probes.scene import (
+    ELSEWHERE,
+    PAGE,
+    PMD,
+    PMD_PAGES,
+    able_to_do_atomics,
+    able_to_populate,
+    answer,
+    both,
+    close,
+    counted,
+    of_block,
+    on_device,
+    other_process,
+    pinned,
+    written,
+    written_anew,
+)
+from gpusvm.errors import ModelError
+from gpusvm.mm.api import PROT_READ, PROT_WRITE, VM_PFNMAP, VM_SHARED
+
+_MORE_THAN_A_CHUNK: Final = 300 << 20
 
 
 @probe(
@@ -9,6 +32,7 @@ from gpusvm.mm.api import PROT_READ, PROT_WRITE
     "first GPU touch of anonymous memory",
     reference="xe_vma_resolve_pagemap; nouveau_range_fault; dmirror_do_fault",
     capability="migrate_on_fault",
+    shows=lambda seen: seen == "VRAM",
 )
 def _first_touch(lab: Lab) -> str:
     bench = lab.bench()
@@ -22,52 +46,71 @@ def _first_touch(lab: Lab) -> str:
     "populate of a range with one pinned page",
     reference="drm_pagemap_migrate_to_devmem; migrate_vma_collect_pmd",
     capability="explicit_populate",
+    shows=applies,
 )
 def _one_page_pinned(lab: Lab) -> str:
-    lab.need("explicit_populate")
-    bench = lab.bench(thp="never")
+    bench = able_to_populate(lab, thp="never")
     addr = written(bench)
-    pinned = bench.memory.pin_user_pages_fast(bench.mm, addr + 7 * PAGE, 1)
-    bench.vm.populate(addr, addr + PMD)
-    moved = bench.device_pages(addr, PMD_PAGES)
-    bench.memory.unpin_user_pages(pinned)
-    return {0: "nothing moves", PMD_PAGES - 1: "the rest moves"}.get(moved, f"{moved} of {PMD_PAGES} pages move")
+    with pinned(bench, addr + 7 * PAGE, 1), counted(bench.memory, "migrate_vma_setup") as attempts:
+        bench.vm.populate(addr, addr + PMD)
+        moved = bench.device_pages(addr, PMD_PAGES)
+    what = {0: "nothing moves", PMD_PAGES - 1: "the rest moves"}.get(moved, f"{moved} of {PMD_PAGES} pages move")
+    return what if moved else f"{what}, in {len(attempts)} attempt{'s' * (len(attempts) != 1)}"
 
 
 @probe(
     "S3",
-    "populate of a hole in anonymous memory",
-    reference="migrate_vma_collect_hole; drm_gpusvm_range_chunk_size",
+    "populate of a hole in anonymous memory; how much of 64 KiB a fault maps without a hole and with one, and what a "
+    "populate brings then",
+    reference="migrate_vma_collect_hole; drm_gpusvm_range_chunk_size; vm_bind_ioctl_ops_create",
     capability="explicit_populate",
+    shows=applies,
 )
 def _hole(lab: Lab) -> str:
-    lab.need("explicit_populate")
-    bench = lab.bench(thp="never")
+    bench = able_to_populate(lab, thp="never")
     addr = bench.map(PMD)
     bench.vm.populate(addr, addr + PMD)
     moved = bench.device_pages(addr, PMD_PAGES)
     bench.cpu_read(addr, PMD_PAGES)  # of zeros, which the bench checks
-    return "zero-filled device pages" if moved == PMD_PAGES else f"{moved} of {PMD_PAGES} pages"
+    what = "zero-filled device pages" if moved == PMD_PAGES else f"{moved} of {PMD_PAGES} pages"
+    units = []
+    for touched in (16, 15):
+        addr = bench.map(16 * PAGE)
+        bench.cpu_write(addr, touched)
+        bench.gpu_read(addr)
+        units.append(bench.mapped_pages(addr, 16))
+    bench.vm.populate(addr, addr + 16 * PAGE)
+    return f"{what}; {units[0]} and {units[1]} mapped, {bench.device_pages(addr, 16)} brought"
 
 
 @probe(
     "S4",
-    "populate of a private file mapping whose pages were copied on write",
-    reference="drm_pagemap_migrate_to_devmem; __migrate_device_pages",
+    "populate of a private file mapping whose pages were copied on write, of those that were not, of shared memory and "
+    "of a device's",
+    reference="drm_pagemap_migrate_to_devmem; __migrate_device_pages; migrate_vma_setup: EINVAL",
     capability="explicit_populate",
+    shows=applies,
 )
-def _private_file(lab: Lab) -> str:
-    lab.need("explicit_populate")
-    bench = lab.bench(thp="never")
-    addr = 1 << 45
-    bench.mm.mmap(addr, 16 * PAGE, PROT_READ | PROT_WRITE, file=bench.memory.tmpfile(16))
-    bench.cpu_write(addr, 8)
-    bench.cpu_read(addr + 8 * PAGE, 8)
-    bench.vm.populate(addr, addr + 16 * PAGE)
-    copied, cached = bench.device_pages(addr, 8), bench.device_pages(addr + 8 * PAGE, 8)
-    return {(0, 0): "refused", (8, 0): "the copied pages move"}.get(
-        (copied, cached), f"{copied} copied, {cached} cached"
-    )
+def _not_anonymous(lab: Lab) -> str:
+    bench = able_to_populate(lab, thp="never")
+    private, shared, special = ELSEWHERE, ELSEWHERE + PMD, ELSEWHERE + 2 * PMD
+    file = bench.memory.tmpfile(16)
+    bench.mm.mmap(private, 16 * PAGE, PROT_READ | PROT_WRITE, file=file)
+    file.close()
+    bench.cpu_write(private, 8)
+    bench.cpu_read(private + 8 * PAGE, 8)
+    bench.mm.mmap(shared, 16 * PAGE, PROT_READ | PROT_WRITE, flags=VM_SHARED)
+    bench.cpu_write(shared, 16)
+    bench.mm.mmap(special, 16 * PAGE, PROT_READ | PROT_WRITE, flags=VM_PFNMAP)
+    for addr in (private, shared, special):
+        answer(lambda addr=addr: bench.vm.populate(addr, addr + 16 * PAGE))  # type: ignore[misc]  # a lambda's default has no annotation
+    moved = {
+        "the copied pages move": bench.device_pages(private, 8),
+        "the file's pages move": bench.device_pages(private + 8 * PAGE, 8),
+        "shared pages move": bench.device_pages(shared, 16),
+        "a device's pages move": bench.device_pages(special, 16),
+    }
+    return "; ".join(what for what, pages in moved.items() if pages) or "nothing moves"
 
 
 @probe(
@@ -75,14 +118,11 @@ def _private_file(lab: Lab) -> str:
     "populate of a range of which one page is in the same device memory",
     reference="drm_pagemap_migrate_to_devmem: own pages",
     capability="explicit_populate",
+    shows=applies,
 )
 def _partly_there(lab: Lab) -> str:
-    lab.need("explicit_populate")
-    bench = lab.bench(thp="never")
-    addr = populated(bench)
-    bench.mm.munmap(addr + 7 * PAGE, PAGE)
-    bench.mm.mmap(addr + 7 * PAGE, PAGE, PROT_READ | PROT_WRITE)
-    bench.cpu_write(addr + 7 * PAGE)
+    bench, addr = on_device(lab, thp="never")
+    written_anew(bench, addr + 7 * PAGE, 1)
     before = bench.kernel.stats.migrated_to_ram_bytes
     bench.vm.populate(addr, addr + PMD)
     bounced = (bench.kernel.stats.migrated_to_ram_bytes - before) // PAGE
@@ -98,16 +138,14 @@ def _partly_there(lab: Lab) -> str:
     "populate of a range of which half is in the memory of another device",
     reference="drm_pagemap_migrate_to_devmem: owner and path; nouveau_dmem_migrate_vma: MIGRATE_VMA_SELECT_SYSTEM",
     capability="multi_device_p2p",
+    shows=lambda seen: "directly" in seen,
 )
 def _half_elsewhere(lab: Lab) -> str:
-    lab.need("explicit_populate")
     found = []
     for hardware in ("dual", "dual-p2p"):
-        bench = lab.bench(hardware=hardware, thp="never")
-        addr = written(bench, PMD_PAGES // 2)
+        bench = able_to_populate(lab, hardware=hardware, thp="never")
+        addr = written(bench)
         bench.vms[1].populate(addr, addr + PMD // 2)
-        bench.mm.mmap(addr + PMD // 2, PMD // 2, PROT_READ | PROT_WRITE)
-        bench.cpu_write(addr + PMD // 2, PMD_PAGES // 2)
         before = bench.kernel.stats.migrated_to_ram_bytes
         bench.vm.populate(addr, addr + PMD)
         through_ram = bench.kernel.stats.migrated_to_ram_bytes > before
@@ -121,7 +159,7 @@ def _half_elsewhere(lab: Lab) -> str:
             found.append("nothing moves")
         else:
             found.append("all of it comes, that half through RAM" if through_ram else "all of it comes, directly")
-    return found[0] if found[0] == found[1] else f"without a path {found[0]}; with one {found[1]}"
+    return both(found, "without a path {}; with one {}")
 
 
 @probe(
@@ -129,20 +167,17 @@ def _half_elsewhere(lab: Lab) -> str:
     "return value of a populate of which nothing can move",
     reference="nouveau_svmm_bind; prefetch_ranges; dmirror_migrate_to_device",
     capability="explicit_populate",
+    shows=applies,
 )
 def _populate_return(lab: Lab) -> str:
-    lab.need("explicit_populate")
-    bench = lab.bench(thp="never")
+    bench = able_to_populate(lab, thp="never")
     addr = written(bench, 16)
-    pinned = bench.memory.pin_user_pages_fast(bench.mm, addr, 16)
     # Of dmirror the ioctl itself, which reads the pages back: `Vm.populate` is the migration alone.
     ioctl = getattr(getattr(bench.vm, "ioctl", None), "migrate_to_dev", None)
-    if ioctl is None:
-        ended = answer(lambda: bench.vm.populate(addr, addr + 16 * PAGE))
-    else:
-        ended = answer(lambda: ioctl(addr, 16))
-    bench.memory.unpin_user_pages(pinned)
-    return ended
+    with pinned(bench, addr, 16):
+        if ioctl is None:
+            return answer(lambda: bench.vm.populate(addr, addr + 16 * PAGE))
+        return answer(lambda: ioctl(addr, 16))
 
 
 @probe(
@@ -152,15 +187,12 @@ def _populate_return(lab: Lab) -> str:
     capability="large_folios",
 )
 def _cpu_touch(lab: Lab) -> str:
-    lab.need("explicit_populate")
     found = []
     for thp in ("never", "always"):
-        bench = lab.bench(thp=thp)
-        addr = populated(bench)
+        bench, addr = on_device(lab, thp=thp)
         bench.cpu_read(addr + 7 * PAGE)
-        home = PMD_PAGES - bench.device_pages(addr, PMD_PAGES)
-        found.append({1: "the page", PMD_PAGES: "the whole block"}.get(home, f"{home} pages"))
-    return found[0] if found[0] == found[1] else f"{found[0]}, and {found[1]}"
+        found.append(of_block(PMD_PAGES - bench.device_pages(addr, PMD_PAGES)))
+    return both(found)
 
 
 @probe(
@@ -168,12 +200,10 @@ def _cpu_touch(lab: Lab) -> str:
     "CPU touch of a page that came to the device for an atomic just now",
     reference="xe_svm.c: atomic_svm_timeslice_ms; drm_pagemap.c:__drm_pagemap_migrate_to_ram",
     capability="atomics",
+    shows=applies,
 )
 def _touch_in_timeslice(lab: Lab) -> str:
-    lab.need("atomics")
-    bench = lab.bench(thp="never")
-    addr = written(bench, 16)
-    bench.gpu_atomic(addr)
+    bench, addr = able_to_do_atomics(lab, thp="never")
     before = bench.kernel.now_ns
     bench.cpu_read(addr)
     waited_ms = (bench.kernel.now_ns - before) // 1_000_000
@@ -182,19 +212,23 @@ def _touch_in_timeslice(lab: Lab) -> str:
 
 @probe(
     "S10",
-    "more memory than VRAM",
+    "more memory than VRAM, of which the oldest part is another process's",
     reference="ttm_bo_evict_cb; nouveau_dmem_pages_alloc; dmirror_allocate_chunk",
     capability="eviction",
+    shows=lambda seen: "evict" in seen if applies(seen) else None,
 )
 def _exhaustion(lab: Lab) -> str:
-    lab.need("explicit_populate")
+    able_to_populate(lab)
     bench = lab.bench(vram_bytes=2 * PMD)
-    blocks = [written(bench) for _ in range(3)]
+    other, vm = other_process(bench, ELSEWHERE)
+    vm.populate(ELSEWHERE, ELSEWHERE + PMD)
+    blocks = [written(bench) for _ in range(2)]
     for addr in blocks:
         bench.vm.populate(addr, addr + PMD)
-    places = [bench.where(addr) for addr in blocks]
+    places = [bench.where(ELSEWHERE, mm=other.mm), *map(bench.where, blocks)]
     if bench.kernel.stats.evictions:
-        return "the oldest is evicted" if places == ["system", "device", "device"] else f"evictions, {places}"
+        oldest = "the oldest is evicted, whosever it is"
+        return oldest if places == ["system", "device", "device"] else f"evictions, {places}"
     left_out = places.count("system")
     return f"{left_out} of 3 blocks stay in RAM" if left_out else "it never runs out"
 
@@ -202,43 +236,59 @@ def _exhaustion(lab: Lab) -> str:
 @probe(
     "S11",
     "VRAM after all of it was unmapped",
-    reference="xe_svm_devmem_release; nouveau_dmem_folio_free; dmirror_devmem_free",
+    reference="xe_svm_devmem_release; nouveau_dmem_folio_free; dmirror_devmem_free; dmirror_fops_unlocked_ioctl: "
+    "HMM_DMIRROR_RELEASE",
     capability="device_memory",
+    shows=applies,
 )
 def _given_back(lab: Lab) -> str:
-    lab.need("explicit_populate", "device_memory")
-    bench = lab.bench()
-    addr = populated(bench)
+    bench, addr = on_device(lab, vram_bytes=1 << 30)
+    now = bench.kernel.gauges.now
+
+    def objects() -> int:
+        return now.get("bo", 0) + len(bench.driver.dev_pagemaps())
+
     bench.mm.munmap(addr, PMD)
     bench.kernel.settle()
-    held = bench.driver.describe()
-    return "given back" if not held.get("vram_used_bytes", held.get("chunks", 0)) else "kept until teardown"
+    before = objects()
+    pages = _MORE_THAN_A_CHUNK // PAGE
+    addr = written(bench, pages)
+    bench.vm.populate(addr, addr + pages * PAGE)
+    if objects() <= before:
+        raise ModelError("device memory was populated, and neither a buffer object nor a pagemap holds it")
+    bench.mm.munmap(addr, pages * PAGE)
+    bench.kernel.settle()
+    if objects() <= before:
+        return "given back"
+    release = getattr(getattr(bench.vm, "ioctl", None), "release", None)
+    if release is not None:
+        release()
+        if objects() <= before:
+            return "kept, until RELEASE or teardown"
+    return "kept until teardown"
 
 
 @probe(
     "S12",
-    "device pages of a client when it closes",
+    "device pages of other clients, and its own, when a client closes",
     reference="dmirror_fops_release; xe_svm_close",
-    capability="eviction",
+    capability="device_memory",
 )
 def _client_closes(lab: Lab) -> str:
-    lab.need("explicit_populate", "device_memory")
-    bench = lab.bench()
-    addr = populated(bench)
-    other = bench.machine.process("other")
-    vm = bench.machine.open(other)
-    other.mm.mmap(addr, PMD, PROT_READ | PROT_WRITE)
-    vm.close()
-    del other.vms[0]
-    other_left = bench.device_pages(addr, PMD_PAGES)
-    return "the pages of all clients come home" if not other_left else "pages stay where they are"
+    bench, addr = on_device(lab)
+    _, other = other_process(bench, ELSEWHERE)
+    other.populate(ELSEWHERE, ELSEWHERE + PMD)
+    process = bench.machine.processes[-1]
+    close(bench)
+    own, others = bench.where(addr) == "device", bench.where(ELSEWHERE, mm=process.mm) == "device"
+    if own and others:
+        return "pages stay where they are"
+    return "its own come home" if others else "the pages of all clients come home"
 
 
 @probe("S13", "a forked child touches a device page", reference="copy_nonpresent_pte; do_swap_page")
 def _forked_child(lab: Lab) -> str:
-    lab.need("explicit_populate")
-    bench = lab.bench(thp="never")
-    addr = populated(bench)
+    bench, addr = on_device(lab, thp="never")
     child = bench.mm.fork("child")
     bench.memory.cpu_read(child, addr)
     moved = bench.where(addr) == "system"

@@ -1,31 +1,18 @@
 """S32 to S37: runtime PM, sleep and the device's end while its pages are in use."""
 
-from typing import TYPE_CHECKING, Final, cast
-
-from gpusvm.conformance.probes.probe import PMD, PMD_PAGES, Lab, answer, populated, probe, written
-
-if TYPE_CHECKING:
-    from gpusvm.drm import RuntimePm
-    from gpusvm.testing import Bench
-
-_LONG_NS: Final = 60_000_000_000
-
-
-def _rpm(bench: "Bench") -> "RuntimePm":
-    return cast("RuntimePm", bench.driver.device.pm)
-
-
-def _is_asleep(bench: "Bench") -> bool:
-    """Let a minute pass in which nobody uses the device."""
-    bench.kernel.sleep_ns(_LONG_NS)
-    return _rpm(bench).state != "D0"
-
-
-def _close(bench: "Bench") -> None:
-    """Close the device; the process goes on."""
-    bench.vm.close()
-    bench.process.vms.clear()
-    bench.kernel.settle()
+from gpusvm.conformance.probes.probe import Lab, applies, probe
+from gpusvm.conformance.probes.scene import (
+    PMD,
+    PMD_PAGES,
+    able_to_sleep,
+    answer,
+    close,
+    falls_asleep,
+    on_device,
+    populated,
+    rpm,
+    written,
+)
 
 
 @probe(
@@ -33,18 +20,18 @@ def _close(bench: "Bench") -> None:
     "references on the device for three resident allocations, and for an address space",
     reference="xe_drm_pagemap_populate_mm and xe_vm_create: xe_pm_runtime_get_noresume; nouveau_drm_ioctl",
     capability="runtime_pm",
+    shows=applies,
 )
 def _references(lab: Lab) -> str:
-    lab.need("runtime_pm", "explicit_populate")
-    bench = lab.bench()
+    bench = able_to_sleep(lab)
     blocks = [written(bench) for _ in range(3)]
-    empty = _rpm(bench).usage_count
+    empty = rpm(bench).usage_count
     for addr in blocks:
         bench.vm.populate(addr, addr + PMD)
     bench.kernel.settle()
-    full = _rpm(bench).usage_count
-    _close(bench)
-    return f"{full - empty} and {full - _rpm(bench).usage_count}"
+    full = rpm(bench).usage_count
+    close(bench)
+    return f"{full - empty} and {full - rpm(bench).usage_count}"
 
 
 @probe(
@@ -52,12 +39,12 @@ def _references(lab: Lab) -> str:
     "a device that nobody uses while it holds pages, its file open",
     reference="xe_drm_pagemap_populate_mm: a reference for each object; nouveau_pmops_runtime_suspend",
     capability="runtime_pm",
+    shows=applies,
 )
 def _pages_resident(lab: Lab) -> str:
-    lab.need("runtime_pm", "explicit_populate")
-    bench = lab.bench()
+    bench = able_to_sleep(lab)
     populated(bench)
-    return "falls asleep" if _is_asleep(bench) else "stays awake"
+    return "falls asleep" if falls_asleep(bench) else "stays awake"
 
 
 @probe(
@@ -65,17 +52,17 @@ def _pages_resident(lab: Lab) -> str:
     "a device that holds pages of a process that has closed it",
     reference="xe_svm_devmem_release: xe_pm_runtime_put",
     capability="runtime_pm",
+    shows=applies,
 )
 def _pages_left(lab: Lab) -> str:
-    lab.need("runtime_pm", "explicit_populate")
-    bench = lab.bench()
+    bench = able_to_sleep(lab)
     addr = populated(bench)
-    _close(bench)
-    if _is_asleep(bench):
+    close(bench)
+    if falls_asleep(bench):
         return "falls asleep"
     bench.mm.munmap(addr, PMD)
     bench.kernel.settle()
-    return "stays awake until they are freed" if _is_asleep(bench) else "stays awake"
+    return "stays awake until they are freed" if falls_asleep(bench) else "stays awake"
 
 
 @probe(
@@ -83,16 +70,16 @@ def _pages_left(lab: Lab) -> str:
     "whom a CPU fault on a device page wakes",
     reference="drm_pagemap_migrate_to_ram; nouveau_dmem_migrate_to_ram",
     capability="runtime_pm",
+    shows=applies,
 )
 def _whom_a_fault_wakes(lab: Lab) -> str:
-    lab.need("runtime_pm", "explicit_populate")
-    bench = lab.bench()
+    bench = able_to_sleep(lab)
     addr = populated(bench)
-    _close(bench)
-    asleep = _is_asleep(bench)
-    before = _rpm(bench).resumes
+    close(bench)
+    asleep = falls_asleep(bench)
+    before = rpm(bench).resumes
     bench.cpu_read(addr)
-    if _rpm(bench).resumes > before:
+    if rpm(bench).resumes > before:
         return "the device"
     return "nobody, and the device sleeps" if asleep else "nobody, as it is awake"
 
@@ -102,10 +89,10 @@ def _whom_a_fault_wakes(lab: Lab) -> str:
     "where pages are after the system slept",
     reference="xe_pm_notifier_callback, xe_pm_suspend: xe_bo_evict_all_user; nouveau_do_suspend",
     capability="runtime_pm",
+    shows=applies,
 )
 def _asleep(lab: Lab) -> str:
-    lab.need("runtime_pm", "explicit_populate")
-    bench = lab.bench()
+    bench = able_to_sleep(lab)
     addr = populated(bench)
     bench.machine.sleep(1_000)
     in_ram = bench.where(addr) == "system"
@@ -118,17 +105,17 @@ def _asleep(lab: Lab) -> str:
     "a device that goes away while it holds pages",
     reference="xe_device_remove: xe_bo_pci_dev_remove_all; nouveau_dmem_fini; dmirror_device_remove",
     capability="unplug",
+    shows=lambda seen: not seen.startswith("only") if applies(seen) else None,
 )
 def _goes_away(lab: Lab) -> str:
-    lab.need("explicit_populate")
-    bench = lab.bench()
-    addr, other = populated(bench), written(bench)
+    bench, addr = on_device(lab)
+    other = written(bench)
     unplug = getattr(bench.driver, "unplug", None)
     if unplug is not None:
         unplug()
         told = f"new populates get {answer(lambda: bench.vm.populate(other, other + PMD))}"
     else:
-        _close(bench)
+        close(bench)
         bench.driver.shutdown()
         bench.machine.drivers.clear()
         told = "only once it is closed"

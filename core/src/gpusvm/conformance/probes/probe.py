@@ -1,32 +1,29 @@
 """Say what a probe is: one question about how a driver behaves, answered by doing it."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from attrs import Factory, asdict, define, frozen
+from attrs import Factory, define, frozen
 
 from gpusvm.conformance.probes.expectation import expectations
-from gpusvm.errors import KernelError, ModelError, errno_name
+from gpusvm.errors import GpusvmError, ModelError
 
 if TYPE_CHECKING:
-    from gpusvm.driver import DriverInfo
+    from gpusvm.driver import DriverInfo, DriverSpec
     from gpusvm.testing import Bench
 
-__all__ = ["PAGE", "PMD", "PMD_PAGES", "PROBES", "Lab", "NotApplicableError", "Observation", "Probe", "answer", "probe"]
-
-PAGE: Final = 4096
-PMD_PAGES: Final = 512
-PMD: Final = PMD_PAGES * PAGE
+__all__ = ["PROBES", "Lab", "NotApplicableError", "Observation", "Probe", "probe"]
 
 PROBES: Final[dict[str, "Probe"]] = {}
-"""All probes by id, in the order in which they were made."""
+"""All probes by id, in the order of their numbers."""
 
-_Quirks = Literal["as_written", "fixed"]
+Quirks = Literal["as_written", "fixed"]
+
+_NOT_APPLICABLE: Final = "n/a: "
 
 
 class NotApplicableError(Exception):
-    """End a probe that makes no sense for a driver; the message is why, in a few words."""
+    """End a probe that makes no sense for a driver; the message is what was seen of that, in a few words."""
 
 
 @define
@@ -34,8 +31,8 @@ class Lab:
     """Give a probe machines with the driver that is asked; `close` tears all of them down, and so checks them."""
 
     driver: str
-    drivers: "dict[str, DriverInfo]"
-    quirks: _Quirks = "as_written"
+    drivers: "Mapping[str, DriverInfo]"
+    quirks: Quirks = "as_written"
     _benches: "list[Bench]" = Factory(list)
 
     def bench(self, *, hardware: str = "single", **options: Any) -> "Bench":
@@ -48,32 +45,24 @@ class Lab:
         self._benches.append(made)
         return made
 
-    @property
-    def info(self) -> "DriverInfo":
-        """Return what the driver declares."""
-        from gpusvm.driver import read_spec
-
-        return read_spec(self.driver, self.drivers).info
-
-    def need(self, *capabilities: str) -> None:
-        """End the probe unless the driver declares these capabilities."""
-        for name in capabilities:
-            capability = getattr(self.info.capabilities, name)
-            if not capability:
-                raise NotApplicableError(f"{name.replace('_', ' ')}: {capability.how}")
-
     def close(self) -> None:
         """Tear every machine down. ModelError if anything is left, or a read was wrong."""
         while self._benches:
             self._benches.pop().close()
 
+    def abandon(self) -> None:
+        """Leave every machine as it is, after something broke in one."""
+        while self._benches:
+            self._benches.pop().kernel.close()
+
 
 @frozen(kw_only=True)
 class Observation:
-    """Hold what one probe saw of one driver.
+    """Hold what one probe saw of one driver, which `driver` names by its spec.
 
-    `expected` is None where nothing is known, `declared` what the driver says about the capability that the question
-    is about, None if it is about none. `deviation` is the reason why something else is seen than expected.
+    `expected` is what Linux does, or what is pinned of a driver that it has not, None where nothing is known;
+    `declared` what the driver says of the capability that the question is about, None if it is about none. `deviation`
+    is the known reason why something else is seen than expected. `finding` is what is wrong, None if nothing is.
     """
 
     id: str
@@ -84,16 +73,20 @@ class Observation:
     declared: str | None
     deviation: str | None
     reference: str
+    finding: str | None = None
 
-    @property
-    def agrees(self) -> bool:
-        """Tell whether what was seen is expected, or a deviation that is known and has a reason."""
-        seen = expectations()[self.id].seen.get(self.driver)
-        return self.observed == (self.expected if seen is None else seen)
-
-    def to_json(self) -> dict[str, str | None]:
-        """Return it as plain values."""
-        return asdict(self)
+    def to_dict(self) -> dict[str, str | None]:
+        """Return it as plain values, as in a document of `gpusvm characterize`."""
+        return {
+            "id": self.id,
+            "title": self.title,
+            "driver": self.driver,
+            "observed": self.observed,
+            "expected": self.expected,
+            "declared": self.declared,
+            "deviation": self.deviation,
+            "reference": self.reference,
+        }
 
 
 @frozen(kw_only=True)
@@ -101,95 +94,93 @@ class Probe:
     """Be one row of the table of semantic differences.
 
     `ask` does it in a lab and says in a few words what it saw. `reference` is where Linux says so, `capability` which
-    capability of the driver it is about.
+    capability of the driver it is about, and `shows` tells from what was seen whether the driver has it (None: that
+    cannot be told).
     """
 
     id: str
     title: str
     reference: str
-    capability: str | None
     ask: Callable[[Lab], str]
+    capability: str | None = None
+    shows: Callable[[str], bool | None] | None = None
 
-    def observe(self, driver: str, drivers: "dict[str, DriverInfo]", *, quirks: _Quirks = "as_written") -> Observation:
-        """Ask a driver. ModelError if it leaves anything behind."""
+    def observe(
+        self, driver: str, drivers: "Mapping[str, DriverInfo]", *, quirks: Quirks = "as_written"
+    ) -> Observation:
+        """Ask a driver. InputError if there is no such driver; what breaks while it is asked is a finding."""
+        from gpusvm.driver import read_spec
+
+        spec = read_spec(driver, drivers, quirks=quirks)
         lab = Lab(driver, drivers, quirks)
+        broke: str | None = None
         try:
-            observed = self.ask(lab)
-        except NotApplicableError as reason:
-            observed = f"n/a: {reason}"
-        lab.close()
+            try:
+                observed = self.ask(lab)
+            except NotApplicableError as reason:
+                observed = f"{_NOT_APPLICABLE}{reason}"
+            lab.close()
+        except Exception as error:  # noqa: BLE001  # a plugin's code may raise anything; the other questions go on
+            observed = broke = _breakage(error)
+            lab.abandon()
         row = expectations()[self.id]
-        name = lab.info.name
+        known = row.seen.get(spec.name) == observed
         return Observation(
             id=self.id,
             title=self.title,
-            driver=name,
+            driver=spec.text,
             observed=observed,
-            expected=row.of(name),
-            declared=str(getattr(lab.info.capabilities, self.capability)) if self.capability else None,
-            deviation=row.deviation.get(name),
+            expected=row.of(spec.name),
+            declared=str(getattr(spec.info.capabilities, self.capability)) if self.capability else None,
+            deviation=row.deviation[spec.name] if known else None,
             reference=self.reference,
+            finding=broke or self._finding(observed, spec, known=known, quirks=quirks),
         )
+
+    def _finding(self, observed: str, spec: "DriverSpec", *, known: bool, quirks: Quirks) -> str | None:
+        """Say what is wrong with a driver as it ships. One with other settings is there to be different."""
+        if spec.text != spec.name or quirks != "as_written":
+            return None
+        if self.capability is not None:
+            declared = getattr(spec.info.capabilities, self.capability)
+            seen = self.shows(observed) if self.shows is not None else None
+            if seen is not None and seen is not bool(declared):
+                return f"{observed}, and it declares {self.capability}: {'yes' if declared else 'no'}, {declared.how}"
+        expected = expectations()[self.id].of(spec.name)
+        if expected not in {None, observed} and not known:
+            return f"{observed}, and Linux: {expected}"
+        return None
+
+
+def _breakage(error: Exception) -> str:
+    if isinstance(error, GpusvmError):
+        return f"broke: {error}"
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    where = f" ({at.tb_frame.f_code.co_filename}:{at.tb_lineno})" if at is not None else ""
+    return f"broke: {type(error).__name__}: {error}{where}"
+
+
+def applies(observed: str) -> bool:
+    """Tell whether a driver does what a question is about."""
+    return not observed.startswith(_NOT_APPLICABLE)
 
 
 def probe(
-    id_: str, title: str, *, reference: str, capability: str | None = None
+    id_: str,
+    title: str,
+    *,
+    reference: str,
+    capability: str | None = None,
+    shows: Callable[[str], bool | None] | None = None,
 ) -> Callable[[Callable[[Lab], str]], Callable[[Lab], str]]:
     """Make a probe of a function."""
 
     def register(ask: Callable[[Lab], str]) -> Callable[[Lab], str]:
         if id_ in PROBES:
             raise ModelError(f"two probes are called {id_}")
-        PROBES[id_] = Probe(id=id_, title=title, reference=reference, capability=capability, ask=ask)
+        PROBES[id_] = Probe(id=id_, title=title, reference=reference, capability=capability, shows=shows, ask=ask)
         return ask
 
     return register
-
-
-def written(bench: "Bench", pages: int = PMD_PAGES) -> int:
-    """Map anonymous memory and write it from the CPU; its address."""
-    addr = bench.map(pages * PAGE)
-    bench.cpu_write(addr, pages)
-    return addr
-
-
-def populated(bench: "Bench", pages: int = PMD_PAGES) -> int:
-    """Do so, and have the driver bring it to the device."""
-    addr = written(bench, pages)
-    bench.vm.populate(addr, addr + pages * PAGE)
-    if bench.device_pages(addr, pages) != pages:
-        raise ModelError(f"{bench.device_pages(addr, pages)} of {pages} pages came to the device, with none in the way")
-    return addr
-
-
-def answer(act: Callable[[], object]) -> str:
-    """Say how an operation ends: ok, or the name of its errno."""
-    try:
-        act()
-    except KernelError as error:
-        return errno_name(error.errno)
-    return "ok"
-
-
-@contextmanager
-def told(bench: "Bench", kind: str) -> "Iterator[list[tuple[Any, ...]]]":
-    """Collect the fields of the events of a kind that the model tells inside the block."""
-    tracer = bench.kernel.tracer
-    was, tracer.on = tracer.on, True
-    begun = len(tracer.events)
-    found: list[tuple[Any, ...]] = []
-    try:
-        yield found
-    finally:
-        tracer.on = was
-        found += [tuple(fields) for _, _, each, *fields in tracer.events[begun:] if each == kind]
-
-
-@contextmanager
-def instead(of: object, name: str, use: Callable[..., Any]) -> "Iterator[None]":
-    """Put a function in place of a method of an object for a while: something that happens in the middle of a call."""
-    setattr(of, name, use)
-    try:
-        yield
-    finally:
-        delattr(of, name)
