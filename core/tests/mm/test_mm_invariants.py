@@ -13,6 +13,7 @@ from attrs import frozen
 from gpusvm.check import INVARIANTS, QUIESCENT, RULES, Checker, InvariantError, violations
 from gpusvm.drm.dma import DmaDevice
 from gpusvm.errors import KernelError, LockdepError, ModelError
+from gpusvm.gpu import READ, WRITE, GpuPageTable
 from gpusvm.mm import MmQuirks
 from gpusvm.mm.api import (
     FAULT_FLAG_WRITE,
@@ -802,6 +803,31 @@ def device_awake(b: Broken) -> None:
     b.checker.device_sleeps(power)
 
 
+# --- 54 and 55, page tables of devices
+
+
+def mirrored(one, pages: int, perm: int) -> GpuPageTable:
+    table = GpuPageTable(one.kernel, one.memory, one.mm)
+    table.map_pages(BASE // PAGE, np.array([one.pfn(page) for page in range(pages)]), perm)
+    return table
+
+
+@breaks(54, "a device has a free page mapped [p:0x40000000, pfn 0x0, task 'main']")
+def mirror_free_page(b: Broken) -> None:
+    one = b.machine()
+    one.map(2)
+    mirrored(one, 2, READ | WRITE)
+    one.mm.munmap(BASE, PAGE)
+
+
+@breaks(55, "a device may write the zero page [p:0x40000000, pfn 0x200]")
+def mirror_entries(b: Broken) -> None:
+    one = b.machine()
+    one.map(1, write=False)
+    one.read(0)
+    GpuPageTable(one.kernel, one.memory, one.mm).map_run(BASE // PAGE, one.memory.zero_pfn, 1, READ | WRITE)
+
+
 # --- what is done with them
 
 
@@ -847,7 +873,7 @@ def test_invariant_at_rest(broken: Broken, number: int) -> None:
 
 
 def test_every_invariant_has_functions_and_is_broken_here() -> None:
-    assert list(INVARIANTS) == list(range(1, 54))
+    assert list(INVARIANTS) == list(range(1, 56))
     assert [number for number in INVARIANTS if not RULES[number]] == []
     assert sorted(BREAKS) == list(INVARIANTS)
 

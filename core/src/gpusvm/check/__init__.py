@@ -1,4 +1,4 @@
-"""The 53 invariants of the mm, each with the number that the reference gives it, and what checks them in a machine."""
+"""The 55 invariants of the mm and of what mirrors it, by number, and what checks them in a machine."""
 
 from gpusvm.check.checker import Checker
 from gpusvm.check.invariants import ALWAYS, EVENT, INVARIANTS, QUIESCENT, Invariant

@@ -9,7 +9,7 @@ driver's folio_free, for one, may be preempted there in explored mode) nothing i
 from collections.abc import Mapping
 from typing import Any, Self
 
-from gpusvm.check import exclusivity, lifetime, mapping, migration, notifier, power, zone_device
+from gpusvm.check import exclusivity, lifetime, mapping, migration, mirror, notifier, power, zone_device
 from gpusvm.check.operations import Migration, Operation
 from gpusvm.check.quiescent import FOLIO_RULES, check_entry, violations
 from gpusvm.check.shadow import (
@@ -30,6 +30,7 @@ from gpusvm.check.shadow import (
 from gpusvm.check.sweep import unusual_folio
 from gpusvm.check.violation import InvariantError, Violation
 from gpusvm.errors import LockdepError, ModelError
+from gpusvm.gpu import GpuPageTable
 from gpusvm.kernel import Task
 from gpusvm.mm import MemoryManager, MmStruct
 from gpusvm.mm.api import DevicePower, DevPagemap, HmmRange, MigrateVma, MmuNotifierRange, Words
@@ -400,6 +401,7 @@ class Checker:
         huge_zero = self.memory._huge_zero_pfn
         heads: dict[int, ZoneShadow] = {}
         owners = shadow.owners
+        mirrored, freed = self._is_mirrored(), list[int]()
         for each in shadow.zones.values():
             if not each.touched:
                 continue
@@ -413,6 +415,11 @@ class Checker:
                     heads[base + i - off[i]] = each
                 elif unusual_folio(each, i) or base + i == zero:
                     heads[base + i] = each
+            if mirrored:
+                refs = zone.m_refcount
+                freed += [base + i for i in touched if not refs[i - off[i]]]
+        if freed:
+            mirror.mirror_named(shadow, freed)
         for change in changes:
             if stale:
                 change.new = self._now(change)
@@ -423,6 +430,9 @@ class Checker:
                 mapping.zero_folio(shadow, each, i)
             for rule in FOLIO_RULES:
                 rule(shadow, each, i)
+
+    def _is_mirrored(self) -> bool:
+        return any(mirror.mapped_pages for mirror in self.memory.mirrors)  # type: ignore[attr-defined]
 
     def _now(self, change: Change) -> Entry:
         entry = change.mm.page_table.lookup(change.address)
@@ -552,6 +562,12 @@ class Checker:
             self.shadow, [each for each in zones if each.zone.pgmap is not None and each.zone.pgmap.power is device]
         )
         self._tell()
+
+    # --- devices
+
+    def mirror_written(self, table: GpuPageTable, vpn: int, end_vpn: int) -> None:
+        self._heard = True
+        mirror.mirror_written(self.shadow, table, vpn, end_vpn)
 
     # --- address spaces
 

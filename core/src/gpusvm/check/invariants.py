@@ -1,4 +1,4 @@
-"""List the 53 invariants: number, name, rule, when it is checked, where it comes from, and how a test breaks it.
+"""List the 55 invariants: number, name, rule, when it is checked, where it comes from, and how a test breaks it.
 
 `ALWAYS` rules are about state: they hold whenever no page-table-lock section is open, and in explored runs they are
 checked after every section, for what it touched. `EVENT` rules are about behaviour: they are checked where it happens,
@@ -39,6 +39,7 @@ GROUPS: Final = {
     "notifier": "Notifiers",
     "lifetime": "Address spaces, accounting and locks",
     "power": "Power",
+    "mirror": "Page tables of devices",
 }
 
 
@@ -518,6 +519,25 @@ def _rules() -> dict[int, Invariant]:
         "While a device sleeps no page of its memory is in use, if its driver promises that "
         "(`DriverInfo.awake_with_pages`).",
         "a device falls asleep with a page in an address space",
+    )
+
+    group("mirror")
+    rule(
+        54,
+        "mirror-free-page",
+        "AEQ",
+        "Documentation/mm/hmm.rst, derived",
+        "No entry of a device's page table names a free page.",
+        "a page is unmapped, and the device keeps its entry",
+    )
+    rule(
+        55,
+        "mirror-entries",
+        "Q",
+        "Documentation/mm/hmm.rst, derived",
+        "At rest an entry of a device's page table names the page that the process has at the address, and is writable "
+        "only if the process may write the page without a fault.",
+        "the device has a writable entry where the process has the zero page",
     )
     return rules
 

@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from gpusvm.check import exclusivity, lifetime, mapping, migration, notifier, power, zone_device
+from gpusvm.check import exclusivity, lifetime, mapping, migration, mirror, notifier, power, zone_device
 from gpusvm.check.rules import rule
 from gpusvm.check.shadow import (
     COUNTED,
@@ -120,6 +120,7 @@ def violations(
         _check_entries(s, mm)
         _check_mm(s, mm)
     _check_zero_page(s)
+    mirror.mirror_entries(s)
     return s.violations
 
 

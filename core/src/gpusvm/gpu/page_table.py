@@ -5,6 +5,7 @@ as they are touched. Levels and leaf sizes matter to a driver's bind cost, not t
 with the driver.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -14,6 +15,7 @@ from attrs import define, field
 from gpusvm.errors import ModelError
 from gpusvm.kernel import Kernel
 from gpusvm.mm.api import MemoryManagerApi, MmApi
+from gpusvm.mm.observer import tell
 
 __all__ = ["ATOMIC", "NEED_OF_OP", "READ", "REMOTE", "STALE", "WRITE", "GpuPageTable", "PteWindow"]
 
@@ -71,6 +73,11 @@ class GpuPageTable:
         self._last: PteWindow | None = None
         self._quirks: dict[int, str] = {}
 
+    @property
+    def windows(self) -> Sequence[PteWindow]:
+        """What is open, each behind the other in no order."""
+        return self._windows
+
     def reserve(self, first_vpn: int, end_vpn: int) -> PteWindow:
         """Open one window over [first_vpn, end_vpn), so that batches within it are filtered in one go.
 
@@ -83,8 +90,15 @@ class GpuPageTable:
                 )
         pages = end_vpn - first_vpn
         window = PteWindow(first_vpn, np.zeros(pages, np.uint8), np.zeros(pages, np.int64))
+        if not self._windows:
+            self.memory.mirrors.append(self)
         self._windows.append(window)
         return window
+
+    def retire(self) -> None:
+        """Say that no engine walks the table any more, so that it no longer counts what it names."""
+        if self in self.memory.mirrors:
+            self.memory.mirrors.remove(self)
 
     def map_run(self, vpn: int, pfn: int, pages: int, perm: int) -> None:
         """Map `pages` virtual pages from `vpn` to consecutive frames from `pfn`, all with `perm`."""
@@ -94,6 +108,8 @@ class GpuPageTable:
         self.mapped_pages += pages - int(np.count_nonzero(entries))
         entries[:] = perm
         window.pfn[i : i + pages] = np.arange(pfn, pfn + pages)
+        if self.kernel.observer is not None:
+            tell(self.kernel.observer, "mirror_written", self, vpn, vpn + pages)
 
     def map_pages(self, vpn: int, pfns: npt.NDArray[np.int64], perm: int | Perms) -> None:
         """Map the virtual pages from `vpn` to `pfns` one by one; `perm` for all, or uint8 for each (0 skips a page)."""
@@ -110,6 +126,8 @@ class GpuPageTable:
             np.copyto(entries, perm, where=written)
             np.copyto(window.pfn[i : i + pages], pfns, where=written)
         self.mapped_pages += int(np.count_nonzero(entries)) - before
+        if self.kernel.observer is not None:
+            tell(self.kernel.observer, "mirror_written", self, vpn, vpn + pages)
 
     def unmap(self, vpn: int, end_vpn: int) -> int:
         """Clear the entries of [vpn, end_vpn); the number that were mapped."""

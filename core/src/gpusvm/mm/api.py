@@ -514,6 +514,8 @@ class MemoryManagerApi(Protocol):
 
     kernel: Kernel
     geometry: Geometry
+    mirrors: list[object]
+    """What devices hold of address spaces: their page tables, for whoever checks those."""
 
     @property
     def contents(self) -> ContentsApi: ...

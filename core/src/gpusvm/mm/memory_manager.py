@@ -105,6 +105,7 @@ class MemoryManager:
         self.pagemaps = DevPagemaps(kernel, self.pages, geometry=self.geometry)
         self.swap = Swap(self.pages, self.contents)
         self.mms: list[MmStruct] = []
+        self.mirrors: list[object] = []
         self.mm_ids = 0
         self.system_wq = kernel.workqueue("events")
 

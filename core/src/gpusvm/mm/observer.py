@@ -79,6 +79,11 @@ class MmObserver(Protocol):
     def pgmap_done(self, pgmap: DevPagemap) -> None:
         """Note that memunmap_pages has waited for the last reference."""
 
+    # devices
+
+    def mirror_written(self, mirror: object, vpn: int, end_vpn: int) -> None:
+        """Note that a device's page table, one of `MemoryManager.mirrors`, has new entries for virtual pages."""
+
     # address spaces
 
     def mm_freed(self, mm: "MmStruct") -> None:

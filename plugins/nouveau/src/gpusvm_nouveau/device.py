@@ -151,7 +151,7 @@ class NouveauDevice:
             addr = max(addr, vma.start)
             until = min(vma.end, end)
             try:
-                self.dmem.migrate_vma(svmm, vma, addr, until, window=window)
+                self.dmem.migrate_vma(svmm, vma, addr, until, mm=mm, window=window)
             except KernelError:
                 if not best_effort:
                     raise

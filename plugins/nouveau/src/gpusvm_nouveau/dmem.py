@@ -23,6 +23,7 @@ from gpusvm.mm.api import (
     VM_FAULT_OOM,
     VM_FAULT_SIGBUS,
     MigrateVma,
+    MmApi,
     Pfns,
     VmaApi,
     VmFault,
@@ -151,6 +152,7 @@ class NouveauDmem:
             return VM_FAULT_OOM
         memory.folio_lock(page)
         args.dst[0] = page << MIGRATE_PFN_SHIFT | MIGRATE_PFN_VALID | (MIGRATE_PFN_COMPOUND if order else 0)
+        self._leave_others(svmm, vmf.mm, args)
         with self.device.pm.cpu_fault():
             # Whoever unmaps a part of the block meanwhile has it split. What was collected then are single pages, none
             # of which moves to a large one: they stay, and the fault is taken again.
@@ -199,7 +201,14 @@ class NouveauDmem:
     # ---- to the device -------------------------------------------------------------------------------------------
 
     def migrate_vma(
-        self, svmm: "NouveauSvmm | None", vma: VmaApi, start: int, end: int, *, window: "NotifierWindow | None" = None
+        self,
+        svmm: "NouveauSvmm | None",
+        vma: VmaApi,
+        start: int,
+        end: int,
+        *,
+        mm: MmApi,
+        window: "NotifierWindow | None" = None,
     ) -> None:
         """Move what can move of [start, end), which lies in one VMA, mmap_lock held (nouveau_dmem_migrate_vma).
 
@@ -224,12 +233,15 @@ class NouveauDmem:
                 window.begin()
             memory.migrate_vma_setup(args)
             if args.cpages:
-                self._migrate_chunk(svmm, args, window)
+                self._migrate_chunk(svmm, mm, args, window)
 
-    def _migrate_chunk(self, svmm: "NouveauSvmm | None", args: MigrateVma, window: "NotifierWindow | None") -> None:
+    def _migrate_chunk(
+        self, svmm: "NouveauSvmm | None", mm: MmApi, args: MigrateVma, window: "NotifierWindow | None"
+    ) -> None:
         """Copy one window and end its migration (nouveau_dmem_migrate_chunk)."""
         memory, engine = self.memory, self.device.engine
         src, dst = args.src, args.dst
+        self._leave_others(svmm, mm, args)
         if int(src[0]) & MIGRATE_PFN_COMPOUND:
             rows = self._copy_folio(svmm, src, dst)
         else:
@@ -348,6 +360,22 @@ class NouveauDmem:
             perms = np.zeros(len(dst), np.uint8)
             perms[moved] = np.where((dst[moved] & _WRITE) != 0, np.uint8(READ | WRITE), np.uint8(READ))
             svmm.vmm.map_scattered(vpn, migrate_pfns_to_pages(dst), perms)
+
+    def _leave_others(self, svmm: "NouveauSvmm | None", mm: MmApi, args: MigrateVma) -> None:
+        """Clear what moves in the other files that mirror the same address space, before it is copied; as written
+        nobody does, and their notifiers skip the device's own migrations.
+        """
+        others = [each for each in self.device.svmms.values() if each is not svmm and each.mm is mm]
+        for other in others:
+            other.get("migration")
+        for other in others:
+            with other.mutex:
+                if self.device.quirks.other_files == "fixed":
+                    other.invalidate_range(args.start, args.end)
+                else:
+                    shift = self.memory.geometry.page_shift
+                    other.page_table.mark_stale(args.start >> shift, args.end >> shift, "other_files")
+            other.put("migration")
 
     # ---- home ----------------------------------------------------------------------------------------------------
 

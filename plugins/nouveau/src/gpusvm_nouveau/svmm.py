@@ -118,7 +118,9 @@ class NouveauSvmm:
             self._fini()
 
     def _fini(self) -> None:
-        # nouveau_svmm_part, nouveau_svmm_fini. Device pages of the process stay where they are.
+        # nouveau_svmm_part, nouveau_svmm_fini. Device pages of the process stay where they are. The channels of the
+        # file have ended before (nouveau_drm_postclose: nouveau_abi16_fini).
+        self.page_table.retire()
         self.device.forget(self)
         self._drain_faults()
         self.memory.mmu_notifier_unregister(self._classic, self.mm)
@@ -127,6 +129,14 @@ class NouveauSvmm:
             self.closed = True
             self.vmm.unmap(0, 1 << 64 - self._page_shift)
         self._kref.put("file")
+
+    def get(self, holder: str) -> None:
+        """Keep the svmm while somebody works on it."""
+        self._kref.get(holder)
+
+    def put(self, holder: str) -> None:
+        """Let go of it."""
+        self._kref.put(holder)
 
     def get_pages(self, n: int) -> None:
         """Note that `n` folios of device memory name the svmm; as written nobody holds it for them."""

@@ -88,6 +88,12 @@ class NouveauQuirks:
         "nobody",
         cite="nouveau_svm.c:nouveau_mn_ops; mmu_notifier.c:mn_hlist_release",
     )
+    other_files: str = quirk(
+        "A migration clears entries of the svmm that asked for it, or that the page names, and the notifiers of all "
+        "skip it as the device's own: a second file on the same address space keeps entries for pages that have been "
+        "freed. Derived from the source, found by checking page tables at rest; seen by nobody",
+        cite="nouveau_svm.c:nouveau_svmm_invalidate_range_start; nouveau_dmem.c:nouveau_dmem_migrate_to_ram",
+    )
     sleeping_copy: str = quirk(
         "A CPU fault on a device page copies without waking the device, which may be suspended",
         cite="nouveau_dmem.c:nouveau_dmem_migrate_to_ram",

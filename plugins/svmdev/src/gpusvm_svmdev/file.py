@@ -184,6 +184,7 @@ class SvmdevFile:
                 return
             self.closed = True
             self.page_table.unmap(self.start >> self._page_shift, self.end >> self._page_shift)
+            self.page_table.retire()
             with self.gclock:
                 self.gc.clear()
             self.svm.fini()

@@ -379,6 +379,7 @@ class XeVm:
             self.closed = True
             for page_table in self.page_tables:
                 page_table.unmap(self.start >> self.page_shift, self.end >> self.page_shift)
+                page_table.retire()
             if not self.driver.device.unplugged:
                 for tile in self.driver.tiles:
                     for gt in tile.gts:
