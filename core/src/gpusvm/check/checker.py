@@ -76,6 +76,7 @@ class Checker:
         self._changes: list[Change] = []
         self._deferred = False
         self._half: dict[Task, None] = {}
+        self._written: list[tuple[GpuPageTable, int, int]] = []
         self._turn = 0
         self._heard = False  # something was told since the state was last looked at
         self._freeing: dict[Task, int] = {}
@@ -363,6 +364,11 @@ class Checker:
     def _settle(self) -> None:
         self._heard = False
         shadow = self.shadow
+        if self._written:
+            # By now it is known which entries a quirk has left wrong.
+            written, self._written = self._written, []
+            for table, vpn, end_vpn in written:
+                mirror.mirror_written(shadow, table, vpn, end_vpn)
         zones = shadow.zones.values()
         if self._changes:
             self._check_touched()
@@ -567,7 +573,7 @@ class Checker:
 
     def mirror_written(self, table: GpuPageTable, vpn: int, end_vpn: int) -> None:
         self._heard = True
-        mirror.mirror_written(self.shadow, table, vpn, end_vpn)
+        self._written.append((table, vpn, end_vpn))
 
     # --- address spaces
 
