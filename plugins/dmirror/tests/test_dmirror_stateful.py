@@ -72,7 +72,7 @@ def walks(quirks="fixed"):
 @pytest.mark.parametrize(
     ("where", "broken", "finding"),
     [
-        (Dmirror, "invalidate", "Disagreement: device "),
+        (Dmirror, "invalidate", "InvariantError: invariant 54 "),
         (DmirrorDevice, "copy", "InvariantError: invariant 23"),
         (PteTable, "set_write", "InvariantError: invariant "),
     ],
