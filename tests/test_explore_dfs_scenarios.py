@@ -1,6 +1,8 @@
 """Exhaustive search on small scenarios: with reduction it reaches what it reaches without, in fewer executions."""
 
 import pytest
+from gpusvm.conformance.mutants import load
+from gpusvm.explore import explore as explore_program
 from gpusvm.explore.dfs import DepthFirst
 from gpusvm.explore.execution import execute
 from gpusvm.explore.footprint import Footprints, independent
@@ -95,3 +97,10 @@ def test_an_answer_that_is_judged_by_who_was_there_meets_their_beginning(page, m
     assert [outcome for _, _, outcome in execution.outcomes] == ["EFAULT" if meets else "ok", "ok"]
     (begins,) = (step for step in footprints.steps if step.task == (1,) and step.label == "starts")
     assert any(not independent(begins, step) for step in footprints.steps if step.task == (0,)) == meets
+
+
+def test_what_a_mutant_assigns_is_watched_too():
+    """MM-03 takes the fault page out of a driver's arguments: code that is in none of the model's packages."""
+    mutant = load("MM-03")
+    (found,) = explore_program(["home-child"], ["dmirror"], scheduler="dfs", schedules=30, mutant=mutant).results
+    assert (found.schedules, found.findings) == (30, [])

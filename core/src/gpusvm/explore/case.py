@@ -52,9 +52,10 @@ class Case:
 
     @property
     def packages(self) -> tuple[str, ...]:
-        """Name the package that the driver's code is in."""
+        """Name the packages that the driver's code is in, and the mutant's."""
         make = read_spec(self.driver, self._registry()).info.make
-        return (make.__module__.partition(".")[0],)
+        driver = make.__module__.partition(".")[0]
+        return (driver,) if self.mutant is None else (driver, type(self.mutant).__module__.rpartition(".")[0])
 
     def _registry(self) -> Mapping[str, DriverInfo]:
         return self.drivers.registry() if isinstance(self.drivers, Installed) else self.drivers
