@@ -279,7 +279,9 @@ def _map(gpusvm: "GpuSvm", pages: GpuSvmPages, words: Words, ctx: "GpuSvmCtx") -
         _check_covered(order, npages)
     if dpagemap is not None:
         pages_mapped(pages, dpagemap)
-        may_write = ctx.read_only or int(np.bitwise_and.reduce(words)) & HMM_PFN_WRITE
+        # One segment is one mapping of the CPU: its first word tells of all.
+        flags = int(words[0]) if n == 1 else int(np.bitwise_and.reduce(words))
+        may_write = ctx.read_only or flags & HMM_PFN_WRITE
         pages.protected = None if may_write else np.flatnonzero(words & _WRITE == 0)
     pages.has_dma_mapping = True
 
@@ -301,7 +303,7 @@ def _map_rows(
     """
     dma = pages.drm.dma
     n = len(pfns)
-    pages.dma_addr = PagemapAddrs(pfns[:0], _NO_ADDRS, order[:0], constant_u8(0, 0), direction, 0)
+    pages.dma_addr = _NOTHING
     pages._system_rows = 0
     if dpagemap is None:
         addr = _map_system(pages, dma.iova_try_alloc(size_bytes), pfns, order, direction)
@@ -394,4 +396,6 @@ def _mixture(zdd: "Zdd", pfns: Pfns, device: Bools, ctx: "GpuSvmCtx") -> tuple[i
     return None
 
 
-_NO_ADDRS: Words = np.zeros(0, np.uint64)
+_NOTHING: Final = PagemapAddrs(
+    np.zeros(0, np.int64), np.zeros(0, np.uint64), constant_u8(0, 0), constant_u8(0, 0), DMA_BIDIRECTIONAL, 0
+)

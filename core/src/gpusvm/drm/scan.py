@@ -37,9 +37,10 @@ def scan_mm(range_: "GpuSvmRange", dev_private_owner: object | None, pagemap: De
     memory = gpusvm.memory
     notifier = range_.notifier.notifier
     lock = gpusvm.notifier_lock
-    deadline_ns = gpusvm.kernel.now_ns + HMM_RANGE_DEFAULT_TIMEOUT_NS
+    kernel = gpusvm.kernel
+    deadline_ns = kernel.current.time_ns + HMM_RANGE_DEFAULT_TIMEOUT_NS
     while True:
-        remaining_ns = deadline_ns - gpusvm.kernel.now_ns
+        remaining_ns = deadline_ns - kernel.current.time_ns
         if remaining_ns <= 0:
             return SCAN_UNPOPULATED
         hmm_range = HmmRange(
@@ -58,7 +59,7 @@ def scan_mm(range_: "GpuSvmRange", dev_private_owner: object | None, pagemap: De
         if not retry:
             break
         lock.up_read()
-        gpusvm.kernel.retried(by_chance=True)
+        kernel.retried(by_chance=True)
     try:
         words = hmm_range.hmm_pfns
         word = int(words[0])

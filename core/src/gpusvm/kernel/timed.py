@@ -90,6 +90,17 @@ class TimedScheduler(Scheduler):
     def give_way(self) -> None:
         self.cond_resched()
 
+    def sleep_until(self, ns: int) -> None:
+        """Sleep; where nobody is due before, nobody has to be switched to, and time passes."""
+        kernel = self.kernel
+        task = kernel.current
+        # What settles goes before a daemon that sleeps, and main hears of failures when it is through.
+        at = max(ns, task.time_ns)
+        if at < kernel.next_due and not self.failures and not kernel.closing and not (task.daemon and self.settlers):
+            task.time_ns = at
+            return
+        super().sleep_until(ns)
+
     def run_until(self, ns: int) -> None:
         task = self.kernel.current
         self.schedule(task, max(ns, task.time_ns), counts=not task.daemon, last=True)

@@ -88,7 +88,7 @@ class XeDevmemOps:
                 fence.wait()
         through = after_ns
         npages = addrs.npages
-        rows = len(addrs)
+        rows = len(addrs.pfns)
         size = npages << self.page_shift
         if not rows:
             pass  # nothing but holes: the clear is all there is to wait for

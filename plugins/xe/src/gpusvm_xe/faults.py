@@ -29,7 +29,7 @@ __all__ = ["MigrateAfter", "XeFaults"]
 
 
 class MigrateAfter:
-    """Migrate a range to where its attributes say at its n-th fault (`gpusvm.driver.FaultPolicy`); xe: at the first."""
+    """Migrate a range to where its attributes say at its n-th fault (`gpusvm.driver.FaultPolicy`)."""
 
     def __init__(self, driver: "XeDriver", faults: int) -> None:
         self.driver = driver
@@ -45,13 +45,14 @@ class MigrateAfter:
 
 
 class _Service:
-    """Hold what the service of one fault goes by: the VMA, and whether nothing but VRAM will do. `found` is the VMA
-    that it began with.
+    """Hold what the service of one fault goes by: who took it, the VMA, and whether nothing but VRAM will do. `found`
+    is the VMA that it began with, `dpagemap` where its attributes want the memory.
     """
 
-    __slots__ = ("ctx", "dpagemap", "found", "vma")
+    __slots__ = ("ctx", "dpagemap", "found", "tile", "vma")
 
-    def __init__(self, vma: XeVma, ctx: GpuSvmCtx) -> None:
+    def __init__(self, tile: "XeTile", vma: XeVma, ctx: GpuSvmCtx) -> None:
+        self.tile = tile
         self.found = self.vma = vma
         self.ctx = ctx
         self.dpagemap: DrmPagemap | None = None
@@ -61,7 +62,9 @@ class XeFaults(FaultPipeline):
     """Serve faults as xe does: migrate first, map what is there otherwise."""
 
     def __init__(self, driver: "XeDriver") -> None:
-        policy = driver.policy or MigrateAfter(driver, driver.tunables.migrate_after)
+        policy, migrate_after = driver.policy, driver.tunables.migrate_after
+        if policy is None and migrate_after > 1:
+            policy = MigrateAfter(driver, migrate_after)
         super().__init__(driver.kernel, driver.accounts, policy=policy)
         self.driver = driver
         self._discrete = driver.spec.discrete
@@ -93,10 +96,11 @@ class XeFaults(FaultPipeline):
         vm.lock.down_write()
         if vm.closed:
             raise KernelError(errno.ENOENT, f"the address space {asid} is closed")
+        tile = self.driver.tile_of(job.fault)
         for userptr in vm.userptrs_in(job.fault.addr, job.fault.addr + 1) if vm.userptrs else ():
-            userptr.handle_fault(self.driver.tile_of(job.fault), atomic=access_type(job.fault.access) == ACCESS_ATOMIC)
+            userptr.handle_fault(tile, atomic=access_type(job.fault.access) == ACCESS_ATOMIC)
             return False
-        job.scratch = _Service(self._vma(job), vm.ctx_fault)
+        job.scratch = _Service(tile, self._vma(job), vm.ctx_fault)
         self._go_by_attributes(job)
         return True
 
@@ -121,7 +125,7 @@ class XeFaults(FaultPipeline):
             service.ctx = vm.ctx_fault
             job.tries = tunables.tries
             job.timeslice_ms = 0
-        self.driver.tile_of(job.fault).stats["svm_pagefault_count"] += 1
+        service.tile.stats["svm_pagefault_count"] += 1
 
     def end(self, job: FaultJob) -> None:
         if job.vm is not None:
@@ -175,8 +179,7 @@ class XeFaults(FaultPipeline):
         only).
         """
         vm, service = job.vm, job.scratch
-        tile = self.driver.tile_of(job.fault)
-        vma = service.vma
+        tile, vma = service.tile, service.vma
         local_only = service.ctx.devmem_only
         if local_only:
             service.dpagemap = tile.dpagemap
@@ -198,7 +201,7 @@ class XeFaults(FaultPipeline):
     @staticmethod
     def _count(tile: "XeTile", range_: XeSvmRange, what: str) -> None:
         """Count something about a range of one of the sizes that are told apart."""
-        size = SIZES.get(range_.size_bytes)
+        size = SIZES.get(range_.end - range_.start)
         if size is not None:
             tile.stats[f"svm_{size}_{what}"] += 1
 
@@ -207,12 +210,14 @@ class XeFaults(FaultPipeline):
     def place(self, job: FaultJob) -> DrmPagemap | None:
         """Choose the memory to populate, if the range can move and is not there (xe_svm_range_needs_migrate_to_vram).
 
-        For atomics it is the tile's own, otherwise what the policy says.
+        It is where the attributes want the memory, for atomics the tile's own; a policy may say otherwise, but not of
+        atomics.
         """
         service, range_ = job.scratch, job.unit.range
         if not range_.migrate_devmem:
             return None
-        dpagemap: DrmPagemap | None = service.dpagemap if service.ctx.devmem_only else super().place(job)
+        asked = self.policy is not None and not service.ctx.devmem_only
+        dpagemap: DrmPagemap | None = super().place(job) if asked else service.dpagemap
         return dpagemap if needs_migrate_to_vram(job.vm, range_, dpagemap) else None
 
     def migrate(self, job: FaultJob) -> bool:
@@ -222,7 +227,7 @@ class XeFaults(FaultPipeline):
         job.pagemap = pagemap = self.place(job)
         if pagemap is None:
             return True
-        self._count(self.driver.tile_of(job.fault), job.unit.range, "migrate_count")
+        self._count(job.scratch.tile, job.unit.range, "migrate_count")
         try:
             alloc_vram(job.vm, job.unit.range, pagemap, job.timeslice_ms)
         except KernelError as error:
@@ -267,7 +272,7 @@ class XeFaults(FaultPipeline):
     # ---- bind ----------------------------------------------------------------------------------------------------
 
     def bind(self, job: FaultJob) -> bool:
-        if not job.vm.bind(job.unit, self.driver.tile_of(job.fault), job.scratch.vma):
+        if not job.vm.bind(job.unit, job.scratch.tile, job.scratch.vma):
             job.timeslice_ms *= 2
             raise Restart
         self._served(job)

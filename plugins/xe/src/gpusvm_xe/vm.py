@@ -194,7 +194,7 @@ class XeVm:
         page_table = self.page_tables[tile.index]
         kernel = self.kernel
         kernel.charge("bind_base")
-        if len(addrs) == 1:
+        if len(addrs.pfns) == 1:
             leaves = 1 if int(addrs.order[0]) >= self.pmd_order else addrs.npages
             page_table.map_run(vpn, int(addrs.pfns[0]), addrs.npages, perm)
         else:
