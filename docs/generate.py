@@ -1,8 +1,8 @@
 """Write the pages of the reference that are generated from code and data: `python docs/generate.py`.
 
 With `--check` nothing is written; the pages that are stale are named, and the exit status is 1. With `--outputs` the
-commands that the README, the tutorial and a how-to show are run, which takes a minute, and their output is put behind
-them.
+commands that the README, the tutorial and some other pages show are run, which takes a minute, and their output is put
+behind them; with `--long-outputs` also those that take minutes.
 """
 
 import sys
@@ -19,6 +19,7 @@ WITH_OUTPUTS: Final = (
     ROOT / "docs" / "tutorial" / "first-ten-minutes.md",
     ROOT / "docs" / "how-to" / "explore.md",
     ROOT / "docs" / "how-to" / "explain.md",
+    ROOT / "docs" / "explanation" / "chunk-sizes.md",
 )
 
 PAGES: Final[dict[str, Callable[[Path], str]]] = {
@@ -45,18 +46,19 @@ def stale() -> list[str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write all pages, or do what the module's docstring says of `--check` and `--outputs`; the exit status."""
+    """Write all pages, or do what the module's docstring says of its options; the exit status."""
     if list(arguments) == ["--check"]:
         names = stale()
         for name in names:
             sys.stdout.write(f"docs/reference/{name} is stale; run: uv run python docs/generate.py\n")
         return 1 if names else 0
-    if list(arguments) == ["--outputs"]:
+    if list(arguments) in (["--outputs"], ["--long-outputs"]):
         for path in WITH_OUTPUTS:
-            path.write_text(console.refreshed(path.read_text("utf-8")), "utf-8")
+            text = console.refreshed(path.read_text("utf-8"), long=list(arguments) == ["--long-outputs"])
+            path.write_text(text, "utf-8")
         return 0
     if arguments:
-        sys.stderr.write("usage: python docs/generate.py [--check | --outputs]\n")
+        sys.stderr.write("usage: python docs/generate.py [--check | --outputs | --long-outputs]\n")
         return 2
     for name, page in PAGES.items():
         (REFERENCE / name).write_text(page(ROOT), "utf-8")

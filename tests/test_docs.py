@@ -3,6 +3,7 @@
 import inspect
 import pkgutil
 import re
+import runpy
 import tomllib
 from pathlib import Path
 
@@ -51,6 +52,68 @@ def test_every_python_name_in_a_page_exists(page):
 def test_a_page_shows_what_its_commands_print(page):
     text = page.read_text("utf-8")
     assert text == console.refreshed(text), "run: uv run python docs/generate.py --outputs"
+
+
+TABLES = """\
+one
+1 GiB VRAM, thp always
+                xe
+ ─────────────────
+ GPU faults     12
+ CPU faults      3
+
+two
+1 GiB VRAM, thp always
+                xe
+ ─────────────────
+ GPU faults      4
+ CPU faults      5
+xe, gpu0: D0 100 %
+* marks the least of a row.
+"""
+LONG = """\
+<!-- long: --workload two -->
+<!-- rows: GPU faults -->
+```console
+$ uv run gpusvm compare xe
+one
+1 GiB VRAM, thp always
+                xe
+ ─────────────────
+ GPU faults     12
+
+two
+1 GiB VRAM, thp always
+                xe
+ ─────────────────
+ GPU faults      4
+```
+"""
+
+
+def test_a_long_command_of_a_page_is_run_in_part(monkeypatch):
+    asked = []
+
+    def run(arguments, folder, *, status):
+        asked.append(arguments)
+        return TABLES if len(arguments) == 2 else TABLES[TABLES.index("two") :]
+
+    monkeypatch.setattr(console, "_run", run)
+    assert console.refreshed(LONG) == LONG
+    assert console.refreshed(LONG, long=True) == LONG
+    assert asked == [["compare", "xe", "--workload", "two"], ["compare", "xe"]]
+    stale = LONG.replace("      4", "      6")
+    with pytest.raises(RuntimeError, match="what a long command shows is not what it prints with --workload two"):
+        console.refreshed(stale)
+    assert console.refreshed(stale, long=True) == LONG
+
+
+def test_the_page_on_chunk_sizes_shows_what_its_benchmark_prints():
+    path = ROOT / "benchmarks" / "chunk_sizes.py"
+    module = runpy.run_path(str(path))
+    text = (DOCS / "explanation" / "chunk-sizes.md").read_text("utf-8")
+    shown = re.findall(r"<!-- chunk_sizes -->\n```text\n(.*?)```", text, flags=re.DOTALL)
+    assert shown == [module["cost_of_a_fault"](), module["cost_of_a_page"]()], f"run: uv run python {path.name}"
 
 
 def test_index_links_every_page():

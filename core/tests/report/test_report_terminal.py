@@ -16,7 +16,7 @@ def test_a_pipe_gets_plain_text_with_every_column_whole(comparison):
     assert lines[0] == "triad"
     assert lines[1] == "1.00 GiB VRAM, thp always, costs h100-pcie5, topology single, seed 0"
     assert lines[3].split() == ["xe", "nouveau", "dmirror", "xe:chunk_sizes=64K+4K"]
-    assert lines[5] == " simulated time                  213 ms *      3,031 ms      6,767 ms                  726 ms"
+    assert lines[5] == " simulated time                213 ms *    3,031 ms    6,767 ms                726 ms"
     assert lines[-1] == "* marks the least of a row. – does not apply."
 
 
@@ -29,6 +29,15 @@ def test_power_is_a_line_for_each_device(comparison):
         ),
         "nouveau, gpu0: D0 50 %, D3hot 50 %; 2 resumes; held by ioctl < 1 %; at the end by nobody",
     ]
+
+
+def test_four_drivers_fit_into_80_columns(comparison):
+    long, short = comparison.drivers[-1], "svmdev"
+    runs = tuple({**run, "driver": short if run["driver"] == long else run["driver"]} for run in comparison.runs)
+    renamed = attrs.evolve(comparison, drivers=(*comparison.drivers[:-1], short), runs=runs)
+    lines = printed(renamed)
+    assert lines[3].split() == ["xe", "nouveau", "dmirror", "svmdev"]
+    assert [line for line in lines if line.startswith(" ") and len(line) > 80] == []  # notes wrap as they are
 
 
 def test_every_workload_has_its_table(comparison):
