@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from gpusvm.drm import D3HOT, RuntimePm
 from gpusvm.explore.fingerprint import Fingerprint
 from gpusvm.kernel import FirstChoice, Kernel, SeededChoices
 from gpusvm.mm import Geometry, MemoryManager
@@ -216,3 +217,21 @@ def test_what_does_not_commute_is_told_apart():
 
 def test_versions_count_only_by_which_are_equal():
     assert after(write_again, write_again) == after(write_again) == after(drop, write_again) == after()
+
+
+def slept(times: int) -> tuple[Kernel, RuntimePm]:
+    kernel = Kernel(mode="explored", choices=FirstChoice())
+    pm = RuntimePm(kernel, "gpu0", autosuspend_ms=0)
+    for _ in range(times):
+        pm.get("ioctl")
+        pm.power_off(D3HOT)
+        pm.power_on()
+        pm.put("ioctl")
+    return kernel, pm
+
+
+def test_a_device_that_has_slept_twice_is_as_one_that_has_slept_once():
+    assert same(slept(1), slept(2))
+    awake, asleep = slept(1), slept(1)
+    asleep[1].power_off(D3HOT)
+    assert not same(awake, asleep)

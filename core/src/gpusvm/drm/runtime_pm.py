@@ -70,7 +70,7 @@ class Awake:
         self._pm.put(self._holder)
 
 
-class _Hold:
+class Hold:
     """Count the references of one holder, and remember since when there has been one; `of_ns` tells them apart.
 
     `spans_ns` are the times in which there was one, the last of them until now if there is one now.
@@ -106,7 +106,7 @@ class Inner:
 
     __slots__ = ("_hold", "_holder", "_pm")
 
-    def __init__(self, pm: "RuntimePm", holder: object, hold: _Hold) -> None:
+    def __init__(self, pm: "RuntimePm", holder: object, hold: Hold) -> None:
         self._pm = pm
         self._holder = holder
         self._hold = hold
@@ -202,7 +202,7 @@ class RuntimePm:
         self.excuse: str | None = None
         # Whoever checks the promise: called when the device has fallen asleep and when it is about to wake.
         self.watcher: Callable[[RuntimePm], None] | None = None
-        self._holds: dict[object, _Hold] = {}
+        self._holds: dict[object, Hold] = {}
         self._awake_since_ns = kernel.now_ns
         self._awake_before_ns = 0
         self._last_busy_ns = 0
@@ -280,7 +280,7 @@ class RuntimePm:
 
     def inner(self, holder: object) -> Inner:
         """Return a context for references inside somebody else's, cheap enough for one per job. It may be kept."""
-        return Inner(self, holder, self._holds.setdefault(holder, _Hold()))
+        return Inner(self, holder, self._holds.setdefault(holder, Hold()))
 
     def awake(self, holder: object = "pm") -> Awake:
         """Return a context that resumes the device and holds a reference. One serves all tasks and may be kept."""
@@ -364,7 +364,7 @@ class RuntimePm:
             self.refs_max = count
         hold = self._holds.get(holder)
         if hold is None:
-            hold = self._holds[holder] = _Hold()
+            hold = self._holds[holder] = Hold()
         now = self.kernel.current.time_ns
         if not hold.count:
             hold.begin(now)

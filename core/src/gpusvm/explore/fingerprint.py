@@ -36,6 +36,8 @@ import numpy as np
 
 from gpusvm.check import Checker
 from gpusvm.driver import Capabilities, DriverInfo, FaultAccounts
+from gpusvm.drm import RuntimePm
+from gpusvm.drm.runtime_pm import Hold
 from gpusvm.explore.fields import is_in_python, slots_of
 from gpusvm.explore.world import World
 from gpusvm.kernel import (
@@ -121,6 +123,8 @@ _LEFT_OUT: Final[dict[type, frozenset[str]]] = {
     RwSemaphore: frozenset({"_readers"}),
     World: frozenset({"outcomes", "scenario", "spec"}),
     AddressSpace: frozenset({"tokens"}),
+    RuntimePm: frozenset({"history", "missing_outer_protection", "refs_max", "resumes", "suspends"}),
+    Hold: frozenset({"refs_max"}),
 }
 _CLOCK: Final = re.compile(r"(^|_)(ns|now|deadline|until|steps(_max)?)$")
 
