@@ -118,12 +118,12 @@ CASES = {
     ),
     "nouveau_dmem_folio_free": (
         [(ChunkBoMapping, "split", counts_no_tail)],
-        ("populate-munmap-part", "nouveau", 3),
-        "1 allocations end in a chunk that has 0; task 'cpu' at gpusvm_nouveau/dmem.py",
+        ("home-munmap-part", "nouveau", 0),
+        "1 allocations end in a chunk that has 0; task 'one' at gpusvm_nouveau/dmem.py",
     ),
     "nouveau_dmem_fini": (
         [(ChunkBoMapping, "split", counts_tails_twice)],
-        ("populate-munmap-part", "nouveau", 3),
+        ("home-munmap-part", "nouveau", 0),
         "a chunk goes with 3 allocations in it; task 'main' at gpusvm_nouveau/dmem.py",
     ),
     "dmirror_do_fault": (

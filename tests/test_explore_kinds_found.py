@@ -95,8 +95,8 @@ PLANTED = {
         ("populate-fault", "nouveau:quirk.migrate_seq=as_written", 6),
         "I-DATA",
         (
-            "1 reads did not see the last write; main read page 0x100000000 of p at 232000 ns and found version 1 by "
-            "writer 0 in pfn 0x2 instead of version 5 by writer 0"
+            "1 reads did not see the last write; main read page 0x100000000 of p at 204000 ns and found version 1 by "
+            "writer 0 in pfn 0x10005 instead of version 5 by writer 0"
         ),
     ),
     "ledger": (

@@ -1,6 +1,9 @@
-"""Look at a process's memory from outside: a core dump, failing hardware."""
+"""Look at a process's memory from outside: its contents, a core dump, failing hardware."""
 
-from errno import ENXIO
+from errno import EINVAL, ENXIO
+from typing import Final
+
+import numpy as np
 
 from gpusvm.errors import KernelError, errno_name
 from gpusvm.explore.operation import operation
@@ -10,7 +13,22 @@ from gpusvm.explore.verdict import OutcomeError
 from gpusvm.mm.gup import get_dump_page
 from gpusvm.mm.pgtable import PmdKind, PmdLeaf, PteKind
 
-__all__ = ["core_dump", "memory_failure"]
+__all__ = ["compare", "core_dump", "memory_failure"]
+
+_ZEROS: Final = -1  # for the contents
+# Two sets, as members of different kinds may be equal.
+_PTES: Final = frozenset({PteKind.PRESENT, PteKind.PRIVATE, PteKind.EXCLUSIVE})
+_LEAVES: Final = frozenset({PmdKind.THP, PmdKind.PRIVATE})
+
+
+@operation(by="machine")
+def compare(at: Place, first: int, pages: int) -> None:
+    """Compare what pages of private memory hold, wherever they are, with what was written last there.
+
+    A page that is nowhere holds zeros. Nobody touches a page, so that it stays where it is, and takes no step.
+    """
+    for page in range(first, first + pages):
+        at.memory.contents.read(at.mm, at.address(page) // at.world.page_size, _holder(at, page))
 
 
 @operation(by="machine")
@@ -57,5 +75,26 @@ def memory_failure(at: Place, first: int, pages: int) -> None:
                 ) from None
 
 
+def _holder(at: Place, page: int) -> int:
+    """Return the pfn of the page that holds what a read of page `page` would find; -1 for zeros."""
+    address = at.address(page)
+    entry = at.mm.page_table.entry(address)
+    if isinstance(entry, PmdLeaf):
+        zeros, known = entry.kind is PmdKind.HUGE_ZERO, entry.kind in _LEAVES
+        pfn = entry.pfn + (page & ((1 << at.world.scenario.pmd_order) - 1))
+    else:
+        vma = at.mm.vma_lookup(address)
+        zeros = entry.zero or (entry.kind is PteKind.NONE and (vma is None or vma.is_anonymous))
+        known, pfn = entry.kind in _PTES, entry.pfn
+    if zeros:
+        return _ZEROS
+    if not known:
+        raise at.refuse(EINVAL, f"only a read could tell what page {page} holds, {entry}")
+    pgmap = at.memory.pages.zone(pfn).pgmap
+    backing_of = None if pgmap is None else getattr(pgmap.ops, "backing_of", None)
+    return pfn if backing_of is None else int(backing_of(np.array([pfn]))[0])
+
+
 def _on_device(at: Place, page: int) -> bool:
-    return at.mm.page_table.entry(at.address(page)).kind in {PteKind.PRIVATE, PmdKind.PRIVATE}
+    entry = at.mm.page_table.entry(at.address(page))
+    return entry.kind is (PmdKind.PRIVATE if isinstance(entry, PmdLeaf) else PteKind.PRIVATE)
