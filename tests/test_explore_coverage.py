@@ -2,7 +2,7 @@
 
 import pytest
 from gpusvm.explore.case import Case
-from gpusvm.explore.coverage import STATES_EVERY, Coverage
+from gpusvm.explore.coverage import STATES_EVERY, Coverage, is_looked_at
 from gpusvm.explore.exploring import explore_cases
 from gpusvm.explore.scenario import find_scenario
 from gpusvm.explore.sites import sites_of, yield_points_of
@@ -63,6 +63,12 @@ def test_an_end_that_is_the_same_is_one_state():
     (result,) = explore_cases([case], schedules=100).results
     assert result.coverage.looked_at == 4
     assert len(result.coverage.states) < 4
+
+
+def test_later_ones_are_looked_at_more_seldom():
+    numbers = [number for number in range(900) if is_looked_at(number, 32, first=1)]
+    assert numbers == [*range(1, 512, 32), *range(513, 900, 128)]
+    assert not any(is_looked_at(number, 0) for number in range(3))
 
 
 def test_what_is_known_of_a_machine():

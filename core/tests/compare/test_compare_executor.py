@@ -1,6 +1,8 @@
 import math
 import multiprocessing
 import os
+import sys
+import threading
 
 import pytest
 from gpusvm.compare import ProcessExecutor, SerialExecutor, available_cpus
@@ -17,6 +19,26 @@ def test_every_job_is_answered_under_its_index(executor):
 def test_an_exception_of_the_function_is_raised(executor):
     with pytest.raises(ValueError, match=r"factorial\(\) not defined for negative values"):
         list(executor.run(math.factorial, [-1]))
+
+
+def code(answer: int) -> int:
+    return STATE["answer"] * answer
+
+
+STATE = {"answer": 1}
+
+
+def test_forked_workers_begin_with_the_state_of_their_parent(monkeypatch):
+    monkeypatch.setattr(threading, "active_count", lambda: 1)  # what runs the tests may have threads of its own
+    monkeypatch.setitem(STATE, "answer", 7)
+    started = 7 if sys.platform == "linux" else 1
+    assert sorted(answer for _, answer in ProcessExecutor(2, fork=True).run(code, [1, 2])) == [started, 2 * started]
+
+
+def test_beside_other_threads_they_are_spawned(monkeypatch):
+    monkeypatch.setattr(threading, "active_count", lambda: 2)
+    monkeypatch.setitem(STATE, "answer", 7)
+    assert sorted(answer for _, answer in ProcessExecutor(2, fork=True).run(code, [1, 2])) == [1, 2]
 
 
 def test_no_jobs_start_no_process():

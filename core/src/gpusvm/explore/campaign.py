@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import Factory, define, evolve, field
 
-from gpusvm.explore.coverage import PLACES_EVERY, STATES_EVERY, Coverage
+from gpusvm.explore.coverage import PLACES_EVERY, STATES_EVERY, Coverage, is_looked_at
 from gpusvm.explore.execution import Execution, Failure, execute
 from gpusvm.explore.fingerprint import Fingerprint
 from gpusvm.explore.reached import reached
 from gpusvm.explore.recording import Recording, first_difference, recorded
 from gpusvm.explore.replay import Replay
-from gpusvm.explore.sites import sites_of, yield_points_of
 from gpusvm.explore.stage import Stage
 from gpusvm.explore.watch_log import LOG
 
@@ -39,9 +38,9 @@ class Campaign:
     """Run executions of a world one after the other.
 
     ``boot`` makes the world; it is booted once and put back between executions. ``first`` is the number of the first
-    schedule. ``schedules``, ``steps``, ``abandoned`` and ``self_tests`` count; ``exhausted`` says that the scheduler
-    had no more to give. `footprints`, which a scheduler may want, have to be watching. `progress` is called five times
-    a second while it runs.
+    schedule. `lists_code`: the coverage says what the machine's code has. ``schedules``, ``steps``, ``abandoned`` and
+    ``self_tests`` count; ``exhausted`` says that the scheduler had no more to give. `footprints`, which a scheduler may
+    want, have to be watching. `progress` is called five times a second while it runs.
     """
 
     boot: Callable[[], World]
@@ -52,6 +51,7 @@ class Campaign:
     self_test_every: int = SELF_TEST_EVERY
     places_every: int = PLACES_EVERY
     states_every: int = STATES_EVERY
+    lists_code: bool = True
     schedules: int = 0
     abandoned: int = 0
     steps: int = 0
@@ -97,9 +97,8 @@ class Campaign:
 
     def _execute(self, number: int) -> Execution:
         world = self.stage.ready()
-        if not self.coverage.known_sites:
-            self.coverage.known_sites = sites_of(world)
-            self.coverage.known_yields = yield_points_of(world)
+        if self.lists_code and not self.coverage.known_sites:
+            self.coverage.list_code(world)
         before = dict(world.kernel.inject_sites)
         if self.self_test_every and number % self.self_test_every == self.self_test_every - 1:
             self._test_due = True
@@ -113,7 +112,7 @@ class Campaign:
                 at_rest=self._look_at(world, number),
             )
             self.coverage.add(execution, world.kernel.inject_sites, before)
-            if self.places_every and not number % (_WATCHED_TIMES * self.places_every) and not execution.abandoned:
+            if is_looked_at(number, _WATCHED_TIMES * self.places_every) and not execution.abandoned:
                 self._watched_places(execution)
             return self._watched_self_test(execution)
         if self._test_due:
@@ -124,7 +123,7 @@ class Campaign:
             if not execution.abandoned:
                 self._test_due = False
                 execution = self._self_test(execution, recording)
-        elif self.places_every and not number % self.places_every:
+        elif is_looked_at(number, self.places_every):
             with reached(world) as found:
                 execution = execute(world, self.scheduler, failures_max=self.failures_max)
             self.coverage.add_places(found.places)
@@ -137,7 +136,7 @@ class Campaign:
 
     def _look_at(self, world: World, number: int) -> Callable[[], None] | None:
         """Return what looks at the state of an execution's end, if it is one of those that are looked at."""
-        if not self.states_every or number % self.states_every != 1:
+        if not is_looked_at(number, self.states_every, first=1):
             return None
 
         def look() -> None:

@@ -14,6 +14,7 @@ from gpusvm.explore.case import Case
 from gpusvm.explore.coverage import Coverage
 from gpusvm.explore.dfs import DepthFirst
 from gpusvm.explore.execution import execute
+from gpusvm.explore.garbage import seldom_collected
 from gpusvm.explore.random_walk import RandomWalk
 from gpusvm.explore.schedulers import read_scheduler
 
@@ -84,7 +85,7 @@ def run_chunk(chunk: Chunk, *, progress: Callable[[ChunkResult], None] | None = 
     failed: dict[tuple[str, str], tuple[int, Execution, int]] = {}
     seconds = None if chunk.deadline_s is None else chunk.deadline_s - time.time()
     interrupted = False
-    with case.active(), ExitStack() as watched:
+    with case.active(), seldom_collected(), ExitStack() as watched:
         choices = None if kept is None else kept.choices
         if choices is None:
             choices = _choices(chunk)
@@ -98,6 +99,7 @@ def run_chunk(chunk: Chunk, *, progress: Callable[[ChunkResult], None] | None = 
             failures_max=case.failures_max,
             footprints=footprints,
             first=chunk.first,
+            lists_code=False,
         )
 
         def result() -> ChunkResult:

@@ -8,18 +8,34 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attrs import Factory, define
 
+from gpusvm.explore.sites import sites_of, yield_points_of
+
 if TYPE_CHECKING:
     from gpusvm.explore.execution import Execution
+    from gpusvm.explore.world import World
 
-__all__ = ["PLACES_EVERY", "STATES_EVERY", "Coverage"]
+__all__ = ["PLACES_EVERY", "STATES_EVERY", "Coverage", "is_looked_at"]
 
 PLACES_EVERY: Final = 16
-"""One execution in so many is looked at for its places, by number, the first one too."""
+"""One execution in so many is looked at for its places, by number, the first one too; later fewer (`is_looked_at`)."""
 
 STATES_EVERY: Final = 32
-"""One execution in so many, by number, the second one too, has the state of its end looked at, which takes 1 ms."""
+"""One execution in so many, by number, the second one too, has the state of its end looked at, which takes 1 ms; later
+fewer (`is_looked_at`)."""
+
+_DENSE: Final = 16
+_RARER: Final = 4
 
 Outcomes = tuple[tuple[str, str, str], ...]
+
+
+def is_looked_at(number: int, every: int, *, first: int = 0) -> bool:
+    """Tell whether execution `number` is one of those that are looked at: numbers `first`, `first + every`, …, and when
+    there have been 16 only one in four of them, as most of what they reach is known by then.
+    """
+    if not every or number % every != first:
+        return False
+    return number < _DENSE * every or number % (_RARER * every) == first
 
 
 @define
@@ -52,6 +68,11 @@ class Coverage:
     def add_places(self, places: Collection[tuple[str, str]]) -> None:
         self.recorded += 1
         self.places.update(places)
+
+    def list_code(self, world: World) -> None:
+        """Take from the source what the code of a world's machine has; that takes some tenths of a second, once."""
+        self.known_sites = sites_of(world)
+        self.known_yields = yield_points_of(world)
 
     def add_state(self, fingerprint: int) -> None:
         self.looked_at += 1

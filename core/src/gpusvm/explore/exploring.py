@@ -31,11 +31,13 @@ from gpusvm.plugins import Installed, Registry
 from gpusvm.run.executor import ProcessExecutor, SerialExecutor
 
 if TYPE_CHECKING:
+    from gpusvm.explore.world import World
     from gpusvm.run.executor import Executor
 
 __all__ = ["ExplorationProgress", "explore", "explore_cases"]
 
 _CHUNK: Final = 256  # schedules; about half a second
+_CHUNK_LAST: Final = 32  # where several processes come to an end, so that none has to wait long for another
 
 
 @frozen(kw_only=True)
@@ -62,6 +64,7 @@ class _Campaign:
     case: Case
     exploration: Exploration
     keep_going: bool
+    world: World
     begun_s: float = 0.0
     dealt: list[int] = field(factory=list)
     dealt_all: bool = False
@@ -86,8 +89,20 @@ class _Campaign:
             self._merge(following)
         self.exploration.seconds = time.time() - self.begun_s
 
+    def list_code(self, *, counts: bool = False) -> None:
+        """Say what the machine's code has, once; the time for that is none of the exploration's, unless it `counts`."""
+        coverage = self.exploration.coverage
+        if not coverage.known_sites:
+            began_s = time.time()
+            coverage.list_code(self.world)
+            if not counts:
+                self.begun_s += time.time() - began_s
+
     def so_far(self, chunk: ChunkResult) -> Exploration:
         """Return what it would come to if its only chunk, which is under way, ended now."""
+        self.list_code()
+        known = self.exploration.coverage
+        chunk.coverage.known_sites, chunk.coverage.known_yields = known.known_sites, known.known_yields
         return evolve(
             self.exploration,
             schedules=chunk.schedules,
@@ -242,18 +257,21 @@ def explore_cases(
     scheduler = spec.text
     if out is not None:
         _check_folder(out)
-    for case in cases:
+    campaigns = []
+    for number, case in enumerate(cases):
         with case.active():
-            case.boot().kernel.close()  # what cannot boot is said before anything runs
-    campaigns = [
-        _Campaign(
-            number=number,
-            case=case,
-            exploration=Exploration(scenario=case.scenario.name, driver=case.driver, scheduler=scheduler, first=first),
-            keep_going=keep_going,
+            world = case.boot()  # what cannot boot is said before anything runs
+            world.kernel.close()
+        exploration = Exploration(scenario=case.scenario.name, driver=case.driver, scheduler=scheduler, first=first)
+        campaigns.append(
+            _Campaign(
+                number=number,
+                case=case,
+                exploration=exploration,
+                keep_going=keep_going,
+                world=world,
+            )
         )
-        for number, case in enumerate(cases)
-    ]
     keep = _Keeper(
         scheduler=scheduler,
         seed=seed,
@@ -273,7 +291,7 @@ def explore_cases(
             while at < end and not campaign.ended and (deadline_s is None or time.time() < deadline_s):
                 # A tree is explored in one go: its steps are known by the objects of one machine.
                 whole = None if math.isinf(end) else int(end - at)
-                length = int(min(_CHUNK, end - at)) if spec.info.parallel else whole
+                length = _length(end - at, jobs) if spec.info.parallel else whole
                 campaign.dealt.append(at)
                 yield Chunk(
                     campaign=campaign.number,
@@ -296,7 +314,7 @@ def explore_cases(
             if keep.interrupted:
                 return
 
-    executor: Executor = SerialExecutor() if jobs == 1 else ProcessExecutor(jobs)
+    executor: Executor = SerialExecutor() if jobs == 1 else ProcessExecutor(jobs, fork=True)
     try:
         # The chunk of a tree is all of it, and never leaves this process.
         run = run_chunk if spec.info.parallel else partial(run_chunk, progress=partial(keep.tell_of, campaigns))
@@ -304,6 +322,7 @@ def explore_cases(
             campaign = campaigns[chunk.campaign]
             campaign.add(chunk)
             keep.tell(campaign)
+            campaign.list_code(counts=jobs > 1)  # now that all processes have something to do
     except KeyboardInterrupt:
         keep.interrupted = True
     for campaign in campaigns:
@@ -312,11 +331,19 @@ def explore_cases(
         keep.interrupted |= campaign.exploration.interrupted
     for campaign in campaigns:
         keep.findings_of(campaign)
+        if campaign.dealt:
+            campaign.list_code()
     return Explorations(
         results=tuple(campaign.exploration for campaign in campaigns if campaign.dealt),
         interrupted=keep.interrupted,
         asked=len(campaigns),
     )
+
+
+def _length(left: float, jobs: int) -> int:
+    """Return how many of the schedules that are left to deal out next: how they are cut makes no difference to them."""
+    least = _CHUNK if jobs == 1 else max(_CHUNK_LAST, min(_CHUNK, left // (2 * jobs)))
+    return int(min(least, left))
 
 
 @define

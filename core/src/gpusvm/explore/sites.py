@@ -57,46 +57,62 @@ def _files(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*.py")) if folder.is_dir() else [folder]
 
 
-@functools.cache
 def _sites_in(folder: Path) -> frozenset[str]:
-    return frozenset(site for file in _files(folder) for site in _calls(file.read_text("utf-8")))
+    return _found_in(folder)[0]
 
 
-def _calls(source: str) -> Iterator[str]:
-    if "inject(" not in source:
-        return
-    for node in ast.walk(ast.parse(source)):
-        match node:
-            case ast.Call(func=ast.Attribute(attr="inject"), args=[ast.Constant(value=str(site)), *_]):
-                yield site
+def _yields_in(folder: Path) -> frozenset[str]:
+    return _found_in(folder)[1]
 
 
 @functools.cache
-def _yields_in(folder: Path) -> frozenset[str]:
-    return frozenset(
-        f"{place_of(str(file), line)} in {function}"
-        for file in _files(folder)
-        for line, function in _yields(ast.parse(file.read_text("utf-8")), "<module>")
-    )
+def _found_in(folder: Path) -> tuple[frozenset[str], frozenset[str]]:
+    sites: set[str] = set()
+    yields: set[str] = set()
+    for file in _files(folder):
+        for node, function in _telling(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.With):
+                lines = [item.context_expr.lineno for item in node.items if _holds(item.context_expr)]
+            else:
+                sites.update(_site_of(node))
+                lines = [node.lineno] if _is_yield(node) else []
+            yields.update(f"{place_of(str(file), line)} in {function}" for line in lines)
+    return frozenset(sites), frozenset(yields)
 
 
-def _yields(node: ast.AST, function: str) -> Iterator[tuple[int, str]]:
-    match node:
-        case ast.FunctionDef(name=name):
-            function = name
-        case ast.Lambda():
+def _telling(tree: ast.Module) -> Iterator[tuple[ast.With | ast.Call, str]]:
+    """Return each `with` and each call of a module, with the name of the function that it is in."""
+    left: list[tuple[ast.AST, str]] = [(tree, "<module>")]
+    while left:
+        node, function = left.pop()
+        if isinstance(node, ast.FunctionDef):
+            function = node.name
+        elif isinstance(node, ast.Lambda):
             function = "<lambda>"
-        case ast.With(items=items):
-            yield from ((item.context_expr.lineno, function) for item in items if _holds(item.context_expr))
-        case ast.Call(func=func, args=arguments):
-            match func:
-                case ast.Attribute(attr="wait" | "flush" | "drain" as name, value=waited) if not arguments:
-                    if _WAITED[name].search(_name(waited)):
-                        yield node.lineno, function
-                case ast.Attribute() | ast.Name() if _name(func) in _YIELDING:
-                    yield node.lineno, function
-    for child in ast.iter_child_nodes(node):
-        yield from _yields(child, function)
+        elif isinstance(node, ast.With | ast.Call):
+            yield node, function
+        for name in node._fields:
+            value = getattr(node, name)
+            if isinstance(value, list):
+                left += [(each, function) for each in value if isinstance(each, ast.AST)]
+            elif isinstance(value, ast.AST) and value._fields:  # Load and the like have none
+                left.append((value, function))
+
+
+def _site_of(call: ast.Call) -> tuple[str, ...]:
+    match call:
+        case ast.Call(func=ast.Attribute(attr="inject"), args=[ast.Constant(value=str(site)), *_]):
+            return (site,)
+    return ()
+
+
+def _is_yield(call: ast.Call) -> bool:
+    match call.func:
+        case ast.Attribute(attr="wait" | "flush" | "drain" as name, value=waited) if not call.args:
+            return _WAITED[name].search(_name(waited)) is not None
+        case ast.Attribute() | ast.Name() as func:
+            return _name(func) in _YIELDING
+    return False
 
 
 def _holds(context: ast.expr) -> bool:
