@@ -1,6 +1,8 @@
 """A checkpoint puts every kind of object back in place, and refuses what it cannot, naming the path."""
 
+import ast
 import functools
+import inspect
 import io
 import itertools
 import weakref
@@ -12,7 +14,7 @@ import attrs
 import numpy as np
 import pytest
 from gpusvm.errors import ModelError, UseAfterFreeError
-from gpusvm.explore.checkpoint import Checkpoint
+from gpusvm.explore.checkpoint import SETTLED, Checkpoint
 from gpusvm.kernel import Kernel, SeededChoices, is_freed
 
 
@@ -399,3 +401,22 @@ def test_what_was_freed_lives_again_and_what_was_free_stays_so() -> None:
             assert (slotted.value, slotted.private(), plain.value) == (2, 2, 3)
             assert [is_freed(one) for one in (early, slotted, plain)] == [True, False, False]
             assert len(kernel.graveyard.graves) == 1
+
+
+@pytest.mark.parametrize("kind", SETTLED, ids=lambda kind: kind.__name__)
+def test_what_is_not_put_back_is_declared_final(kind):
+    """mypy sees to it that nothing writes it."""
+    (made,) = [each for each in ast.walk(ast.parse(inspect.getsource(kind))) if is_init(each)]
+    final = {
+        each.target.attr
+        for each in ast.walk(made)
+        if isinstance(each, ast.AnnAssign)
+        and isinstance(each.target, ast.Attribute)
+        and ast.unparse(each.annotation).partition("[")[0] == "Final"
+    }
+    assert SETTLED[kind]
+    assert SETTLED[kind] - final == set()
+
+
+def is_init(node):
+    return isinstance(node, ast.FunctionDef) and node.name == "__init__"

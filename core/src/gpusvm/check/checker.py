@@ -24,6 +24,7 @@ from gpusvm.check.shadow import (
     Lock,
     Shadow,
     ZoneShadow,
+    entries_at,
     entry_at,
     leaf_entry,
 )
@@ -232,10 +233,10 @@ class Checker:
             self._absorb()
         shadow = self.shadow
         if whole:
-            zones = self.memory.pages.zones
-            if len(zones) != len(shadow.zones):
-                shadow.zones = {zone: shadow.zones.get(zone) or ZoneShadow(zone) for zone in zones}
+            if len(self.memory.pages.zones) != len(shadow.zones):
+                shadow.follow_zones()
         touched = False
+        owner: tuple[Operation | None] | None = None
         for each in shadow.zones.values():
             if each.small and each.zone.used == each.nr:
                 now = b"".join(each.views)
@@ -247,13 +248,14 @@ class Checker:
             if found is None:
                 continue
             touched = True
-            zone = each.zone
-            flags, base, locks = zone.m_flags, zone.base, shadow.locks
+            flags, base, locks, pages = each.zone.m_flags, each.base, shadow.locks, each.touched
             for i in found:
-                each.touched[i] = None
+                pages[i] = None
                 if flags[i] & PG_LOCKED:
                     if base + i not in locks:
-                        locks[base + i] = Lock(task, self._owner(task))
+                        if owner is None:
+                            owner = (self._owner(task),)
+                        locks[base + i] = Lock(task, owner[0])
                 elif base + i in locks:
                     del locks[base + i]
         return touched
@@ -262,7 +264,10 @@ class Checker:
         stack = self._stacks.get(task)
         if not stack:
             return None
-        return next((one for one in reversed(stack) if isinstance(one, Migration)), stack[-1])
+        for one in reversed(stack):
+            if isinstance(one, Migration):
+                return one
+        return stack[-1]
 
     # --- what a section changed
 
@@ -304,10 +309,12 @@ class Checker:
             mm = table.mm
             installed = mm.page_table.entries.get(table.block) is table
             mask = before.mask
+            at = []
             while mask:
-                i = (mask & -mask).bit_length() - 1
-                mask &= mask - 1
-                old, new = entry_at(before, i), entry_at(table, i)
+                low = mask & -mask
+                at.append(low.bit_length() - 1)
+                mask ^= low
+            for i, old, new in zip(at, entries_at(before, at), entries_at(table, at), strict=True):
                 if old != new:
                     if installed:
                         count(mm, old, -1, pmd=False)
@@ -385,7 +392,7 @@ class Checker:
                 lost, each.lost = each.lost, []
                 for i in lost:
                     exclusivity.lost_exclusive(shadow, each, i)
-            pgmap = each.zone.pgmap
+            pgmap = each.pgmap
             if pgmap is not None and pgmap.ref != self._pgmap_own(each, pgmap) + given.get(pgmap, 0):
                 zone_device.pgmap_refs(shadow, each, pgmap, given.get(pgmap, 0))
         if shadow.violations:
@@ -557,7 +564,7 @@ class Checker:
         zone_device.pgmap_done(self.shadow, pgmap)
         self._given.pop(pgmap, None)
         # Its pages go now, and the driver may free it.
-        self.shadow.zones.pop(self.memory.pages.zone(pgmap.start_pfn), None)
+        self.shadow.forget_zone(self.memory.pages.zone(pgmap.start_pfn))
         self._tell()
 
     def device_sleeps(self, device: DevicePower) -> None:
@@ -765,7 +772,7 @@ class Checker:
             return one
         if name in {"migrate_pages", "migrate_finalize"}:
             src, dst, npages = what[:3]
-            found = self._migrations.get(_key(src))
+            found = self._migration_of(src)
             if found is None:
                 return Operation(name, task, what)
             words = src[:npages].tolist()
@@ -779,6 +786,18 @@ class Checker:
                 migration.unlocked_before(shadow, found, words)
             return found
         return Operation(name, task, what)
+
+    def _migration_of(self, words: Words) -> Migration | None:
+        for one in self._migrations.values():
+            if one.src is words:  # most often
+                return one
+        return self._migrations.get(_key(words))
+
+    def _forget_migration(self, migration: Migration) -> None:
+        for key, one in self._migrations.items():
+            if one is migration:
+                del self._migrations[key]
+                break
 
     def operation_ends(self, name: str, *what: Any) -> None:
         task = self.kernel.current
@@ -842,14 +861,14 @@ class Checker:
             migration.source_words(shadow, one, words, dst)
             one.words = words
             if not any(words):
-                self._migrations.pop(_key(one.src), None)  # whoever finds nothing collected need not finalize
+                self._forget_migration(one)  # whoever finds nothing collected need not finalize
         elif name == "migrate_pages":
             words = one.src[: one.npages].tolist()
             migration.migrate_bits(shadow, one, words)
             one.words = words
         elif name == "migrate_finalize":
             migration.finalized(shadow, one)
-            self._migrations.pop(_key(one.src), None)
+            self._forget_migration(one)
             # Others may hold a destination for a moment, who met it as a page of the process.
             for pfn in migration.destinations_left(shadow, one):
                 self._left[pfn] = one

@@ -19,7 +19,7 @@ from gpusvm.mm.api import VM_MAYWRITE, VM_WRITE
 from gpusvm.mm.mm_struct import MmStruct
 from gpusvm.mm.page import PG_ANON_EXCLUSIVE
 from gpusvm.mm.pgtable import PmdLeaf
-from gpusvm.mm.ptemask import all_zero, lowest, span
+from gpusvm.mm.ptemask import lowest, span
 from gpusvm.mm.vma import Vma
 
 __all__ = [
@@ -128,7 +128,7 @@ def migration_exclusive_page(s: Shadow, shadow: ZoneShadow, head: int) -> None:
     if not zone.m_order[head] and not (shadow.m_mig[head] and zone.m_flags[head] & PG_ANON_EXCLUSIVE):
         return
     end = head + (1 << zone.m_order[head])
-    if all_zero(shadow.mig[head:end]):
+    if not s.migrating(shadow, head):
         return
     named = (shadow.mig[head:end] > 0) & (zone.flags[head:end] & PG_ANON_EXCLUSIVE != 0)
     for i in (np.flatnonzero(named) + head).tolist():

@@ -162,6 +162,13 @@ def opaque_collected(s: Shadow, migration: Migration, words: list[int]) -> None:
 def opaque_valid(s: Shadow, range_: HmmRange) -> None:
     """51: nor VALID for hmm."""
     mm: Any = range_.notifier.mm
+    entries = mm.page_table.entries
+    for block in range(range_.start >> s.pmd_shift, ((range_.end - 1) >> s.pmd_shift) + 1):
+        table = entries.get(block)
+        if isinstance(table, PteTable) and table.other:
+            break
+    else:
+        return
     for i in np.flatnonzero(range_.hmm_pfns & np.uint64(HMM_PFN_VALID)).tolist():
         address = range_.start + (i << s.page_shift)
         if _is_opaque(s, mm, address):

@@ -58,11 +58,10 @@ def _of_s3(s: Shadow, operation: object, pfn: int) -> str | None:
 def migration_locked(s: Shadow, shadow: ZoneShadow, head: int) -> None:
     """14: the folio that a migration entry names is locked and referenced."""
     zone = shadow.zone
-    nr = 1 << zone.m_order[head]
-    named = shadow.m_mig[head] if nr == 1 else int(shadow.mig[head : head + nr].sum())
+    named = s.migrating(shadow, head)
     if not named or (zone.m_flags[head] & PG_LOCKED and zone.m_refcount[head] > 0):
         return
-    pfn = zone.base + head
+    pfn, nr = zone.base + head, 1 << zone.m_order[head]
     operation = next((s.owners[p] for p in range(pfn, pfn + nr) if p in s.owners), None)
     known = _of_s3(s, operation, pfn)
     if known:
@@ -293,7 +292,7 @@ def destinations_left(s: Shadow, migration: Migration) -> list[int]:
         zone = pages.zone(pfn)
         i = pfn - zone.base
         if zone.m_refcount[i] and not zone.m_mapcount[i] and not zone.m_flags[i] & PG_LOCKED:
-            if not s.zone(pfn).mig[i : i + (1 << zone.m_order[i])].any():
+            if not s.migrating(s.zone(pfn), i):
                 left.append(pfn)
     return left
 

@@ -73,20 +73,29 @@ def check_entry(s: Shadow, change: Change) -> None:
         mapping.zero_entry(s, change, None)
         migration.contents(s, change, None)
         return
-    vma = s.area(change.mm, change.address, pfn)
-    if vma is not None and not change.pmd and _usual(s, kind, pfn, write=write, vma=vma):
-        migration.contents(s, change, vma)
+    shadow = s.zone(pfn)
+    zone = shadow.zone
+    i = pfn - shadow.base
+    head = i - zone.m_head_off[i]
+    vma = s.area_of(change.mm, change.address, zone, i, head)
+    if vma is not None and not change.pmd and _usual(shadow, i, head, kind, write=write, vma=vma):
+        if kind != MIGRATION:
+            known = s.memory.contents
+            # What the rule says, where it is said soonest.
+            if (
+                shadow.backing_of is not None
+                or known.mode != "tokens"
+                or zone.m_token[i] != known.expected(change.mm, change.address >> s.page_shift)
+            ):
+                migration.contents(s, change, vma)
         return
     for check in ENTRY_RULES:
         check(s, change, vma)
 
 
-def _usual(s: Shadow, kind: int, pfn: int, *, write: bool, vma: Vma) -> bool:
+def _usual(shadow: ZoneShadow, i: int, head: int, kind: int, *, write: bool, vma: Vma) -> bool:
     """Tell whether a PTE where rmap finds it is as most are, so that no rule but the one on contents can be broken."""
-    shadow = s.zone(pfn)
     zone = shadow.zone
-    i = pfn - zone.base
-    head = i - zone.m_head_off[i]
     if zone.m_mapping[head] <= 0 or shadow.m_pte[i] + shadow.m_pmd[head] + shadow.m_mig[i] != 1:
         return False
     if write and vma.flags & _WRITABLE != _WRITABLE:

@@ -38,6 +38,7 @@ __all__ = [
     "Lock",
     "Shadow",
     "ZoneShadow",
+    "entries_at",
     "entry_at",
     "leaf_entry",
 ]
@@ -129,6 +130,24 @@ def entry_at(table: PteTable | Before, i: int) -> Entry:
     return NOTHING
 
 
+def entries_at(table: PteTable | Before, at: list[int]) -> list[Entry]:
+    """Return what some pages of a table are, or were."""
+    present, private, migration, write, m_pfn = table.present, table.private, table.migration, table.write, table.m_pfn
+    zero, rexcl = table.zero, table.rexcl
+    found: list[Entry] = []
+    for i in at:
+        bit = 1 << i
+        if present & bit and not zero & bit:
+            found.append((PRESENT, m_pfn[i], bool(write & bit), False))
+        elif private & bit:
+            found.append((PRIVATE, m_pfn[i], bool(write & bit), False))
+        elif migration & bit:
+            found.append((MIGRATION, m_pfn[i], bool(write & bit), bool(rexcl & bit)))
+        else:
+            found.append(entry_at(table, i))
+    return found
+
+
 def leaf_entry(leaf: PmdLeaf) -> Entry:
     """Return what a PMD leaf is."""
     return (_OF_LEAF[leaf.kind], leaf.pfn, leaf.write, leaf.rexcl)
@@ -163,7 +182,9 @@ class ZoneShadow:
 
     __slots__ = (
         "backing_of",
+        "base",
         "counter",
+        "end",
         "first",
         "live",
         "live_pages",
@@ -175,6 +196,7 @@ class ZoneShadow:
         "m_pte",
         "mig",
         "nr",
+        "pgmap",
         "pmd",
         "pte",
         "seen",
@@ -187,25 +209,32 @@ class ZoneShadow:
     )
 
     def __init__(self, zone: Zone) -> None:
-        self.zone = zone
-        self.pte = np.zeros(zone.nr, np.int32)  # present, device-private and device-exclusive PTEs that name the page
-        self.pmd = np.zeros(zone.nr, np.int32)  # PMDs that map the folio, on the head
-        self.mig = np.zeros(zone.nr, np.int32)  # migration entries of both levels
-        self.counter = np.zeros(zone.nr, np.int8)  # the RSS counter that its mappings are in
-        self.live = np.zeros(zone.nr, np.uint8)  # device memory: order + 1 on the head of a folio that is not free
+        self.zone: Final = zone
+        self.base: Final = zone.base
+        self.end: Final = zone.end
+        self.pgmap: Final = zone.pgmap
+        self.pte: Final = np.zeros(
+            zone.nr, np.int32
+        )  # present, device-private and device-exclusive PTEs that name the page
+        self.pmd: Final = np.zeros(zone.nr, np.int32)  # PMDs that map the folio, on the head
+        self.mig: Final = np.zeros(zone.nr, np.int32)  # migration entries of both levels
+        self.counter: Final = np.zeros(zone.nr, np.int8)  # the RSS counter that its mappings are in
+        self.live: Final = np.zeros(
+            zone.nr, np.uint8
+        )  # device memory: order + 1 on the head of a folio that is not free
         self.live_pages = 0
         self.touched: dict[int, None] = {}  # pages to look at, in order
         # Where a driver's dummies have their data (gpusvm.mm.api.DevPagemapOps).
-        self.backing_of = None if zone.pgmap is None else getattr(zone.pgmap.ops, "backing_of", None)
-        self.m_pte = self.pte.data
-        self.m_pmd = self.pmd.data
-        self.m_mig = self.mig.data
-        self.m_counter = self.counter.data
-        self.m_live = self.live.data
+        self.backing_of: Final = None if zone.pgmap is None else getattr(zone.pgmap.ops, "backing_of", None)
+        self.m_pte: Final = self.pte.data
+        self.m_pmd: Final = self.pmd.data
+        self.m_mig: Final = self.mig.data
+        self.m_counter: Final = self.counter.data
+        self.m_live: Final = self.live.data
         self.top = 0  # no page from here on was named when everything was counted
         self.lost: list[int] = []  # pages that lost AnonExclusive since it was last asked
         self.nr = 0
-        self.small = zone.nr <= _SMALL
+        self.small: Final = zone.nr <= _SMALL
         self.views: tuple[memoryview, ...] = ()
         self.first: tuple[memoryview, ...] = ()  # flags and references
         self.seen = self.seen_first = b""
@@ -318,6 +347,7 @@ class Shadow:
         self.memory = memory
         self.kernel = memory.kernel
         self.zones: dict[Zone, ZoneShadow] = {}
+        self._near: ZoneShadow | None = None  # the one asked for last; `forget_near` when zones go
         self.rss: dict[MmStruct, list[int]] = {}
         self.swapents: dict[MmStruct, int] = {}
         self.locks: dict[int, Lock] = {}  # by head pfn, as far as it is known who locked it
@@ -334,11 +364,26 @@ class Shadow:
 
     def zone(self, pfn: int) -> ZoneShadow:
         """Return the shadow of the zone that holds `pfn`."""
+        near = self._near
+        if near is not None and near.base <= pfn < near.end:
+            return near
         zone = self.memory.pages.zone(pfn)
         found = self.zones.get(zone)
         if found is None:
             found = self.zones[zone] = ZoneShadow(zone)
+        self._near = found
         return found
+
+    def follow_zones(self) -> None:
+        """Take notice of zones that have come or gone."""
+        known = self.zones
+        self.zones = {zone: known.get(zone) or ZoneShadow(zone) for zone in self.memory.pages.zones}
+        self._near = None
+
+    def forget_zone(self, zone: Zone) -> None:
+        """Take notice of one that goes."""
+        self.zones.pop(zone, None)
+        self._near = None
 
     def rebuild(self) -> None:
         """Count everything from the page tables, as they are now, and remember the struct pages."""
@@ -352,7 +397,8 @@ class Shadow:
 
     def recount(self) -> None:
         """Count everything from the page tables, as they are now."""
-        self.zones = {zone: ZoneShadow(zone) for zone in self.memory.pages.zones}
+        self.zones = {}
+        self.follow_zones()
         for shadow in self.zones.values():
             if shadow.zone.pgmap is not None:
                 shadow.count_live()
@@ -417,22 +463,27 @@ class Shadow:
                 self.swapents[mm] = self.swapents.get(mm, 0) + sign
             return
         shadow = self.zone(pfn)
-        i = pfn - shadow.zone.base
-        column = shadow.m_mig if kind == MIGRATION else shadow.m_pmd if pmd else shadow.m_pte
-        column[i] += sign
+        i = pfn - shadow.base
+        if kind == MIGRATION:
+            shadow.m_mig[i] += sign
+        elif pmd:
+            shadow.m_pmd[i] += sign
+        else:
+            shadow.m_pte[i] += sign
         shadow.touched[i] = None
         rss = self.rss.get(mm)
         if rss is None:
             rss = self.rss[mm] = [0] * len(mm.rss)
+        counter = shadow.m_counter[i]
         if sign > 0:
             zone = shadow.zone
             in_what = zone.m_mapping[i - zone.m_head_off[i]]
             # A migration entry may be counted when its page is free again already: it counts where it did.
             if in_what:
                 small = in_what > 0 and not zone.m_flags[i] & PG_HUGETLB
-                shadow.m_counter[i] = MM_ANONPAGES if small else self.counter(pfn)
-        if shadow.m_counter[i] >= 0:
-            rss[shadow.m_counter[i]] += sign * (self.nr if pmd else 1)
+                shadow.m_counter[i] = counter = MM_ANONPAGES if small else self.counter(pfn)
+        if counter >= 0:
+            rss[counter] += sign * self.nr if pmd else sign
 
     def counter(self, pfn: int) -> int:
         """Return the RSS counter that a mapped page is in (include/linux/mm.h:mm_counter); -1 for hugetlb's pages."""
@@ -446,16 +497,25 @@ class Shadow:
         order = shadow.zone.m_order[head]
         if not order:
             return shadow.m_pte[head] + shadow.m_pmd[head]
-        return int(shadow.pte[head : head + (1 << order)].sum()) + shadow.m_pmd[head]
+        nr = 1 << order
+        if nr <= FEW:
+            return sum(shadow.m_pte[head : head + nr]) + shadow.m_pmd[head]
+        return int(shadow.pte[head : head + nr].sum()) + shadow.m_pmd[head]
 
-    def area(self, mm: MmStruct, address: int, pfn: int) -> "Vma | None":
-        """Return the area in which rmap finds page `pfn` at an address of `mm`; None if it does not find it there."""
-        pages = self.memory.pages
-        zone = pages.zone(pfn)
-        i = pfn - zone.base
-        head = pfn - zone.m_head_off[i]
-        index = zone.m_index[head - zone.base] + zone.m_head_off[i]
-        mapping = zone.m_mapping[head - zone.base]
+    def migrating(self, shadow: ZoneShadow, head: int) -> int:
+        """Return how many migration entries name a page of the folio at index `head` of its zone."""
+        order = shadow.zone.m_order[head]
+        if not order:
+            return shadow.m_mig[head]
+        nr = 1 << order
+        return sum(shadow.m_mig[head : head + nr]) if nr <= FEW else int(shadow.mig[head : head + nr].sum())
+
+    def area_of(self, mm: MmStruct, address: int, zone: Zone, i: int, head: int) -> "Vma | None":
+        """Return the area in which rmap finds page `i` of a zone, whose folio begins at `head`, at an address of `mm`;
+        None if it does not find it there.
+        """
+        index = zone.m_index[head] + i - head
+        mapping = zone.m_mapping[head]
         if not mapping:
             # What a driver inserts (mm/memory.c:vm_insert_page) belongs to no file; rmap does not find it.
             vma = mm.vma_lookup(address)

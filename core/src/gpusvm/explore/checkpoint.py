@@ -26,12 +26,15 @@ from typing import Any, Final
 
 import numpy as np
 
+from gpusvm.check.shadow import ZoneShadow
 from gpusvm.errors import ModelError
 from gpusvm.explore.fields import is_frozen, is_in_python, slots_of
-from gpusvm.kernel import Graveyard
+from gpusvm.kernel import Graveyard, LockMap, Mutex, RwSemaphore, SpinLock, Work, Workqueue
 from gpusvm.kernel.greenlets import IdleGreenlets, is_greenlet, is_suspended
+from gpusvm.kernel.lockdep import Chain, LockClass
+from gpusvm.mm.page import Zone
 
-__all__ = ["Checkpoint"]
+__all__ = ["SETTLED", "Checkpoint"]
 
 _ALL: Final = slice(None)
 
@@ -83,6 +86,22 @@ _BASES: Final = (
     str,
     bytes,
 )
+
+
+# What is declared Final in the classes of which a machine has most: written when an object is made, and never again.
+SETTLED: Final[dict[type, frozenset[str]]] = {
+    LockClass: frozenset({"after", "atomic", "key", "kind", "name", "ordered", "sleeps", "subclass", "tried"}),
+    Chain: frozenset({"_before", "cls", "parent", "site"}),
+    LockMap: frozenset({"_cls", "_kernel", "name"}),
+    Mutex: frozenset({"_checked", "_cls", "_kernel"}),
+    SpinLock: frozenset({"_checked", "_cls", "_kernel"}),
+    RwSemaphore: frozenset({"_checked", "_cls", "_kernel", "_read", "_write"}),
+    Work: frozenset({"fn"}),
+    Workqueue: frozenset({"_cpu", "_kernel", "_map", "_percpu", "max_active"}),
+    Zone: frozenset(Zone.__slots__) - {"used"},
+    ZoneShadow: frozenset(ZoneShadow.__slots__)
+    - {"first", "live_pages", "lost", "nr", "seen", "seen_first", "top", "touched", "views"},
+}
 
 
 class Checkpoint:
@@ -171,6 +190,7 @@ class Checkpoint:
                 del cell.cell_contents
 
 
+_NOTHING: Final[frozenset[str]] = frozenset()
 _drain = deque[object](maxlen=0)
 _run = _drain.extend
 
@@ -338,6 +358,7 @@ class _Walk:
         if kind is Graveyard:
             self.graveyards.append(what)
         frozen = is_frozen(kind)
+        settled = SETTLED.get(kind, _NOTHING)
         for cls in kind.__mro__:
             if cls in _ENTER:
                 _ENTER[cls](self, what)
@@ -358,7 +379,7 @@ class _Walk:
                     self.unset.append((member.__delete__, what))
                 continue
             self._see(value, what, f".{name}")
-            if frozen:
+            if frozen or name in settled:
                 continue
             # A private name is written as it is stored only by its descriptor; so is what a class guards.
             if ordinary and getattr(kind, name, None) is member:

@@ -57,7 +57,7 @@ class Delay(Estimated):
 
     def new_execution(self) -> bool:
         begins = super().new_execution()
-        count = 1 + self._choices.pick(self._delays, "delays") if self._delays else 0
+        count = 1 + self._drawn.below(self._delays) if self._delays else 0
         self._points = self._draw_points(count)
         self._last = None
         self._patience = Patience()

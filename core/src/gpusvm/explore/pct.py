@@ -78,4 +78,4 @@ class Pct(Estimated):
         # practically none, and then the first candidate goes.
         if what is running and what.name in self._fired:
             return self._fired.pop(what.name)
-        return self._depth + self._choices.pick(1 << 62, "priority")
+        return self._depth + self._drawn.below(1 << 62)

@@ -21,4 +21,4 @@ class RandomWalk(Sampled):
     """
 
     def next_task(self, candidates: Sequence[Task | Timer], running: Task | None) -> int:
-        return self._choices.pick(len(candidates), "task")
+        return self._drawn.below(len(candidates))

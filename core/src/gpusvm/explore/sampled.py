@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from gpusvm.errors import InputError
-from gpusvm.kernel import SeededChoices
+from gpusvm.kernel import Drawn
 
 if TYPE_CHECKING:
     from gpusvm.kernel import Task
@@ -64,23 +64,23 @@ class Sampled:
         self._seed = seed
         self._schedule = first - stride
         self._stride = stride
-        self._choices = SeededChoices(0)
+        self._drawn = Drawn(0)
         self._one_in: dict[str, int] = {}
 
     def new_execution(self) -> bool:
         self._schedule += self._stride
-        self._choices = SeededChoices(seed_of(self._seed, self._schedule))
+        self._drawn = Drawn(seed_of(self._seed, self._schedule))
         self._one_in = {}
         return True
 
     def next_int(self, n: int, label: str) -> int:
         if not label.startswith(INJECT):
-            return self._choices.pick(n, label)
+            return self._drawn.below(n)
         one_in = self._one_in.get(label)
         if one_in is None:
-            drawn = self._choices.pick(2 * len(_FAILS_ONE_IN), label)
+            drawn = self._drawn.below(2 * len(_FAILS_ONE_IN))
             one_in = self._one_in[label] = _FAILS_ONE_IN[drawn] if drawn < len(_FAILS_ONE_IN) else 0
-        return int(one_in == 1 or (one_in > 1 and self._choices.pick(one_in, label) == 0))
+        return int(one_in == 1 or (one_in > 1 and self._drawn.below(one_in) == 0))
 
 
 class Estimated(Sampled):
@@ -109,4 +109,4 @@ class Estimated(Sampled):
         execution.
         """
         expected = self._fixed or self._expected
-        return [self._choices.pick(expected, "point") + 1 for _ in range(count)] if expected else []
+        return [self._drawn.below(expected) + 1 for _ in range(count)] if expected else []

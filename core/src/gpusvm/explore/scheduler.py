@@ -45,23 +45,24 @@ class SchedulerChoices:
     ``taken`` replays the execution; ``widths`` and ``labels`` say of each answer what it was picked from and what for.
     """
 
-    __slots__ = ("_scheduler", "labels", "taken", "widths")
+    __slots__ = ("_next_int", "_next_task", "labels", "taken", "widths")
 
     def __init__(self, scheduler: Scheduler) -> None:
-        self._scheduler = scheduler
+        self._next_int = scheduler.next_int
+        self._next_task = scheduler.next_task
         self.taken: list[int] = []
         self.widths: list[int] = []
         self.labels: list[str] = []
 
     def pick(self, n: int, label: str) -> int:
-        choice = self._scheduler.next_int(n, label)
+        choice = self._next_int(n, label)
         self.taken.append(choice)
         self.widths.append(n)
         self.labels.append(label)
         return choice
 
     def pick_task(self, candidates: Sequence[Task | Timer], running: Task | None) -> int:
-        choice = self._scheduler.next_task(candidates, running)
+        choice = self._next_task(candidates, running)
         if choice != ABANDON:
             self.taken.append(choice)
             self.widths.append(len(candidates))

@@ -1,6 +1,15 @@
 """The kernel a driver runs in: tasks, choices, clock, locks and lockdep, work, references, failure injection, trace."""
 
-from gpusvm.kernel.choices import ABANDON, Abandoned, CarryOn, Choices, FirstChoice, RecordedChoices, SeededChoices
+from gpusvm.kernel.choices import (
+    ABANDON,
+    Abandoned,
+    CarryOn,
+    Choices,
+    Drawn,
+    FirstChoice,
+    RecordedChoices,
+    SeededChoices,
+)
 from gpusvm.kernel.core import Kernel
 from gpusvm.kernel.costs import Costs
 from gpusvm.kernel.footprint import EVERYTHING, Footprint
@@ -25,6 +34,7 @@ __all__ = [
     "Choices",
     "Completion",
     "Costs",
+    "Drawn",
     "FirstChoice",
     "Footprint",
     "Gauges",

@@ -66,20 +66,32 @@ class CarryOn(FirstChoice):
         return 0
 
 
+class Drawn:
+    """Draw numbers evenly by splitmix64 from a seed: the same on every machine and Python."""
+
+    __slots__ = ("_state",)
+
+    def __init__(self, seed: int) -> None:
+        self._state = seed & _MASK
+
+    def below(self, n: int) -> int:
+        """Return the next number of ``range(n)``."""
+        self._state = z = (self._state + 0x9E3779B97F4A7C15) & _MASK
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+        return ((z ^ (z >> 31)) * n) >> 64
+
+
 class SeededChoices:
-    """Pick evenly by splitmix64 from a seed: the same on every machine and Python."""
+    """Pick evenly from a seed."""
 
     def __init__(self, seed: int) -> None:
         self.taken: list[int] = []
         self.widths: list[int] = []
-        self._state = seed & _MASK
+        self._drawn = Drawn(seed)
 
     def pick(self, n: int, label: str) -> int:
-        self._state = (self._state + 0x9E3779B97F4A7C15) & _MASK
-        z = self._state
-        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
-        choice = ((z ^ (z >> 31)) * n) >> 64
+        choice = self._drawn.below(n)
         self.taken.append(choice)
         self.widths.append(n)
         return choice

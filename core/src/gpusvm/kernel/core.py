@@ -139,8 +139,7 @@ class Kernel:
         self.workqueues: list[Workqueue] = []
         self.closing = False
         self.next_due = NEVER  # when another task or timer is due; timed mode only
-        # In explored mode a step costs the same whatever is charged for it.
-        self._table: Mapping[str, int] = _Free() if costs is None or self.explored else costs.table
+        self._table: Mapping[str, int] = _Free() if costs is None else costs.table
         self._atomic = _Atomic(self)
         self.sched: Scheduler
         if self.explored:
@@ -175,6 +174,8 @@ class Kernel:
         """Advance the running task by `n` times the cost of `event`; others go first that are due earlier, unless it is
         atomic.
         """
+        if self.explored:  # where a step costs the same whatever is charged
+            return
         try:
             ns = self._table[event] * n
         except KeyError:

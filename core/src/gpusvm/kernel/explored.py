@@ -71,29 +71,33 @@ class ExploredScheduler(Scheduler):
         if kernel.closing:
             return
         task = kernel.current
-        if kernel.footprint is not None or self.steps >= self.steps_max:
+        footprint = kernel.footprint
+        if footprint is not None or self.steps >= self.steps_max:
             self._step()
         else:  # the same, without a call
             self.now += STEP_NS
             self.steps += 1
-        task.time_ns = self.now
-        if kernel.observer is not None:
-            step = getattr(kernel.observer, "step", None)
+        task.time_ns = now = self.now
+        observer = kernel.observer
+        if observer is not None:
+            step = getattr(observer, "step", None)
             if step is not None:
                 step(task, label, what)
-        if kernel.footprint is not None:
-            kernel.footprint.step(task, label, what, label not in READS)
+        if footprint is not None:
+            footprint.step(task, label, what, label not in READS)
         heap = self.heap
-        if self._due or (heap and heap[0][0] <= self.now):
+        if self._due or (heap and heap[0][0] <= now):
             self._collect()
-        if not self._ready and not self._due:
+        elif not self._ready:
             return
-        if type(kernel.choices) is CarryOn and not kernel.cpus:
+        choices = kernel.choices
+        if type(choices) is CarryOn and not kernel.cpus:
             return
-        others = self._candidates()
-        if not others:
+        candidates = self._candidates()
+        if not candidates:
             return
-        choice = kernel.choices.pick_task([task, *others], task)
+        candidates.insert(0, task)
+        choice = choices.pick_task(candidates, task)
         if choice:
             following = self._take(choice - 1) if choice > 0 else self._abandon()
             if following is not task:

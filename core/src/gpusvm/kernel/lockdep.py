@@ -9,14 +9,18 @@ taken in that situation.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from gpusvm.errors import LockdepError
-from gpusvm.kernel.place import caller, line_of, place_of
+from gpusvm.kernel.place import Site, caller, name_site, site_of_caller
 
 if TYPE_CHECKING:
     from gpusvm.kernel.core import Kernel
     from gpusvm.kernel.task import Task
+
+
+# Where the first lock was taken, where the second was then, and by which task.
+_Edge = tuple[Site | None, Site | None, str]
 
 
 class LockClass:
@@ -26,16 +30,30 @@ class LockClass:
 
     __slots__ = ("after", "atomic", "key", "kind", "name", "ordered", "sleeps", "subclass", "tried")
 
-    def __init__(self, kind: str, name: str, subclass: int, *, sleeps: bool, atomic: bool, ordered: bool) -> None:
-        self.kind = kind
-        self.name = name
-        self.subclass = subclass
-        self.sleeps = sleeps  # taking it may sleep
-        self.atomic = atomic  # holding it forbids to sleep
-        self.ordered = ordered  # it takes part in the order; contexts do not
-        self.after: dict[LockClass, tuple[str, str, str]] = {}
-        self.key: LockClass = self  # what a trylock orders as, once it is held
-        self.tried: LockClass = self
+    def __init__(
+        self,
+        kind: str,
+        name: str,
+        subclass: int,
+        *,
+        sleeps: bool,
+        atomic: bool,
+        ordered: bool,
+        key: LockClass | None = None,
+    ) -> None:
+        self.kind: Final = kind
+        self.name: Final = name
+        self.subclass: Final = subclass
+        self.sleeps: Final = sleeps  # taking it may sleep
+        self.atomic: Final = atomic  # holding it forbids to sleep
+        self.ordered: Final = ordered  # it takes part in the order; contexts do not
+        self.after: Final[dict[LockClass, _Edge]] = {}
+        self.key: Final[LockClass] = key or self  # what a trylock orders as, once it is held
+        self.tried: Final[LockClass] = (
+            LockClass(kind, name, subclass, sleeps=False, atomic=atomic, ordered=True, key=self)
+            if ordered and key is None
+            else self
+        )
 
     def describe(self) -> str:
         return str(self)
@@ -45,25 +63,24 @@ class LockClass:
 
 
 class Chain(dict[LockClass, "Chain"]):
-    """Be what a task holds: the class last taken, the place where that was first done, and the chain before it."""
+    """Be what a task holds: the class last taken, the site where that was first done, and the chain before it."""
 
-    __slots__ = ("cls", "parent", "place")
+    __slots__ = ("_before", "cls", "parent", "site")
 
-    def __init__(self, parent: Chain | None, cls: LockClass | None, place: str) -> None:
+    def __init__(self, parent: Chain | None, cls: LockClass | None, site: Site | None) -> None:
         super().__init__()
-        self.parent = parent
-        self.cls = cls
-        self.place = place
+        self.parent: Final = parent
+        self.cls: Final = cls
+        self.site: Final = site
+        self._before: Final[tuple[Chain, ...]] = () if parent is None else parent.path()
 
-    def path(self) -> list[Chain]:
+    @property
+    def place(self) -> str:
+        return name_site(self.site)
+
+    def path(self) -> tuple[Chain, ...]:
         """Return the nodes from the first lock held to the last."""
-        nodes: list[Chain] = []
-        node: Chain | None = self
-        while node is not None and node.cls is not None:
-            nodes.append(node)
-            node = node.parent
-        nodes.reverse()
-        return nodes
+        return self._before if self.cls is None else (*self._before, self)
 
 
 class Lockdep:
@@ -72,7 +89,7 @@ class Lockdep:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._classes: dict[tuple[str, str, int], LockClass] = {}
-        self.root = Chain(None, None, "")
+        self.root = Chain(None, None, None)
         self._notifier = LockClass("context", "mmu notifier", 0, sleeps=False, atomic=False, ordered=False)
         self.section = LockClass("context", "preempt_disable", 0, sleeps=False, atomic=True, ordered=False)
         self._forbidden: frozenset[str] = frozenset({"mmap_lock", "alloc"})
@@ -103,8 +120,6 @@ class Lockdep:
         cls = self._classes.get((kind, name, subclass))
         if cls is None:
             cls = LockClass(kind, name, subclass, sleeps=sleeps, atomic=atomic, ordered=True)
-            cls.tried = LockClass(kind, name, subclass, sleeps=False, atomic=atomic, ordered=True)
-            cls.tried.key = cls
             self._classes[kind, name, subclass] = cls
         return cls
 
@@ -117,56 +132,62 @@ class Lockdep:
 
         `lock` is the instance. Raises LockdepError.
         """
-        place = caller()
-        path = task.chain.path()
-        for node in path:
-            held = node.cls
-            assert held is not None
-            if held.atomic and cls.sleeps:
-                self._sleeping(task, f"taking {cls}", place)
-            if cls.key is not cls:  # a trylock waits for nobody
-                continue
-            if held is self._notifier and (cls.name in self._forbidden or (cls.sleeps and "sleep" in self._forbidden)):
-                raise LockdepError(
-                    f"in an mmu notifier: task {task.name!r} takes {cls} at {place}, "
-                    f"inside a notifier callback made at {node.place}"
-                )
-        if cls.ordered and cls.key is cls:
-            self._check_order(task, lock, cls, path, place)
-        node = Chain(task.chain, cls, place)
+        site = site_of_caller()
+        if task.held:
+            path = task.chain.path()
+            waits, sleeps, notifier = cls.key is cls, cls.sleeps, self._notifier  # a trylock waits for nobody
+            for node in path:
+                held = node.cls
+                assert held is not None
+                if sleeps and held.atomic:
+                    self._sleeping(task, f"taking {cls}", name_site(site))
+                if (
+                    held is notifier
+                    and waits
+                    and (cls.name in self._forbidden or (sleeps and "sleep" in self._forbidden))
+                ):
+                    raise LockdepError(
+                        f"in an mmu notifier: task {task.name!r} takes {cls} at {name_site(site)}, "
+                        f"inside a notifier callback made at {node.place}"
+                    )
+            if waits and cls.ordered:
+                self._check_order(task, lock, cls, path, site)
+        node = Chain(task.chain, cls, site)
         task.chain[cls] = node
         return node
 
-    def _check_order(self, task: Task, lock: Any, cls: LockClass, path: list[Chain], place: str) -> None:
+    def _check_order(self, task: Task, lock: Any, cls: LockClass, path: tuple[Chain, ...], site: Site | None) -> None:
         for node, instance in zip(path, task.held, strict=True):
             assert node.cls is not None
             if instance is lock:
                 raise LockdepError(
-                    f"recursive lock: task {task.name!r} takes {cls} at {place} and holds it since {node.place}"
+                    f"recursive lock: task {task.name!r} takes {cls} at {name_site(site)} and holds it since "
+                    f"{node.place}"
                 )
             if node.cls.key is cls:
                 raise LockdepError(
-                    f"possible recursive locking: task {task.name!r} takes {cls} at {place} and holds another of "
-                    f"that class since {node.place}; if they nest in a known order, say so with a subclass"
+                    f"possible recursive locking: task {task.name!r} takes {cls} at {name_site(site)} and holds "
+                    f"another of that class since {node.place}; if they nest in a known order, say so with a subclass"
                 )
         for node in path:
             assert node.cls is not None
             before = node.cls.key
             if not before.ordered or cls in before.after:
                 continue
-            circle = self._find(cls, before)
+            circle = self._find(cls, before) if cls.after else ()
             if circle:
-                first = f"{before} (taken at {node.place}), then {cls} at {place} by task {task.name!r}"
+                first = f"{before} (taken at {node.place}), then {cls} at {name_site(site)} by task {task.name!r}"
                 known = "; ".join(
-                    f"{a} (taken at {at}), then {b} at {then} by task {name!r}" for a, b, (at, then, name) in circle
+                    f"{a} (taken at {name_site(at)}), then {b} at {name_site(then)} by task {name!r}"
+                    for a, b, (at, then, name) in circle
                 )
                 raise LockdepError(f"lock order: {first}; but before: {known}")
-            before.after[cls] = (node.place, place, task.name)
+            before.after[cls] = (node.site, site, task.name)
 
     @staticmethod
-    def _find(start: LockClass, goal: LockClass) -> list[tuple[LockClass, LockClass, tuple[str, str, str]]]:
+    def _find(start: LockClass, goal: LockClass) -> list[tuple[LockClass, LockClass, _Edge]]:
         """Return the shortest known order that leads from `start` to `goal`, empty if there is none."""
-        came: dict[LockClass, tuple[LockClass, tuple[str, str, str]]] = {}
+        came: dict[LockClass, tuple[LockClass, _Edge]] = {}
         queue = [start]
         for cls in queue:
             for follower, edge in cls.after.items():
@@ -203,7 +224,7 @@ class Lockdep:
             assert node.cls is not None
             after = chain.get(node.cls)
             if after is None:  # a part of what was checked needs no check
-                after = chain[node.cls] = Chain(chain, node.cls, node.place)
+                after = chain[node.cls] = Chain(chain, node.cls, node.site)
             chain = after
         task.chain = chain
         del held[at]
@@ -221,7 +242,7 @@ class Lockdep:
         """Return the chain of `task` inside a context, such as a section with preemption disabled."""
         chain = task.chain.get(context)
         if chain is None:
-            chain = task.chain[context] = Chain(task.chain, context, caller())
+            chain = task.chain[context] = Chain(task.chain, context, site_of_caller())
         return chain
 
     def check_sleep(self, task: Task, doing: str) -> None:
@@ -244,10 +265,7 @@ class Lockdep:
         )
 
     def _sleeping(self, task: Task, doing: str, place: str) -> NoReturn:
-        since = "?"
-        if task.atomic_site is not None:
-            code, instruction = task.atomic_site
-            since = place_of(code.co_filename, line_of(code, instruction))
+        since = name_site(task.atomic_site)
         what = next(str(node.cls) for node in task.chain.path() if node.cls is not None and node.cls.atomic)
         raise LockdepError(
             f"sleeping while atomic: task {task.name!r} is {doing} at {place}, atomic since {since} ({what})"
@@ -262,9 +280,9 @@ class LockMap:
     __slots__ = ("_cls", "_kernel", "name")
 
     def __init__(self, kernel: Kernel, kind: str, name: str, *, sleeps: bool = False) -> None:
-        self.name = name
-        self._kernel = kernel
-        self._cls = kernel.lockdep.lock_class(kind, name, sleeps=sleeps)
+        self.name: Final = name
+        self._kernel: Final = kernel
+        self._cls: Final = kernel.lockdep.lock_class(kind, name, sleeps=sleeps)
 
     def describe(self) -> str:
         return str(self._cls)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from sys import _getframe
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from gpusvm.errors import LockdepError
 from gpusvm.kernel.place import caller
@@ -34,9 +34,9 @@ class Mutex(Waitable):
     def __init__(self, kernel: Kernel, name: str) -> None:
         self.name = name
         self.owner: Task | None = None
-        self._kernel = kernel
-        self._checked = kernel.checked
-        self._cls = kernel.lockdep.lock_class("mutex", name, sleeps=True)
+        self._kernel: Final = kernel
+        self._checked: Final = kernel.checked
+        self._cls: Final = kernel.lockdep.lock_class("mutex", name, sleeps=True)
         self._waiters: list[Task] = []  # a deque would be most of a mutex, and there are thousands
         self._handoff = False  # the first waiter was overtaken
 
@@ -158,9 +158,9 @@ class SpinLock(Waitable):
     def __init__(self, kernel: Kernel, name: str) -> None:
         self.name = name
         self.owner: Task | None = None
-        self._kernel = kernel
-        self._checked = kernel.checked
-        self._cls = kernel.lockdep.lock_class("spinlock", name, atomic=True)
+        self._kernel: Final = kernel
+        self._checked: Final = kernel.checked
+        self._cls: Final = kernel.lockdep.lock_class("spinlock", name, atomic=True)
         self._waiters: deque[Task] = deque()
         self._free_ns = 0
 

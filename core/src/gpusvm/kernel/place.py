@@ -8,6 +8,12 @@ from types import CodeType, FrameType
 # What lies in this room is mechanism: an error names the code that called it.
 _ROOM = str(Path(__file__).parent / "_").removesuffix("_")
 
+# Files by whether they lie there.
+_MECHANISM: dict[str, bool] = {}
+
+Site = tuple[CodeType, int]
+"""A place as it is noted where most are never named: some code and the instruction in it (``f_lasti``)."""
+
 # Files of those who look on: by whether what called them is theirs, too.
 _ONLOOKERS: dict[str, bool] = {}
 
@@ -20,7 +26,11 @@ def place_of(filename: str, line: int) -> str:
 
 def is_mechanism(code: CodeType) -> bool:
     """Tell whether code lies in gpusvm.kernel."""
-    return code.co_filename.startswith(_ROOM)
+    filename = code.co_filename
+    known = _MECHANISM.get(filename)
+    if known is None:
+        known = _MECHANISM[filename] = filename.startswith(_ROOM)
+    return known
 
 
 def line_of(code: CodeType, instruction: int) -> int:
@@ -31,6 +41,17 @@ def line_of(code: CodeType, instruction: int) -> int:
     return code.co_firstlineno
 
 
+def name_site(site: Site | None) -> str:
+    """Return the place of a site, "?" for None."""
+    return "?" if site is None else place_of(site[0].co_filename, line_of(*site))
+
+
+def site_of_caller() -> Site | None:
+    """Return the site of the nearest frame outside gpusvm.kernel."""
+    frame = outside(sys._getframe(1))
+    return None if frame is None else (frame.f_code, frame.f_lasti)
+
+
 def caller() -> str:
     """Return the place of the nearest frame outside gpusvm.kernel."""
     frame = outside(sys._getframe(1))
@@ -39,7 +60,14 @@ def caller() -> str:
 
 def outside(frame: FrameType | None) -> FrameType | None:
     """Return the nearest frame outside gpusvm.kernel, `frame` itself or one that called it."""
-    while frame is not None and is_mechanism(frame.f_code):
+    known = _MECHANISM
+    while frame is not None:
+        code = frame.f_code
+        inside = known.get(code.co_filename)
+        if inside is None:
+            inside = is_mechanism(code)
+        if not inside:
+            break
         frame = frame.f_back
     return frame
 

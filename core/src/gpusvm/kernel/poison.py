@@ -14,14 +14,14 @@ from weakref import WeakSet
 
 from gpusvm.errors import LateWorkError, LockdepError, UseAfterFreeError
 from gpusvm.kernel.locks import Mutex, SpinLock
-from gpusvm.kernel.place import caller, place_of
+from gpusvm.kernel.place import Site, caller, name_site
 from gpusvm.kernel.rwsem import RwSemaphore
 from gpusvm.kernel.task import Waitable
 from gpusvm.kernel.timers import Timer
 from gpusvm.kernel.work import Work
 
 if TYPE_CHECKING:
-    from types import CodeType, FrameType
+    from types import FrameType
 
     from gpusvm.kernel.core import Kernel
     from gpusvm.kernel.task import Task
@@ -39,18 +39,17 @@ _LOCKS: Final = (Mutex, SpinLock, RwSemaphore)
 class Grave:
     """Say who freed an object, with the parts that are embedded in it, and where."""
 
-    __slots__ = ("_code", "_line", "task", "whole")
+    __slots__ = ("_site", "task", "whole")
 
-    def __init__(self, whole: object, task: str, code: CodeType, line: int) -> None:
+    def __init__(self, whole: object, task: str, site: Site) -> None:
         self.whole = whole
         self.task = task
-        self._code = code
-        self._line = line
+        self._site = site
 
     @property
     def place(self) -> str:
         """Return where it was freed."""
-        return place_of(self._code.co_filename, self._line)
+        return name_site(self._site)
 
     def describe(self, obj: object) -> str:
         """Name the object or a part of it, and then what it was a part of."""
@@ -81,7 +80,7 @@ class Graveyard:
         """
         task = self.kernel.current
         frame: FrameType = sys._getframe(2)
-        grave = Grave(obj, task.name, frame.f_code, frame.f_lineno)
+        grave = Grave(obj, task.name, (frame.f_code, frame.f_lasti))
         if type(obj) in _LIVING:
             self._poison(obj, grave)  # its parts are freed, too, but it is what is freed twice
         if parts:

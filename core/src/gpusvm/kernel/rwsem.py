@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from gpusvm.kernel.locks import not_owner
 from gpusvm.kernel.task import Task, Waitable
@@ -29,16 +29,16 @@ class RwSemaphore(Waitable):
 
     def __init__(self, kernel: Kernel, name: str) -> None:
         self.name = name
-        self._kernel = kernel
-        self._checked = kernel.checked
-        self._cls = kernel.lockdep.lock_class("rwsem", name, sleeps=True)
+        self._kernel: Final = kernel
+        self._checked: Final = kernel.checked
+        self._cls: Final = kernel.lockdep.lock_class("rwsem", name, sleeps=True)
         self._writer: Task | None = None
         self._readers: list[Task] = []
         self._queue: deque[tuple[Task, bool]] = deque()  # who waits, and whether to write
         # How often it was locked for write: what was noted under one hold can be told from a later one's.
         self.writes = 0
-        self._read = _ReadSection(self)
-        self._write = _WriteSection(self)
+        self._read: Final = _ReadSection(self)
+        self._write: Final = _WriteSection(self)
 
     @property
     def is_locked(self) -> bool:

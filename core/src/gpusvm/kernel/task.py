@@ -12,6 +12,7 @@ from gpusvm.errors import ModelError
 if TYPE_CHECKING:
     from gpusvm.kernel.core import Kernel
     from gpusvm.kernel.lockdep import Chain
+    from gpusvm.kernel.place import Site
 
 
 class Waitable:
@@ -115,7 +116,7 @@ class Task(Waitable):
         self.entry = 0  # counter of its valid entry in the scheduler's heap, 0 if none
         self.counted = False  # that entry keeps settle() going
         self.preempt_count = 0
-        self.atomic_site: Any = None  # (code, instruction) where preempt_count left 0
+        self.atomic_site: Site | None = None  # where preempt_count left 0
         self._in_notifier = 0
         self.cpu: int | None = None
         self.bound = False

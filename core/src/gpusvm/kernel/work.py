@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from sys import _getframe
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from gpusvm.errors import InputError, ModelError
 from gpusvm.kernel.lockdep import LockMap
-from gpusvm.kernel.place import place_of
+from gpusvm.kernel.place import Site, name_site
 from gpusvm.kernel.task import Task, Waitable
 from gpusvm.kernel.timers import Timer
 
 if TYPE_CHECKING:
-    from types import CodeType
-
     from gpusvm.kernel.core import Kernel
 
 
@@ -28,11 +26,11 @@ class Work(Waitable):
     kind = "work"
 
     def __init__(self, fn: Callable[[], object], name: str) -> None:
-        self.fn = fn
+        self.fn: Final = fn
         self.name = name
         self.pending = False  # queued, or its delay is running (work_pending)
         self.disabled = 0  # how often disable_sync was called more than enable: it is not queued then
-        self._by: tuple[str, CodeType, int] | None = None  # who queued it last, in an explored kernel
+        self._by: tuple[str, Site] | None = None  # who queued it last, in an explored kernel
         self.running: Task | None = None
         self._queue: Workqueue | None = None
         self._seq = 0
@@ -82,8 +80,8 @@ class Work(Waitable):
         """Say whether it is queued or running, and who queued it; empty if neither. `task` may be the worker itself."""
         by = ""
         if self._by is not None:
-            name, code, line = self._by
-            by = f" (queued by task {name!r} at {place_of(code.co_filename, line)})"
+            name, site = self._by
+            by = f" (queued by task {name!r} at {name_site(site)})"
         if self.pending:
             return f"is queued{by}"
         if self.running is not None and self.running is not task:
@@ -130,15 +128,15 @@ class Workqueue(Waitable):
         if max_active < 1:
             raise ModelError(f"workqueue {name!r}: max_active is {max_active} and counts from 1")
         self.name = name
-        self.max_active = max_active
-        self._kernel = kernel
-        self._cpu = cpu  # of the workers, if they are bound
-        self._percpu: dict[int, Workqueue] = {}  # what is queued on one CPU (struct pool_workqueue)
+        self.max_active: Final = max_active
+        self._kernel: Final = kernel
+        self._cpu: Final = cpu  # of the workers, if they are bound
+        self._percpu: Final[dict[int, Workqueue]] = {}  # what is queued on one CPU (struct pool_workqueue)
         self._works: list[Work] = []
         self._workers: list[tuple[Task, Work | None] | None] = [None] * max_active
         self._flushers: list[tuple[int, Task]] = []
         self._seq = 0
-        self._map = LockMap(kernel, "workqueue", name)
+        self._map: Final = LockMap(kernel, "workqueue", name)
 
     def queue(self, work: Work) -> bool:
         """Queue `work` and return True, or return False if it is pending already (queue_work)."""
@@ -150,7 +148,7 @@ class Workqueue(Waitable):
         work.pending = True
         if kernel.explored:
             frame = _getframe(1)
-            work._by = (kernel.current.name, frame.f_code, frame.f_lineno)
+            work._by = (kernel.current.name, (frame.f_code, frame.f_lasti))
         self._insert(work)
         return True
 
@@ -178,7 +176,7 @@ class Workqueue(Waitable):
         work.pending = True
         if kernel.explored:
             frame = _getframe(1)
-            work._by = (kernel.current.name, frame.f_code, frame.f_lineno)
+            work._by = (kernel.current.name, (frame.f_code, frame.f_lasti))
         work._queue = self
         work._timer = Timer(kernel, work.name, lambda: self._insert(work))
         kernel.touch(work._timer)

@@ -110,30 +110,30 @@ class Zone:
         self.pgmap: Final = pgmap
         self.used = 0
         self.private: Final = pgmap is not None and pgmap.type == MEMORY_DEVICE_PRIVATE
-        self.refcount = np.zeros(nr, np.int32)
-        self.mapcount = np.zeros(nr, np.int32)
+        self.refcount: Final = np.zeros(nr, np.int32)
+        self.mapcount: Final = np.zeros(nr, np.int32)
         # entire_mapcount: PMD mappings, on the head; at most one an address space. A memoryview refuses one too many.
-        self.entire = np.zeros(nr, np.int16)
-        self.flags = np.zeros(nr, np.uint16)
-        self.order = np.zeros(nr, np.uint8)  # on the head of a large folio, else 0
-        self.head_off = np.zeros(nr, np.uint16)  # distance to the head
+        self.entire: Final = np.zeros(nr, np.int16)
+        self.flags: Final = np.zeros(nr, np.uint16)
+        self.order: Final = np.zeros(nr, np.uint8)  # on the head of a large folio, else 0
+        self.head_off: Final = np.zeros(nr, np.uint16)  # distance to the head
         # folio.mapping, on the head: 0 is NULL, the id of an anon_vma, or minus the id of an address_space.
-        self.mapping = np.zeros(nr, np.int32)
-        self.index = np.zeros(nr, np.int64)  # folio.index: linear page index in the mapping, on the head
+        self.mapping: Final = np.zeros(nr, np.int32)
+        self.index: Final = np.zeros(nr, np.int64)  # folio.index: linear page index in the mapping, on the head
         # zone_device_data: (slot in the handle table << 1) | flag. There are no more slots than device pages, and
         # neither way of storing a Python int lets one through that does not fit.
-        self.zdd = np.zeros(nr, np.int32)
-        self.token = np.zeros(nr, np.int64)  # contents
-        self.m_refcount = self.refcount.data
-        self.m_mapcount = self.mapcount.data
-        self.m_entire = self.entire.data
-        self.m_flags = self.flags.data
-        self.m_order = self.order.data
-        self.m_head_off = self.head_off.data
-        self.m_mapping = self.mapping.data
-        self.m_index = self.index.data
-        self.m_zdd = self.zdd.data
-        self.m_token = self.token.data
+        self.zdd: Final = np.zeros(nr, np.int32)
+        self.token: Final = np.zeros(nr, np.int64)  # contents
+        self.m_refcount: Final = self.refcount.data
+        self.m_mapcount: Final = self.mapcount.data
+        self.m_entire: Final = self.entire.data
+        self.m_flags: Final = self.flags.data
+        self.m_order: Final = self.order.data
+        self.m_head_off: Final = self.head_off.data
+        self.m_mapping: Final = self.mapping.data
+        self.m_index: Final = self.index.data
+        self.m_zdd: Final = self.zdd.data
+        self.m_token: Final = self.token.data
 
     def __repr__(self) -> str:
         """Show what a message needs."""

@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from gpusvm.errors import UseAfterFreeError
-from gpusvm.kernel.place import place_of
+from gpusvm.kernel.place import Site, name_site
 from gpusvm.mm.api import Pfns
 
 if TYPE_CHECKING:
-    from types import CodeType
-
     from gpusvm.mm.page import Index, PageMap, Zone
 
 __all__ = ["PageOwner"]
@@ -32,8 +30,8 @@ class PageOwner:
 
     def __init__(self, pages: "PageMap") -> None:
         self.pages = pages
-        self._freed: dict[int, tuple[str, CodeType, int]] = {}
-        self._removed: list[tuple[int, int, tuple[str, CodeType, int]]] = []
+        self._freed: dict[int, tuple[str, Site]] = {}
+        self._removed: list[tuple[int, int, tuple[str, Site]]] = []
 
     def freed(self, zone: "Zone", index: "Index | int", nr: int = 1) -> None:
         """Note that the running task frees `nr` pages from index `index` on, or the pages of a batch."""
@@ -59,7 +57,7 @@ class PageOwner:
         for base, end, remover in self._removed:
             if base <= pfn < end:
                 by, what = remover, "removed"
-        return "" if by is None else f"; task {by[0]!r} {what} it at {place_of(by[1].co_filename, by[2])}"
+        return "" if by is None else f"; task {by[0]!r} {what} it at {name_site(by[1])}"
 
     def check(self, doing: str, pfns: Pfns) -> None:
         """Raise UseAfterFreeError if one of many pages belongs to no live folio; -1 is the zero page."""
@@ -83,8 +81,8 @@ class PageOwner:
         task = self.pages.kernel.current.name
         return UseAfterFreeError(f"use after free: task {task!r} {doing} free page {pfn:#x}{self.last(pfn)}")
 
-    def _by(self) -> "tuple[str, CodeType, int]":
+    def _by(self) -> tuple[str, Site]:
         frame = sys._getframe(2)
         while frame.f_back is not None and frame.f_code.co_filename in _BETWEEN:
             frame = frame.f_back
-        return self.pages.kernel.current.name, frame.f_code, frame.f_lineno
+        return self.pages.kernel.current.name, (frame.f_code, frame.f_lasti)

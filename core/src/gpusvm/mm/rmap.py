@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["AnonVma", "Rmap"]
 
+_FEW: Final = 16  # so many are looked at one by one
+
 
 class AnonVma:
     """Be what the pages of related anonymous VMAs have in common (struct anon_vma).
@@ -349,6 +351,13 @@ class Rmap:
     def _heads(self, zone: Zone, index: Index) -> tuple[Pfns, Pfns]:
         # The heads of the folios that have the pages of a batch, and how many pages each has there.
         where = np.arange(index.start, index.stop) if isinstance(index, slice) else index
+        if len(where) <= _FEW:
+            counts: dict[int, int] = {}
+            for i in where.tolist():
+                head = i - zone.m_head_off[i]
+                counts[head] = counts.get(head, 0) + 1
+            heads = sorted(counts)
+            return np.array(heads, np.int64), np.array([counts[head] for head in heads], np.int64)
         return np.unique(where - zone.head_off[where], return_counts=True)
 
     def folio_try_share_anon_rmap(self, page: int) -> bool:
