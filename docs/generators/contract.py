@@ -56,12 +56,17 @@ behind `if kernel.explored:`, and so whatever asks who holds a lock (`RwSemaphor
     ),
     (
         "Strategies",
-        "In what one driver differs from another.",
+        """\
+In what one driver differs from another. For the keys of `DriverInfo.strategies` a user may give a class of his own
+([how to](../how-to/your-own-policy.md)); it is built with: `pm`, the driver's own policy; `place`, the driver;
+`embedding`, nothing; `page_to_bo`, the kernel and the span of pages.""",
         (
             "gpusvm.driver.protocols.PagemapEmbedding",
             "gpusvm.driver.protocols.BoMapping",
             "gpusvm.driver.protocols.RuntimePmPolicy",
             "gpusvm.driver.protocols.FaultPolicy",
+            "gpusvm.driver.embedding.DrmEmbedding",
+            "gpusvm.drm.page_index.PageIndex",
         ),
     ),
     (

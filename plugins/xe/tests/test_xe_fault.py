@@ -4,6 +4,7 @@ import errno
 
 import pytest
 from gpusvm.driver import ACCESS_ATOMIC, ACCESS_READ, ACCESS_WRITE
+from gpusvm.drm import page_zdd
 from gpusvm.errors import KernelError
 from gpusvm.gpu import ATOMIC, READ, REMOTE, WRITE
 
@@ -164,7 +165,7 @@ def test_the_cpu_takes_the_whole_allocation_back(bench):
 
 
 def test_both_ways_from_a_page_to_its_object_agree(bench):
-    for spec in ("xe:page_to_bo=zdd", "xe:page_to_bo=offset"):
+    for spec in ("xe:page_to_bo=zone_device_data", "xe:page_to_bo=offset", "xe:page_to_bo=xarray"):
         b = bench(spec, thp="never")
         addr = b.map(2 * PMD + M)
         b.cpu_write(addr, (2 * PMD + M) // PAGE)
@@ -173,7 +174,7 @@ def test_both_ways_from_a_page_to_its_object_agree(bench):
             pfn = int(b.vm.page_table.pfns(place // PAGE, place // PAGE + 1)[0])
             bo = b.driver.bo_mapping.bo_of(pfn)
             assert pfn in b.driver.tiles[0].vram.pfns(bo, b.driver.tiles[0].dpagemap.pagemap).tolist()
-            assert bo.devmem is b.memory.zone_device_data(pfn).devmem
+            assert bo.devmem is page_zdd(b.memory, pfn).devmem
         b.cpu_read(addr)  # one object goes
         b.gpu_read(addr)
 

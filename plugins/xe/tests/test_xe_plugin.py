@@ -65,7 +65,8 @@ def test_the_defaults_are_the_kernels():
         "copy_chunk": 8 << 20,
         "media_gt": True,
         "need_64k": False,
-        "page_to_bo": "zdd",
+        "embedding": ("siblings",),
+        "page_to_bo": "zone_device_data",
         "autosuspend_ms": 1000,
         "d3cold_mib": 300,
     }

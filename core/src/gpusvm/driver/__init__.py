@@ -3,6 +3,7 @@
 from gpusvm.driver.capabilities import Capabilities, Capability, no, yes
 from gpusvm.driver.chunk import Chunk, ChunkPool, FreeList, chunk_pages
 from gpusvm.driver.contract import ABI, DeviceSpec, DriverInfo, Host
+from gpusvm.driver.embedding import DevInDrm, DrmEmbedding, P2pProvider, Siblings, drm_embedding, embedding_problems
 from gpusvm.driver.fault import (
     ACCESS_ATOMIC,
     ACCESS_NAMES,
@@ -14,7 +15,7 @@ from gpusvm.driver.fault import (
     GpuFault,
 )
 from gpusvm.driver.pipeline import FaultJob, FaultPipeline, Restart
-from gpusvm.driver.power import AlwaysAwake
+from gpusvm.driver.power import AlwaysAwake, ChangedPm
 from gpusvm.driver.protocols import (
     BoMapping,
     Driver,
@@ -47,12 +48,15 @@ __all__ = [
     "CallerPipeline",
     "Capabilities",
     "Capability",
+    "ChangedPm",
     "Chunk",
     "ChunkPool",
+    "DevInDrm",
     "DeviceSpec",
     "Driver",
     "DriverInfo",
     "DriverSpec",
+    "DrmEmbedding",
     "Errnos",
     "FaultAccounts",
     "FaultJob",
@@ -65,17 +69,21 @@ __all__ = [
     "GpuFault",
     "Host",
     "NotifierWindow",
+    "P2pProvider",
     "PagemapEmbedding",
     "QueueFaults",
     "RangeUnit",
     "Refusals",
     "Restart",
     "RuntimePmPolicy",
+    "Siblings",
     "TiledVm",
     "Variant",
     "Vm",
     "all_fixed",
     "chunk_pages",
+    "drm_embedding",
+    "embedding_problems",
     "format_size",
     "no",
     "parse_size",

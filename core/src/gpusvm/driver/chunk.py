@@ -11,12 +11,12 @@ array, and zone_device_data of a free page is the list that it is on.
 from array import array
 from collections.abc import Callable
 from errno import EFAULT
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from attrs import define
 
-from gpusvm.drm import DrmDevice, DrmPagemap
+from gpusvm.drm import DrmDevice, DrmPagemap, PageIndex
 from gpusvm.errors import KernelError
 from gpusvm.mm.api import (
     MEMORY_DEVICE_PRIVATE,
@@ -129,6 +129,7 @@ class ChunkPool:
     `lost_pages` pages at the end of a chunk that is carved small stay unused. `on_new` is called with each new chunk
     before its pages exist and may attach a buffer object, or refuse with a KernelError. Chunks are of `memory_type`,
     at whatever pfn `region(pages)` gives the next one: device-private addresses that nothing uses, if it is None.
+    What-if: with an `index`, of all pfns, a page leads to its chunk through that, and not through its dev_pagemap.
     """
 
     def __init__(
@@ -143,6 +144,7 @@ class ChunkPool:
         on_new: Callable[[Chunk], None] | None = None,
         memory_type: int = MEMORY_DEVICE_PRIVATE,
         region: Callable[[int], int] | None = None,
+        index: PageIndex | None = None,
     ) -> None:
         self.kernel = kernel
         self.memory = memory
@@ -152,6 +154,7 @@ class ChunkPool:
         self.lost_pages = lost_pages
         self.on_new = on_new
         self.memory_type = memory_type
+        self.index = index
         self.region = region or memory.request_free_mem_region
         self.large_order = memory.geometry.pmd_order
         self.chunks: list[Chunk] = []
@@ -205,6 +208,8 @@ class ChunkPool:
 
     def chunk_of(self, pfn: int) -> Chunk:
         """Return the chunk of a device page: container_of(page_pgmap(page))."""
+        if self.index is not None:
+            return cast("Chunk", self.index.find(pfn))
         pgmap = self.memory.page_pgmap(pfn)
         assert pgmap is not None
         chunk: Chunk = pgmap.container
@@ -280,6 +285,8 @@ class ChunkPool:
         chunk = pagemap.container = Chunk(self, pagemap)
         if self.on_new is not None:
             self.on_new(chunk)
+        if self.index is not None:
+            self.index.attach(chunk, np.arange(chunk.first, chunk.end))
         memory.memremap_pages(pagemap)
         with self.mutex:
             self.chunks.append(chunk)
@@ -302,6 +309,8 @@ class ChunkPool:
             self.chunks.remove(chunk)
         self.retire(chunk)
         self.memory.memunmap_pages(chunk.pagemap)
+        if self.index is not None:
+            self.index.detach(np.arange(chunk.first, chunk.end))
         self.kernel.gauges.dec("pagemap")
         self.kernel.free(chunk.pagemap, chunk.pagemap.done)  # the chunk around it goes when its bo has been put
 

@@ -4,13 +4,16 @@ A plugin hands over one inert `DriverInfo`; `make(host)` builds the driver (`gpu
 machine.
 """
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from attrs import Factory, field, frozen
+from attrs import Factory, evolve, field, frozen
 
 from gpusvm.driver.capabilities import Capabilities
 from gpusvm.driver.refusals import Refusals
+from gpusvm.driver.strategy import NO_STRATEGIES, build_strategy, strategy_problems
+from gpusvm.errors import InputError, nearest
 from gpusvm.kernel import Kernel
 from gpusvm.mm.api import MemoryManagerApi
 
@@ -71,6 +74,18 @@ class Host:
     peers: "list[Driver]" = Factory(list)
     policy: "FaultPolicy | None" = None
     owners: "OwnerList | None" = None
+    strategies: Mapping[str, Callable[..., Any]] = NO_STRATEGIES
+    """The user's classes, by the key that `DriverInfo.strategies` has for them (`DriverInfo.variant`)."""
+
+    def strategy(self, key: str, default: Any, *args: Any) -> Any:
+        """Return what to use for `key`: the user's class built with `args` if there is one, and else `default`."""
+        return build_strategy(self, key, default, *args)
+
+    def fault_policy(self, driver: Any) -> "FaultPolicy | None":
+        """Return what decides about migration in place of the driver's own rule: `policy`, or the user's class for
+        `place`, built with the driver.
+        """
+        return self.policy or self.strategy("place", None, driver)
 
 
 def _nothing_to_refuse(tunables: Any, quirks: Any) -> Sequence[str]:
@@ -87,7 +102,8 @@ class DriverInfo:
     every combination that cannot work, with the reason. `refusals` states the errnos that programs may get.
     With `awake_with_pages` it promises that the device is awake while a page of it is in an address space.
     `tiles_max` is how many tiles of a device it knows to tell apart (its Vms are `TiledVm` if they are several), and
-    `integrated` says that it also drives devices that are not discrete.
+    `integrated` says that it also drives devices that are not discrete. `strategies` are the keys for which a user may
+    give a class of his own, each with the protocol that the class has to satisfy.
     """
 
     name: str
@@ -106,3 +122,22 @@ class DriverInfo:
     tiles_max: int = 1
     integrated: bool = False
     awake_with_pages: bool = False
+    strategies: Mapping[str, type] = NO_STRATEGIES
+
+    def variant(self, **classes: type) -> Self:
+        """Return the driver with classes of the user's own in the place of some of its strategies, by their key.
+
+        What ``NAME:KEY=MODULE:CLASS`` does in a spec string. InputError for a key that the driver has no place for,
+        and for a class that lacks a method of the strategy's protocol or takes other arguments.
+        """
+        for key, chosen in classes.items():
+            if key not in self.strategies:
+                raise InputError(f"driver {self.name}: no strategy {key!r}; {nearest(key, sorted(self.strategies))}")
+            problems = strategy_problems(chosen, self.strategies[key])
+            if problems:
+                raise InputError(f"driver {self.name}: {key}: {'; '.join(problems)}")
+        return evolve(self, make=partial(_make_variant, self.make, classes)) if classes else self
+
+
+def _make_variant(make: "Callable[[Host], Driver]", classes: Mapping[str, Callable[..., Any]], host: Host) -> "Driver":
+    return make(evolve(host, strategies={**host.strategies, **classes}))

@@ -2,7 +2,8 @@
 
     xe    xe:chunk_sizes=64K+4K    nouveau:quirk.sticky_atomic=fixed    nouveau:populate=explicit
 
-Keys are the driver's tunables, its quirks and the mm's as ``quirk.NAME``, and ``populate``. List values are joined
+Keys are the driver's tunables, its quirks and the mm's as ``quirk.NAME``, ``populate``, and the driver's strategies,
+for which a class of the user's own may stand: ``pm=mypackage:MyPolicy``. List values are joined
 by ``+``, sizes take the suffixes K, M and G (powers of 1024). The normalised string has its keys sorted and its
 values in their shortest form; a default that was not given is not in it, so two spellings of one driver are one
 string.
@@ -17,6 +18,7 @@ import attrs
 from attrs import frozen
 
 from gpusvm.driver.contract import DriverInfo
+from gpusvm.driver.strategy import load_strategy
 from gpusvm.driver.tunables import QUIRK_VARIANTS, Variant, all_fixed
 from gpusvm.errors import InputError, nearest
 
@@ -92,6 +94,7 @@ def read_spec(
         mm_quirks = MmQuirks
     tunables: dict[str, Any] = {}
     given: dict[type[Any], dict[str, str]] = {info.quirks: {}, mm_quirks: {}}
+    strategies: dict[str, type] = {}
     populate: Populate = "fault"
     shortest: dict[str, str] = {}
     tunable_fields = {each.name: each for each in attrs.fields(info.tunables)}
@@ -103,6 +106,9 @@ def read_spec(
         if key == "populate":
             populate = _read_populate(where, value, info)
             shortest[key] = value
+        elif key in info.strategies and (key not in tunable_fields or ":" in value):
+            strategies[key] = load_strategy(where, value, info.strategies[key])
+            shortest[key] = value
         elif key in tunable_fields:
             tunables[key] = _read_value(where, value, tunable_fields[key])
             shortest[key] = _write_value(tunables[key], tunable_fields[key])
@@ -111,7 +117,8 @@ def read_spec(
             given[owner][declared.name] = _read_choice(where, value, declared.metadata.get("choices", QUIRK_VARIANTS))
             shortest[key] = value
         else:
-            valid = [*tunable_fields, *quirk_owners, "populate"]
+            valid = [*tunable_fields, *(key for key in info.strategies if key not in tunable_fields), *quirk_owners]
+            valid.append("populate")
             raise InputError(f"driver spec {text!r}: unknown key {key!r} of driver {name}; {nearest(key, valid)}")
     built = info.tunables(**tunables)
     bases = {owner: all_fixed(owner()) if quirks == "fixed" else owner() for owner in given}
@@ -122,7 +129,7 @@ def read_spec(
     normalised = ",".join(f"{key}={shortest[key]}" for key in sorted(shortest))
     return DriverSpec(
         text=f"{name}:{normalised}" if normalised else name,
-        info=info,
+        info=info.variant(**strategies),
         tunables=built,
         quirks=chosen[info.quirks],
         mm_quirks=chosen[mm_quirks],
@@ -175,6 +182,8 @@ def _read_value(where: str, value: str, declared: "attrs.Attribute[Any]") -> Any
         return _read_choice(where, value, meta["choices"])
     if not isinstance(default, tuple):
         return _read_int(where, value, meta)
+    if meta["choices"] is not None:
+        return tuple(_read_choice(where, part, meta["choices"]) for part in value.split("+"))
     numbers = tuple(_read_int(where, part, meta) for part in value.split("+"))
     if meta["descending"] and any(a <= b for a, b in itertools.pairwise(numbers)):
         raise InputError(f"{where}: expected values that fall from left to right, got {value!r}")

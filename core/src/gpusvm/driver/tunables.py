@@ -28,10 +28,10 @@ def tunable(
 ) -> Any:
     """Declare a field of a tunables class.
 
-    `default` is an int, a bool (unit "flag"), a str (unit "choice", one of `choices`) or a tuple of ints, each
-    within `minimum` and `maximum`; a field of unit "bytes" takes K, M and G suffixes in a spec string. `descending`
-    demands that a tuple falls strictly. `doc` is one sentence, `cite` the place in Linux 7.3.4 that the default
-    comes from.
+    `default` is an int, a bool (unit "flag"), a str (unit "choice", one of `choices`) or a tuple, of such strings or of
+    ints, each within `minimum` and `maximum`; a field of unit "bytes" takes K, M and G suffixes in a spec string.
+    `descending` demands that a tuple falls strictly. `doc` is one sentence, `cite` the place in Linux 7.3.4 that the
+    default comes from.
     """
     return attrs.field(
         default=default,

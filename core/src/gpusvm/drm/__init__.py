@@ -22,6 +22,16 @@ from gpusvm.drm.gpusvm import GpuSvm, GpuSvmCtx, GpuSvmOps
 from gpusvm.drm.migrate import migrate_to_devmem
 from gpusvm.drm.notifier import GpuSvmNotifier
 from gpusvm.drm.owner import Owner, OwnerList, Peer
+from gpusvm.drm.page_index import (
+    INTERVAL_NODE_BYTES,
+    XA_NODE_BYTES,
+    AllPfns,
+    IndexCosts,
+    OffsetMap,
+    PageIndex,
+    XArray,
+    page_index,
+)
 from gpusvm.drm.pagemap import DrmPagemap, PagemapDevOps, PagemapOps, page_to_dpagemap
 from gpusvm.drm.pagemap_cache import PagemapCache, PagemapShrinker
 from gpusvm.drm.pages import GpuSvmPages
@@ -36,7 +46,7 @@ from gpusvm.drm.scan import (
     SCAN_SYSTEM,
     SCAN_UNPOPULATED,
 )
-from gpusvm.drm.zdd import Zdd
+from gpusvm.drm.zdd import Zdd, page_zdd
 
 __all__ = [
     "D0",
@@ -47,12 +57,15 @@ __all__ = [
     "DMA_TO_DEVICE",
     "DRM_INTERCONNECT_DRIVER",
     "DRM_INTERCONNECT_SYSTEM",
+    "INTERVAL_NODE_BYTES",
     "SCAN_EQUAL",
     "SCAN_MIXED",
     "SCAN_MIXED_DEVICE",
     "SCAN_OTHER",
     "SCAN_SYSTEM",
     "SCAN_UNPOPULATED",
+    "XA_NODE_BYTES",
+    "AllPfns",
     "Awake",
     "Bo",
     "BoManager",
@@ -70,11 +83,14 @@ __all__ = [
     "GpuSvmOps",
     "GpuSvmPages",
     "GpuSvmRange",
+    "IndexCosts",
     "Inner",
     "IovaState",
     "MigrateDetails",
+    "OffsetMap",
     "Owner",
     "OwnerList",
+    "PageIndex",
     "PagemapAddrs",
     "PagemapCache",
     "PagemapDevOps",
@@ -85,11 +101,14 @@ __all__ = [
     "PmHeld",
     "PmReference",
     "RuntimePm",
+    "XArray",
     "Zdd",
     "constant_u8",
     "copy_contents",
     "evict_to_ram",
     "expand",
     "migrate_to_devmem",
+    "page_index",
     "page_to_dpagemap",
+    "page_zdd",
 ]

@@ -60,15 +60,15 @@ def migrate_to_ram(memory: MemoryManagerApi, vmf: VmFault) -> None:
         return
     moved = 0
     try:
-        skip_retired_pages(memory, args.src)
+        skip_retired_pages(memory, args.src, zdd)
         ram = RamPages(memory, args.src, args.dst, zdd)
         if ram.npages:
-            ram.copy(devmem)
+            ram.copy(zdd)
             moved = ram.npages
     finally:
         memory.migrate_vma_pages(args)
         if moved:
-            retire_migrated_pages(memory, args.src, args.dst)
+            retire_migrated_pages(memory, args.src, args.dst, zdd)
         memory.migrate_vma_finalize(args)
     if kernel.tracer.on:
         kernel.tracer.emit("migrate_to_ram", start, end, zdd.dpagemap.drm.name, moved)

@@ -9,9 +9,13 @@ import numpy as np
 
 from gpusvm.drm.devmem import Devmem
 from gpusvm.drm.ram import RamPages, retire_migrated_pages, skip_retired_pages
+from gpusvm.drm.zdd import folio_zdd
 from gpusvm.errors import KernelError
+from gpusvm.mm.api import MIGRATE_PFN_SHIFT, MIGRATE_PFN_VALID
 
 ATTEMPTS: Final = 3
+
+_VALID: Final = np.uint64(MIGRATE_PFN_VALID)
 
 
 def evict_to_ram(devmem: Devmem, *, attempts: int = ATTEMPTS) -> None:
@@ -53,16 +57,19 @@ def _evict_once(devmem: Devmem) -> None:
     dst = np.zeros(npages, np.uint64)
     memory.migrate_device_pfns(src, npages)
     moved = 0
+    live = src[(src & _VALID) != 0]
     try:
-        skip_retired_pages(memory, src)
-        ram = RamPages(memory, src, dst, None)
-        if ram.npages:
-            ram.copy(devmem)
-            moved = ram.npages
+        if len(live):
+            zdd = folio_zdd(memory, int(live[0]) >> MIGRATE_PFN_SHIFT)
+            skip_retired_pages(memory, src, zdd)
+            ram = RamPages(memory, src, dst, None)
+            if ram.npages:
+                ram.copy(zdd)
+                moved = ram.npages
     finally:
         memory.migrate_device_pages(src, dst, npages)
         if moved:
-            retire_migrated_pages(memory, src, dst)
+            retire_migrated_pages(memory, src, dst, zdd)
         memory.migrate_device_finalize(src, dst, npages)
     if kernel.tracer.on:
         kernel.tracer.emit("evict_to_ram", dpagemap.drm.name, moved)

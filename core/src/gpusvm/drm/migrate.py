@@ -13,7 +13,7 @@ import numpy.typing as npt
 from gpusvm.drm.addr import DMA_FROM_DEVICE, DMA_TO_DEVICE, Orders, constant_u8
 from gpusvm.drm.devmem import Devmem, DevmemOps, MigrateDetails
 from gpusvm.drm.mapping import CopyMapping, PeerMapping
-from gpusvm.drm.zdd import Zdd
+from gpusvm.drm.zdd import Zdd, folio_zdd
 from gpusvm.errors import KernelError, ModelError
 from gpusvm.mm.api import (
     MIGRATE_PFN_COMPOUND,
@@ -177,15 +177,15 @@ class _Migration:
             if pgmap.start_pfn <= src_pfn < pgmap.start_pfn + pgmap.nr_pages:
                 self._not_necessary()
                 return 0
-            source = memory.zone_device_data(src_pfn)
+            source = folio_zdd(memory, src_pfn)
         pfns = self._populate_pfns()
         dst_pfn = int(pfns[0])
         if int(pfns[-1]) != dst_pfn + npages - 1:
             raise self._not_consecutive(dst_pfn)
+        self._zdd.set_run(dst_pfn, npages)
         memory.zone_device_folio_init(dst_pfn, pgmap, order)
         self._zdd.kref.get("folio")
-        self._zdd.set_run(dst_pfn, npages)
-        memory.set_zone_device_data(dst_pfn, self._zdd)
+        self._zdd.store(memory, dst_pfn)
         self._live = npages
         dst = pfns[:1]
         orders = constant_u8(order, 1)
@@ -316,7 +316,7 @@ class _Migration:
             peer: DrmPagemap | None = None
             ops: DevmemOps | None = None
             if device[i]:
-                zdd: Zdd = memory.zone_device_data(int(src[i]))
+                zdd = folio_zdd(memory, int(src[i]))
                 peer, ops = zdd.dpagemap, zdd.devmem.ops
                 same = device[i:] & zdd.covers(src[i:])
             else:
@@ -339,7 +339,7 @@ class _Migration:
         else:
             memory.zone_device_folios_init(dst, pgmap)
         self._zdd.kref.get("folio", len(dst))
-        memory.set_zone_device_data(dst, self._zdd)
+        self._zdd.store(memory, dst)
 
     def _clear_holes(self, dst: Pfns, order: Orders, valid: Bools) -> None:
         if not self._devmem.cleared:

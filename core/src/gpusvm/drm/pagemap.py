@@ -9,9 +9,10 @@ from typing import Any, Protocol
 from gpusvm.drm.addr import Orders, PagemapAddrs, Protos
 from gpusvm.drm.cpu_fault import migrate_to_ram
 from gpusvm.drm.device import DrmDevice
+from gpusvm.drm.page_index import PageIndex
 from gpusvm.drm.pagemap_cache import PagemapCache
 from gpusvm.drm.quirks import AS_WRITTEN, DrmQuirks
-from gpusvm.drm.zdd import Zdd, page_zdd
+from gpusvm.drm.zdd import folio_zdd, page_zdd
 from gpusvm.errors import KernelError
 from gpusvm.kernel import Kref, Work
 from gpusvm.mm.api import VM_FAULT_SIGBUS, DevPagemap, MemoryManagerApi, MmApi, Pfns, VmFault, Words
@@ -48,12 +49,26 @@ class PagemapOps(Protocol):
 class DrmPagemap:
     """Be a device's memory as other devices and core see it (struct drm_pagemap).
 
+    What-if: with an `index` its pages lead to their allocations through that, and their zone_device_data stays unused.
+
     It points to the dev_pagemap and embeds none: `pagemap.container` is what embeds both, for container_of. While it is
     active it holds a reference on the device, which a worker drops after the last put. With a `cache` it stays then,
     inactive, for `reinit` or `destroy`; without, it is destroyed. Ledger kind "dpagemap".
     """
 
-    __slots__ = ("_dev_hold", "_kref", "cache", "container", "drm", "kernel", "memory", "ops", "pagemap", "quirks")
+    __slots__ = (
+        "_dev_hold",
+        "_kref",
+        "cache",
+        "container",
+        "drm",
+        "index",
+        "kernel",
+        "memory",
+        "ops",
+        "pagemap",
+        "quirks",
+    )
 
     def __init__(
         self,
@@ -65,6 +80,7 @@ class DrmPagemap:
         container: Any = None,
         quirks: DrmQuirks = AS_WRITTEN,
         holder: object = "driver",
+        index: PageIndex | None = None,
     ) -> None:
         kernel = memory.kernel
         self.memory = memory
@@ -75,6 +91,7 @@ class DrmPagemap:
         self.ops = ops
         self.container = container
         self.quirks = quirks
+        self.index = index
         self.cache: PagemapCache | None = None
         self._dev_hold: _DevHold
         self._kref: Kref
@@ -163,12 +180,18 @@ class _DevHold:
 
 
 class PagemapDevOps:
-    """Be the dev_pagemap_ops that core supplies (drm_pagemap_pagemap_ops_get): hand them to every DevPagemap."""
+    """Be the dev_pagemap_ops that core supplies (drm_pagemap_pagemap_ops_get): hand them to every DevPagemap.
 
-    __slots__ = ("memory",)
+    What-if: `dpagemap_of` leads from a dev_pagemap to the drm_pagemap, as an index outside of the pages needs it.
+    """
 
-    def __init__(self, memory: MemoryManagerApi) -> None:
+    __slots__ = ("dpagemap_of", "memory")
+
+    def __init__(
+        self, memory: MemoryManagerApi, *, dpagemap_of: "Callable[[DevPagemap], DrmPagemap] | None" = None
+    ) -> None:
         self.memory = memory
+        self.dpagemap_of = dpagemap_of
         memory.kernel.gauges.declare("zdd")
 
     def migrate_to_ram(self, vmf: VmFault) -> int:
@@ -181,8 +204,7 @@ class PagemapDevOps:
 
     def folio_free(self, pfn: int, order: int) -> None:
         """Drop the folio's reference on its zdd (drm_pagemap_folio_free)."""
-        zdd: Zdd = self.memory.zone_device_data(pfn)
-        zdd.kref.put("folio")
+        folio_zdd(self.memory, pfn).kref.put("folio")
 
     def folios_free(self, pfns: Pfns) -> None:
         """Do so for many folios of order 0, which may belong to several allocations."""
@@ -190,7 +212,7 @@ class PagemapDevOps:
         n = len(pfns)
         i = 0
         while i < n:
-            zdd: Zdd = memory.zone_device_data(int(pfns[i]))
+            zdd = folio_zdd(memory, int(pfns[i]))
             if i == 0 or n - i > 8:
                 mine = zdd.covers(pfns[i:])
                 count = int(mine.argmin()) if not mine.all() else n - i
@@ -203,12 +225,7 @@ class PagemapDevOps:
         """Give a new folio its reference, and the mark of those that have left (drm_pagemap_folio_split)."""
         if tail is None:
             return
-        memory = self.memory
-        zdd: Zdd = memory.zone_device_data(head)
-        zdd.kref.get("folio")
-        memory.set_zone_device_data(tail, zdd)
-        if memory.zone_device_flag(head):
-            memory.set_zone_device_flag(tail)
+        folio_zdd(self.memory, head).split(self.memory, head, tail)
 
 
 def page_to_dpagemap(memory: MemoryManagerApi, pfn: int) -> DrmPagemap:

@@ -24,7 +24,6 @@ from gpusvm.mm.api import (
 )
 
 if TYPE_CHECKING:
-    from gpusvm.drm.devmem import Devmem
     from gpusvm.drm.zdd import Zdd
 
 _LIVE = MIGRATE_PFN_VALID | MIGRATE_PFN_MIGRATE
@@ -132,9 +131,9 @@ class RamPages:
         self._memory.folios_lock_new(pfns)
         return pfns
 
-    def _check_not_retired(self) -> None:
+    def _check_not_retired(self, zdd: "Zdd") -> None:
         """Assert that no page is copied out whose contents are in RAM already, and may have changed there since."""
-        retired = self.device_pfns[self._memory.zone_device_flags(self.device_pfns)]
+        retired = self.device_pfns[zdd.retired(self._memory, self.device_pfns)]
         if len(retired):
             raise ModelError(f"device page {int(retired[0]):#x} is copied to RAM again, where its contents are already")
 
@@ -143,12 +142,13 @@ class RamPages:
         self.device_pfns = self.ram_pfns = np.zeros(0, np.int64)
         self.order = _NO_ORDERS
 
-    def copy(self, devmem: "Devmem") -> None:
+    def copy(self, zdd: "Zdd") -> None:
         """Let the device that owns the allocation copy (DMA direction FROM_DEVICE); on an error everything is given
         back.
         """
         if self._memory.kernel.explored:
-            self._check_not_retired()
+            self._check_not_retired(zdd)
+        devmem = zdd.devmem
         mapping: CopyMapping | None = None
         try:
             mapping = CopyMapping(devmem.drm, self.ram_pfns, self.order, self.npages, DMA_FROM_DEVICE)
@@ -170,29 +170,29 @@ class RamPages:
 _NO_ORDERS: Orders = np.zeros(0, np.uint8)
 
 
-def skip_retired_pages(memory: MemoryManagerApi, src: Words) -> None:
-    """Leave alone the folios whose contents are in RAM already (drm_pagemap_skip_retired_pages)."""
+def skip_retired_pages(memory: MemoryManagerApi, src: Words, zdd: "Zdd") -> None:
+    """Leave alone the folios of an allocation whose contents are in RAM already (drm_pagemap_skip_retired_pages)."""
     head = int(src[0])
     if len(src) == memory.geometry.pmd_nr and head & MIGRATE_PFN_COMPOUND:
-        if head & MIGRATE_PFN_VALID and memory.zone_device_flag(head >> MIGRATE_PFN_SHIFT):
+        if head & MIGRATE_PFN_VALID and zdd.retired(memory, np.array((head >> MIGRATE_PFN_SHIFT,), np.int64))[0]:
             src[0] = head & ~MIGRATE_PFN_MIGRATE
         return
     at = np.flatnonzero(src & _VALID)
     if len(at):
-        retired = memory.zone_device_flags((src[at] >> _SHIFT).view(np.int64))
+        retired = zdd.retired(memory, (src[at] >> _SHIFT).view(np.int64))
         if retired.any():
             src[at[retired]] &= ~_MIGRATE
 
 
-def retire_migrated_pages(memory: MemoryManagerApi, src: Words, dst: Words) -> None:
-    """Mark the folios whose contents have moved, so that none is copied out twice
+def retire_migrated_pages(memory: MemoryManagerApi, src: Words, dst: Words, zdd: "Zdd") -> None:
+    """Mark the folios of an allocation whose contents have moved, so that none is copied out twice
     (drm_pagemap_retire_migrated_pages).
     """
     head = int(src[0])
     if len(src) == memory.geometry.pmd_nr and head & MIGRATE_PFN_COMPOUND:
         if head & _LIVE == _LIVE and int(dst[0]):
-            memory.set_zone_device_flag(head >> MIGRATE_PFN_SHIFT)
+            zdd.retire(memory, head >> MIGRATE_PFN_SHIFT)
         return
     moved = ((src & _LIVE_WORD) == _LIVE_WORD) & (dst != 0)
     if moved.any():
-        memory.set_zone_device_flag((src[moved] >> _SHIFT).view(np.int64))
+        zdd.retire(memory, (src[moved] >> _SHIFT).view(np.int64))

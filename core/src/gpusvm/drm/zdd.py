@@ -1,21 +1,44 @@
 """drivers/gpu/drm/drm_pagemap.c:struct drm_pagemap_zdd, as of Linux 7.3.4: from a device page to its allocation."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from gpusvm.errors import KernelError
 from gpusvm.kernel import Kref
-from gpusvm.mm.api import Bools, MemoryManagerApi, Pfns
+from gpusvm.mm.api import Bools, DevPagemap, MemoryManagerApi, Pfns
 
 if TYPE_CHECKING:
     from gpusvm.drm.devmem import Devmem
-    from gpusvm.drm.pagemap import DrmPagemap
+    from gpusvm.drm.page_index import PageIndex
+    from gpusvm.drm.pagemap import DrmPagemap, PagemapDevOps
 
 
 def page_zdd(memory: MemoryManagerApi, pfn: int) -> "Zdd":
     """Return the zdd of a live device page: its folio's (drm_pagemap_page_zone_device_data)."""
-    zdd: Zdd = memory.zone_device_data(memory.folio_head(pfn))
+    return folio_zdd(memory, memory.folio_head(pfn))
+
+
+def folio_zdd(memory: MemoryManagerApi, head: int) -> "Zdd":
+    """Return the zdd of a device folio: zone_device_data, or what the index of its pagemap leads to in its place."""
+    zdd: Zdd | None = memory.zone_device_data(head)
+    if zdd is None:
+        pgmap = memory.page_pgmap(head)
+        assert pgmap is not None
+        index = dpagemap_of(pgmap).index
+        assert index is not None
+        zdd = index.find(head)
+        assert zdd is not None
     return zdd
+
+
+def dpagemap_of(pgmap: DevPagemap) -> "DrmPagemap":
+    """Return the drm_pagemap of a dev_pagemap, as the embedding has it. Linux 7.3.4 knows no such way in core: it goes
+    through the zdd.
+    """
+    ops = cast("PagemapDevOps", pgmap.ops)
+    assert ops.dpagemap_of is not None
+    return ops.dpagemap_of(pgmap)
 
 
 def hold_dpagemap(dpagemap: "DrmPagemap") -> None:
@@ -36,7 +59,7 @@ class Zdd:
     atomic context.
     """
 
-    __slots__ = ("_hi", "_lo", "_pfns", "devmem", "dpagemap", "kref")
+    __slots__ = ("_hi", "_index", "_lo", "_pfns", "_retired", "devmem", "dpagemap", "kref")
 
     def __init__(self, dpagemap: "DrmPagemap", devmem: "Devmem") -> None:
         kernel = dpagemap.kernel
@@ -45,20 +68,51 @@ class Zdd:
         self.devmem = devmem
         self.kref = Kref(kernel, "zdd", self._destroy, holder="migrate_to_devmem")
         kernel.gauges.inc("zdd")
+        self._index = dpagemap.index
+        self._retired: set[int] = set()  # the marks of folios, where there is no zone_device_data to have them
         self._lo = self._hi = 0  # no pages yet
         self._pfns: Pfns | None = None  # sorted, only if they are not simply [lo, hi)
 
     def set_pfns(self, pfns: Pfns) -> None:
-        """Remember which pages the allocation consists of."""
+        """Remember which pages the allocation consists of, before they are live. ENOMEM of an index outside of them."""
         self._lo = lo = int(pfns.min())
         self._hi = hi = int(pfns.max()) + 1
         if hi - lo != len(pfns):
             self._pfns = np.sort(pfns)
+        if self._index is not None:
+            self._enter(self._index)
 
     def set_run(self, head: int, nr_pages: int) -> None:
         """Remember so for consecutive pages."""
         self._lo = head
         self._hi = head + nr_pages
+        if self._index is not None:
+            self._enter(self._index)
+
+    def store(self, memory: MemoryManagerApi, pfn: int | Pfns) -> None:
+        """Let folios that have become live lead to the zdd, unless an index does already."""
+        if self._index is None:
+            memory.set_zone_device_data(pfn, self)
+
+    def retire(self, memory: MemoryManagerApi, pfn: int | Pfns) -> None:
+        """Mark folios of which the contents have moved: the low bit of zone_device_data, where there is one."""
+        if self._index is None:
+            memory.set_zone_device_flag(pfn)
+        else:
+            self._retired.update((pfn,) if isinstance(pfn, int) else pfn.tolist())
+
+    def retired(self, memory: MemoryManagerApi, pfns: Pfns) -> Bools:
+        """Tell which folios are marked."""
+        if self._index is None:
+            return memory.zone_device_flags(pfns)
+        return np.fromiter((pfn in self._retired for pfn in pfns.tolist()), np.bool_, len(pfns))
+
+    def split(self, memory: MemoryManagerApi, head: int, tail: int) -> None:
+        """Take a reference for a tail that a split makes a folio, and give it the mark of the head."""
+        self.kref.get("folio")
+        self.store(memory, tail)
+        if self.retired(memory, np.array((head,), np.int64))[0]:
+            self.retire(memory, tail)
 
     def covers_page(self, pfn: int) -> bool:
         """Tell whether `pfn`, a live device page, has this zone_device_data: an allocation has one zdd for all its
@@ -82,8 +136,20 @@ class Zdd:
         dpagemap = self.dpagemap
         kernel = dpagemap.kernel
         kernel.gauges.dec("zdd")
+        if self._index is not None and self._hi:
+            self._index.detach(self._all_pfns())
         devmem.detached.complete_all()
         devmem.release()
         drop_dpagemap(dpagemap)
         if kernel.explored:
             kernel.free(self)
+
+    def _all_pfns(self) -> Pfns:
+        return np.arange(self._lo, self._hi, dtype=np.int64) if self._pfns is None else self._pfns
+
+    def _enter(self, index: "PageIndex") -> None:
+        try:
+            index.attach(self, self._all_pfns())
+        except KernelError:
+            self._lo = self._hi = 0
+            raise

@@ -51,6 +51,7 @@ class Costs:
     migrate_finalize_per_folio: int
     dma_map_per_folio: int
     bo_alloc: int
+    page_index_load: int  # a load of a lookup in an index outside of the pages; the next one depends on it
     bo_clear_base: int
     bo_clear_per_byte: float
     # page tables and TLBs

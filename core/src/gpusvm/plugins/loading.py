@@ -8,11 +8,11 @@ import attrs
 import pluggy
 from attrs import define, field, frozen
 
+from gpusvm.driver.signatures import call_problem
 from gpusvm.errors import InputError, nearest
 from gpusvm.plugins import hookspecs
 from gpusvm.plugins.problems import BrokenPluginError, BrokenPluginsError, Place
 from gpusvm.plugins.registry import LoadedDriver, Registry
-from gpusvm.plugins.signatures import call_problem
 from gpusvm.plugins.sources import Source, find_sources
 from gpusvm.plugins.validation import Finding, info_findings, operations_findings, raised, returned
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import attrs
 from attrs import frozen
 
+from gpusvm.driver.signatures import call_problem, protocol_problems
 from gpusvm.errors import nearest
 from gpusvm.plugins.problems import Place
-from gpusvm.plugins.signatures import call_problem, protocol_problems
 
 if TYPE_CHECKING:
     from gpusvm.driver import DriverInfo

@@ -69,6 +69,8 @@ def _settings(driver: LoadedDriver) -> list[tuple[str, str]]:
     document = _driver_document(driver)
     for name, tunable in document["tunables"].items():
         rows.append((f"{name}={tunable['default']}", tunable["doc"]))
+    for name, protocol in document["strategies"].items():
+        rows.append((f"{name}=MODULE:CLASS", f"A class of your own that does what {protocol} says"))
     for name, quirk in document["quirks"].items():
         rows.append((f"quirk.{name}={'|'.join(quirk['variants'])}", quirk["doc"]))
     return rows
@@ -97,6 +99,7 @@ def _driver_document(driver: LoadedDriver) -> dict[str, Any]:
             }
             for each in attrs.fields(info.tunables)
         },
+        "strategies": {key: protocol.__name__ for key, protocol in info.strategies.items()},
         "quirks": {
             each.name: {"variants": list(each.metadata["choices"]), "doc": each.metadata["doc"]}
             for each in attrs.fields(info.quirks)

@@ -108,6 +108,7 @@ class DmirrorDevice:
         )
         # dmirror_select_device
         self.select = MIGRATE_VMA_SELECT_DEVICE_PRIVATE if spm is None else MIGRATE_VMA_SELECT_DEVICE_COHERENT
+        self._by_chunk = tunables.page_to_bo == "chunk"
         self.calloc = self.cfree = 0
         self.bo_mapping = ChunkOfPage(self.pool)
         self.pm = AlwaysAwake()
@@ -155,6 +156,16 @@ class DmirrorDevice:
 
     # ---- device memory -------------------------------------------------------------------------------------------
 
+    def table_of(self, pfn: int) -> Backing:
+        """Return what stands behind the pages of the chunk of a device page."""
+        table: Backing = self.pool.chunk_of(pfn).private if self._by_chunk else self.memory.zone_device_data(pfn)
+        return table
+
+    def lead_to(self, pfn: int | Pfns, table: Backing) -> None:
+        """Let device pages that are live lead to it."""
+        if not self._by_chunk:
+            self.memory.set_zone_device_data(pfn, table)
+
     def _attach_backing(self, chunk: Chunk) -> None:
         chunk.private = Backing(chunk, holds_files=self.quirks.freed_file == "fixed")
 
@@ -175,7 +186,7 @@ class DmirrorDevice:
         memory.zone_device_folio_init(pfn, chunk.pagemap, order)
         table: Backing = chunk.private
         table.attach_run(pfn, pfn if backing is None else backing, 1 << order, mirror)
-        memory.set_zone_device_data(pfn, table)
+        self.lead_to(pfn, table)
         self.calloc += 1 << order
         return pfn
 
@@ -196,7 +207,7 @@ class DmirrorDevice:
             memory.zone_device_folios_init(some, chunk.pagemap)
             table: Backing = chunk.private
             table.attach(some, backing[done : done + len(some)], mirror)
-            memory.set_zone_device_data(some, table)
+            self.lead_to(some, table)
             done += len(some)
         return pfns
 

@@ -37,7 +37,7 @@ class DmirrorPipeline(CallerPipeline):
     """Serve faults window by window."""
 
     def __init__(self, device: "DmirrorDevice") -> None:
-        super().__init__(device.kernel, device.accounts)
+        super().__init__(device.kernel, device.accounts, policy=device.host.fault_policy(device))
         self.device = device
 
     def begin(self, job: FaultJob) -> bool:

@@ -4,7 +4,7 @@ from errno import EBADF, EFAULT, EINVAL, ENOENT, ENOMEM, EPERM
 from typing import TYPE_CHECKING
 
 from attrs import evolve
-from gpusvm.driver import ABI, NEVER, Capabilities, DriverInfo, Errnos, Host, Refusals, no, yes
+from gpusvm.driver import ABI, NEVER, Capabilities, DriverInfo, Errnos, FaultPolicy, Host, Refusals, no, yes
 
 from gpusvm_dmirror.tunables import DmirrorQuirks, DmirrorTunables, refuse
 
@@ -56,6 +56,7 @@ INFO = DriverInfo(
     pm="none",
     make=_make,
     refuse=refuse,
+    strategies={"place": FaultPolicy},
     # test_hmm.c:dmirror_fault, dmirror_exclusive, dmirror_migrate_to_device. A fault looks a window of pages ahead.
     refusals=Refusals(
         access=_ACCESS,

@@ -134,7 +134,7 @@ def _copy_folio(device: "DmirrorDevice", mirror: "Dmirror", src: Words, dst: Wor
     write = word & MIGRATE_PFN_WRITE
     pfn = None if mirror.fail_alloc() else device.alloc_folio(mirror)
     if pfn is not None:
-        table: Backing = memory.zone_device_data(pfn)
+        table: Backing = device.table_of(pfn)
         if source is None:
             memory.clear_folio(table.of(pfn), nr)
         else:
@@ -190,7 +190,7 @@ def _finalize_and_map(
     store: Callable[[], None]
     if large:
         pfn = int(dst[0]) >> MIGRATE_PFN_SHIFT
-        table: Backing = memory.zone_device_data(pfn)
+        table: Backing = device.table_of(pfn)
         perm = READ | WRITE if int(dst[0]) & MIGRATE_PFN_WRITE else READ
         store = partial(mirror.page_table.map_run, vpn, table.of(pfn), geometry.pmd_nr, perm)
     else:
@@ -265,7 +265,7 @@ def _fault_alloc_and_copy(device: "DmirrorDevice", mirror: "Dmirror", args: Migr
     word = int(src[wanted[0]])
     if word & MIGRATE_PFN_COMPOUND:
         nr = geometry.pmd_nr
-        table: Backing = memory.zone_device_data(word >> MIGRATE_PFN_SHIFT)
+        table: Backing = device.table_of(word >> MIGRATE_PFN_SHIFT)
         backing = table.of(word >> MIGRATE_PFN_SHIFT)
         write = word & MIGRATE_PFN_WRITE
         folio = None if mirror.fail_alloc() else memory.alloc_folio(geometry.pmd_order)
@@ -334,7 +334,7 @@ class DmirrorPagemapOps:
             fault_page=vmf.page,
         )
         # The file that last migrated to the page, which after a fork or mremap need not be the one that faults.
-        table: Backing = memory.zone_device_data(memory.folio_head(vmf.page))
+        table: Backing = device.table_of(memory.folio_head(vmf.page))
         try:
             memory.migrate_vma_setup(args)
         except KernelError:
@@ -349,7 +349,7 @@ class DmirrorPagemapOps:
         """Free the backing and put the page on its list (dmirror_devmem_free)."""
         device = self.device
         memory = device.memory
-        table: Backing = memory.zone_device_data(pfn)
+        table: Backing = device.table_of(pfn)
         if not table.own:
             memory.folio_put(memory.folio_head(table.of(pfn)))
         table.forget(np.arange(pfn, pfn + (1 << order)))
@@ -379,8 +379,8 @@ class DmirrorPagemapOps:
         if tail is None:
             return
         memory = self.device.memory
-        table: Backing = memory.zone_device_data(head)
-        memory.set_zone_device_data(tail, table)
+        table: Backing = self.device.table_of(head)
+        self.device.lead_to(tail, table)
         if not table.own:
             memory.folio_get(memory.folio_head(table.of(tail)))
             table.has_split = True

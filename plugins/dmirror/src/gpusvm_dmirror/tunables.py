@@ -21,6 +21,14 @@ class DmirrorTunables:
         power_of_two=True,
         cite="test_hmm.c:DEVMEM_CHUNK_SIZE",
     )
+    page_to_bo: str = tunable(
+        "zone_device_data",
+        "How a device page leads to the page that backs it: by a pointer in the page, or through the chunk that its "
+        "dev_pagemap lies in",
+        unit="choice",
+        choices=("zone_device_data", "chunk"),
+        cite="test_hmm.c:BACKING_PAGE",
+    )
     fault_window_pages: int = tunable(
         32,
         "Pages that one fault looks up and maps",

@@ -4,7 +4,7 @@ import errno
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from gpusvm.driver import DriverInfo, FaultAccounts, FaultQueues, Host, NotifierWindow
+from gpusvm.driver import DriverInfo, FaultAccounts, FaultQueues, Host, NotifierWindow, RuntimePmPolicy
 from gpusvm.drm import DmaDevice, DrmDevice, DrmPagemap
 from gpusvm.errors import KernelError
 from gpusvm.gpu import CopyEngine, Tlb
@@ -26,6 +26,7 @@ class NouveauDevice:
     """Drive one GPU (struct nouveau_drm with its nouveau_svm). Its drm_device is the owner of its device pages."""
 
     info: DriverInfo = INFO
+    pm: RuntimePmPolicy
     queues: FaultQueues
 
     def __init__(self, host: Host) -> None:
@@ -36,9 +37,10 @@ class NouveauDevice:
         self.memory = memory
         self.quirks = quirks
         name = host.device.name
-        self.pm = IoctlPm(host, self)
+        self.power = IoctlPm(host, self)
+        self.pm = host.strategy("pm", self.power, self.power)
         dma = DmaDevice(kernel, name, iommu=host.device.iommu, page_shift=memory.geometry.page_shift)
-        self.device = DrmDevice(kernel, name, pm=self.pm.rpm, dma=dma)
+        self.device = DrmDevice(kernel, name, pm=self.power.rpm, dma=dma)
         self.accounts = FaultAccounts()
         self.tlb = Tlb(kernel, name)
         self.engine = CopyEngine(kernel, host.link, shape="per_piece", name=name)
@@ -57,7 +59,7 @@ class NouveauDevice:
             guard=self.pm.fault,
         )
         if host.tunables.runpm:
-            self.pm.rpm.enable()
+            self.power.rpm.enable()
 
     def pagemaps(self) -> list[DrmPagemap]:
         """Return one: populate takes a page from any chunk."""
@@ -78,10 +80,10 @@ class NouveauDevice:
     def shutdown(self) -> None:
         """Remove the device (nouveau_drm_device_fini): it is awake for that."""
         with self.pm.ioctl():
-            self.pm.rpm.disable()
+            self.power.rpm.disable()
             self.queues.stop()
             for _ in self.queues.buffers[0].drain():  # raised in an address space that was being closed
-                self.pm.fault_answered()
+                self.power.fault_answered()
             self.dmem.pool.withdraw()
             self.dmem.fini()
         self.device.put()
@@ -95,7 +97,7 @@ class NouveauDevice:
             "free_folios": len(pool.free_folios),
             "allocations": sum(chunk.callocated for chunk in pool.chunks),
             "svmms": len(self.svmms),
-            "sleeping_copies": self.pm.sleeping_copies,
+            "sleeping_copies": self.power.sleeping_copies,
         }
 
     def forget(self, svmm: NouveauSvmm) -> None:

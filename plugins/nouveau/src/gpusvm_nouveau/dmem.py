@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from gpusvm.driver import Chunk, ChunkPool, chunk_pages
-from gpusvm.drm import DMA_BIDIRECTIONAL, Bo, BoManager, Buddy, constant_u8
+from gpusvm.drm import DMA_BIDIRECTIONAL, AllPfns, Bo, BoManager, Buddy, constant_u8, page_index
 from gpusvm.errors import KernelError
 from gpusvm.gpu import D2H, H2D, READ, WRITE, runs
 from gpusvm.mm.api import (
@@ -114,6 +114,9 @@ class NouveauDmem:
             # is lost is the end of the chunk: 128 of 65536 pages.
             lost_pages=pages >> geometry.pmd_order,
             on_new=self._pin,
+            index=host.strategy(
+                "page_to_bo", page_index(host.tunables.page_to_bo, host.kernel, AllPfns()), host.kernel, AllPfns()
+            ),
         )
         self.bo_mapping = ChunkBoMapping(self.pool)
         self._pages_hold = device.quirks.freed_svmm == "fixed"
@@ -153,7 +156,7 @@ class NouveauDmem:
         memory.folio_lock(page)
         args.dst[0] = page << MIGRATE_PFN_SHIFT | MIGRATE_PFN_VALID | (MIGRATE_PFN_COMPOUND if order else 0)
         self._leave_others(svmm, vmf.mm, args)
-        with self.device.pm.cpu_fault():
+        with self.device.power.cpu_fault():
             # Whoever unmaps a part of the block meanwhile has it split. What was collected then are single pages, none
             # of which moves to a large one: they stay, and the fault is taken again.
             pages = 1 << memory.folio_order(source)

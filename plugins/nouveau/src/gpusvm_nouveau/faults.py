@@ -68,7 +68,7 @@ class NouveauPipeline(FaultPipeline):
     """Serve the fault buffer of one GPU."""
 
     def __init__(self, device: "NouveauDevice") -> None:
-        super().__init__(device.kernel, device.accounts)
+        super().__init__(device.kernel, device.accounts, policy=device.host.fault_policy(device))
         self.device = device
         self.memory = device.memory
         self._page_shift = device.memory.geometry.page_shift
@@ -269,7 +269,7 @@ class NouveauPipeline(FaultPipeline):
         if answer:
             self.kernel.charge("gpu_replay")
         job.fault.complete(answer)
-        self.device.pm.fault_answered()
+        self.device.power.fault_answered()
 
     def replay(self, batch: Sequence[GpuFault]) -> None:
         """Tell the GPU once to try everything again, if anything was served (nouveau_svm_fault_replay)."""

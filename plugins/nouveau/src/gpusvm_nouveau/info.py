@@ -4,7 +4,20 @@ from errno import EFAULT, EINVAL, ENOMEM, EPERM
 from typing import TYPE_CHECKING
 
 from attrs import evolve
-from gpusvm.driver import ABI, NEVER, Capabilities, DriverInfo, Errnos, Host, Refusals, no, yes
+from gpusvm.driver import (
+    ABI,
+    NEVER,
+    Capabilities,
+    DriverInfo,
+    Errnos,
+    FaultPolicy,
+    Host,
+    Refusals,
+    RuntimePmPolicy,
+    no,
+    yes,
+)
+from gpusvm.drm import PageIndex
 
 from gpusvm_nouveau.tunables import NouveauQuirks, NouveauTunables, refuse
 
@@ -56,6 +69,7 @@ INFO = DriverInfo(
     pm="a reference per ioctl; pages hold none, so the device may suspend under them",
     make=_make,
     refuse=refuse,
+    strategies={"pm": RuntimePmPolicy, "page_to_bo": PageIndex, "place": FaultPolicy},
     # nouveau_svm.c:nouveau_svm_fault, nouveau_range_fault, nouveau_atomic_range_fault, nouveau_svmm_bind. A fault that
     # ends with any of these is cancelled.
     refusals=Refusals(

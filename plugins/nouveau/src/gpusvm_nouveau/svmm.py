@@ -46,7 +46,7 @@ class NouveauFaults(QueueFaults):
 
     def submit(self, faults: "Sequence[GpuFault]") -> int:
         """Write faults into the device's one buffer; how many it took."""
-        pm = self._device.pm
+        pm = self._device.power
         for _ in faults:
             pm.fault_raised()
         taken = super().submit(faults)

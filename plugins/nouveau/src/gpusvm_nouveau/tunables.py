@@ -20,6 +20,14 @@ class NouveauTunables:
         power_of_two=True,
         cite="nouveau_dmem.c:DMEM_CHUNK_SIZE, NR_CHUNKS",
     )
+    page_to_bo: str = tunable(
+        "chunk",
+        "How a device page leads to its chunk, and so to its buffer object: through its dev_pagemap, by an ordered map "
+        "of chunks, by an xarray, or by a pointer in the page",
+        unit="choice",
+        choices=("chunk", "offset", "xarray", "zone_device_data"),
+        cite="nouveau_dmem.c:nouveau_page_to_chunk",
+    )
     fault_entries: int = tunable(
         4096,
         "Faults that the replayable fault buffer holds, 32 bytes each (assumed: the hardware tells it in a register)",
@@ -101,5 +109,7 @@ class NouveauQuirks:
 
 
 def refuse(tunables: NouveauTunables, quirks: NouveauQuirks) -> list[str]:
-    """Name the combinations that cannot work: nouveau has none."""
+    """Name the combinations that cannot work, each with its reason."""
+    if tunables.page_to_bo == "zone_device_data":
+        return ["page_to_bo=zone_device_data: the one word that a page has names the svmm that it was migrated for"]
     return []

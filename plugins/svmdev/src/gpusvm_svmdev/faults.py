@@ -66,7 +66,7 @@ class SvmdevFaults(CallerPipeline):
     """Serve faults under the lock of their file."""
 
     def __init__(self, device: "Svmdev") -> None:
-        super().__init__(device.kernel, device.accounts)
+        super().__init__(device.kernel, device.accounts, policy=device.host.fault_policy(device))
         self.device = device
 
     def begin(self, job: FaultJob) -> bool:
@@ -111,6 +111,8 @@ class SvmdevFaults(CallerPipeline):
 
     def place(self, job: FaultJob) -> DrmPagemap | None:
         """Populate the memory that the command names, if it asks for that and the range can go anywhere."""
+        if self.policy is not None:
+            return super().place(job) if job.unit.range.migrate_devmem else None
         wanted = job.scratch.flags & SVMDEV_F_MIGRATE and job.unit.range.migrate_devmem
         return job.scratch.target if wanted else None
 

@@ -4,7 +4,7 @@ from errno import EBADF, EBUSY, EFAULT, EINVAL, EIO, ENOENT, ENOMEM, EOPNOTSUPP,
 from typing import TYPE_CHECKING
 
 from attrs import evolve
-from gpusvm.driver import ABI, NEVER, Capabilities, DriverInfo, Errnos, Host, Refusals, no, yes
+from gpusvm.driver import ABI, NEVER, Capabilities, DriverInfo, Errnos, FaultPolicy, Host, Refusals, no, yes
 
 from gpusvm_svmdev.tunables import SvmdevQuirks, SvmdevTunables, refuse
 
@@ -57,6 +57,7 @@ INFO = DriverInfo(
     pm="none",
     make=_make,
     refuse=refuse,
+    strategies={"place": FaultPolicy},
     refusals=Refusals(
         access=_ACCESS,
         atomic=_ACCESS,

@@ -6,11 +6,10 @@ eviction list are never bumped, so the oldest goes first.
 """
 
 import errno
-from bisect import bisect_right, insort
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
-from gpusvm.drm import Bo, BoManager, Buddy, Devmem, evict_to_ram
+from gpusvm.drm import Bo, BoManager, Buddy, Devmem, evict_to_ram, page_zdd
 from gpusvm.errors import KernelError
 from gpusvm.kernel import RwSemaphore
 from gpusvm.mm.api import DevPagemap, MemoryManagerApi, Pfns
@@ -18,43 +17,29 @@ from gpusvm.mm.api import DevPagemap, MemoryManagerApi, Pfns
 from gpusvm_xe.copy import EngineFence
 
 if TYPE_CHECKING:
-    from gpusvm.driver import Host
+    from gpusvm.driver import Host, RuntimePmPolicy
     from gpusvm.gpu import CopyEngine
 
     from gpusvm_xe.pm import XeRuntimePm
 
-__all__ = ["OffsetBoMapping", "XeBoMapping", "XeVram", "ZddBoMapping"]
+__all__ = ["XeBoMapping", "XeVram"]
 
 
-class XeBoMapping(Protocol):
-    """From a page of VRAM to its object (`gpusvm.driver.BoMapping`)."""
+class XeBoMapping:
+    """Lead from a page of VRAM to its object: page -> zdd -> devmem -> bo (xe_svm.c:to_xe_bo).
 
-    indexed: ClassVar[bool]
-    """Whether it keeps an index of its own, and has to be told of every object."""
-
-    def attach(self, bo: Bo, pfns: Pfns) -> None: ...
-
-    def bo_of(self, pfn: int) -> Bo: ...
-
-    def split(self, head: int, tail: int) -> None: ...
-
-    def free(self, pfn: int, order: int) -> None: ...
-
-
-class ZddBoMapping:
-    """Go through zone_device_data: page -> zdd -> devmem -> bo (xe_svm.c:to_xe_bo). Core sets it for every page."""
-
-    indexed: ClassVar[bool] = False
+    The first step is core's: by zone_device_data, or by the index of the drm_pagemap. So there is nothing to keep here.
+    """
 
     def __init__(self, memory: MemoryManagerApi) -> None:
         self.memory = memory
 
     def attach(self, bo: Bo, pfns: Pfns) -> None:
-        """Nothing to keep: core stores the zdd in each page."""
+        """Nothing to keep: core lets each page lead to the zdd."""
 
     def bo_of(self, pfn: int) -> Bo:
-        zdd = self.memory.zone_device_data(pfn)
-        bo: Bo = zdd.devmem.container
+        """Return the object that holds a live page."""
+        bo: Bo = page_zdd(self.memory, pfn).devmem.container
         return bo
 
     def split(self, head: int, tail: int) -> None:
@@ -64,38 +49,10 @@ class ZddBoMapping:
         """Nothing to forget."""
 
 
-class OffsetBoMapping:
-    """Look the page's offset in VRAM up among the objects: needs no field in the page, but an ordered index."""
-
-    indexed: ClassVar[bool] = True
-
-    def __init__(self, memory: MemoryManagerApi) -> None:
-        self.memory = memory
-        self._starts: list[int] = []
-        self._bos: dict[int, Bo] = {}
-
-    def attach(self, bo: Bo, pfns: Pfns) -> None:
-        start = int(pfns[0])
-        insort(self._starts, start)
-        self._bos[start] = bo
-
-    def bo_of(self, pfn: int) -> Bo:
-        return self._bos[self._starts[bisect_right(self._starts, pfn) - 1]]
-
-    def split(self, head: int, tail: int) -> None:
-        """Nothing to do: pages do not move in a split."""
-
-    def free(self, pfn: int, order: int) -> None:
-        """Forget the object that begins at `pfn`; xe calls it once for all of its pages."""
-        del self._starts[bisect_right(self._starts, pfn) - 1]
-        del self._bos[pfn]
-
-
 class XeVram:
     """Own one tile's VRAM (struct xe_vram_region with its manager).
 
-    `mapping` is the strategy from a page to its object. Injection site:
-    ``bo.alloc``, in core.
+    Injection site: ``bo.alloc``, in core.
     """
 
     def __init__(
@@ -104,9 +61,9 @@ class XeVram:
         engine: "CopyEngine",
         *,
         validation: RwSemaphore,
-        mapping: XeBoMapping,
         index: int,
-        pm: "XeRuntimePm",
+        power: "XeRuntimePm",
+        pm: "RuntimePmPolicy",
     ) -> None:
         memory = host.memory
         self.kernel = host.kernel
@@ -123,7 +80,7 @@ class XeVram:
             evict=self._evict,
             page_shift=self.page_shift,
         )
-        self.mapping = mapping
+        self.power = power
         self.pm = pm
         # Allocations share it, whatever tile they are for; one that found no room takes it alone and tries once more
         # (xe_validation.c).
@@ -132,18 +89,16 @@ class XeVram:
         self._evict_attempts = host.tunables.evict_attempts
         self._passes_over = host.quirks.evict_all_stops == "fixed"
 
-    def create(self, size_pages: int, pagemap: DevPagemap) -> tuple[Bo, EngineFence]:
-        """Allocate and lock an object for pages of `pagemap`, evicting older ones, and queue its clear; ENOMEM.
+    def create(self, size_pages: int) -> tuple[Bo, EngineFence]:
+        """Allocate and lock an object, evicting older ones, and queue its clear; ENOMEM.
         `validation` is held. EINVAL where VRAM comes in 64 KiB and the object is smaller (xe_bo_init_locked).
         """
         if self._need_64k and size_pages << self.page_shift & 0xFFFF:
             raise KernelError(errno.EINVAL, f"{size_pages} pages are no multiple of 64 KiB")
         bo = self.bos.create(size_pages)
         # A device object without system pages behind it "needs clear" (xe_bo_move): holes then read as zero.
-        with self.pm.bo_move():
+        with self.power.bo_move():
             fence = EngineFence(self.kernel, "bo_clear", self.engine.clear(size_pages << self.page_shift))
-        if self.mapping.indexed:
-            self.mapping.attach(bo, self.pfns(bo, pagemap))
         return bo, fence
 
     @staticmethod
@@ -160,9 +115,6 @@ class XeVram:
         """Give back what the pages of an allocation held; they are all gone. May be in atomic context."""
         bo: Bo = devmem.container
         devmem.pre_migrate_fence = None
-        if self.mapping.indexed:
-            first_pfn = devmem.dpagemap.pagemap.start_pfn
-            self.mapping.free(first_pfn + bo.blocks[0][0], (bo.size_pages - 1).bit_length())
         bo.put_async()
         self.pm.pages_gone(bo)
 

@@ -77,7 +77,7 @@ class XeDevmemOps:
 
     def _copy(self, direction: Direction, device_pfns: Pfns, addrs: PagemapAddrs, fence: Fence | None) -> None:
         """Queue the commands, the first of them behind `fence`, and wait for the last."""
-        job = self.vram.pm.job
+        job = self.vram.power.job
         job.get()
         engine = self.engine
         after_ns = 0

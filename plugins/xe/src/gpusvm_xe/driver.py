@@ -5,17 +5,25 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from gpusvm.driver import DeviceSpec, FaultAccounts, FaultQueues, GpuFault, Host
-from gpusvm.drm import DrmDevice, DrmPagemap, DrmQuirks, OwnerList, PagemapShrinker, Peer
+from gpusvm.driver import (
+    DeviceSpec,
+    DrmEmbedding,
+    FaultAccounts,
+    FaultQueues,
+    GpuFault,
+    Host,
+    RuntimePmPolicy,
+    drm_embedding,
+)
+from gpusvm.drm import DrmDevice, DrmPagemap, DrmQuirks, OwnerList, PageIndex, PagemapShrinker, Peer, page_index
 from gpusvm.errors import KernelError
 from gpusvm.kernel import Kernel, RwSemaphore
 from gpusvm.mm.api import DevPagemap, MemoryManagerApi, MmApi
 
 from gpusvm_xe.asid import ASID_BITS, ASID_MASK
-from gpusvm_xe.bo import OffsetBoMapping, XeBoMapping, XeVram, ZddBoMapping
+from gpusvm_xe.bo import XeBoMapping, XeVram
 from gpusvm_xe.faults import XeFaults
 from gpusvm_xe.pagefault import SQUASHED, queue_capacity
-from gpusvm_xe.pagemap import XeEmbedding
 from gpusvm_xe.plugin import INFO
 from gpusvm_xe.pm import XeRuntimePm
 from gpusvm_xe.tile import XeTile
@@ -45,8 +53,10 @@ class XeDriver:
     drm_quirks: DrmQuirks
     validation: RwSemaphore
     tiles: list[XeTile]
+    embedding: DrmEmbedding
     bo_mapping: XeBoMapping
-    pm: XeRuntimePm
+    power: XeRuntimePm
+    pm: RuntimePmPolicy
     device: DrmDevice
     accounts: FaultAccounts
     queues: FaultQueues
@@ -58,18 +68,20 @@ class XeDriver:
         self.spec = host.device
         tunables = self.tunables = host.tunables
         self.quirks = host.quirks
-        self.policy = host.policy
+        self.host = host
+        self.policy = host.fault_policy(self)
         self.peers = host.peers
         others = [peer for peer in host.peers if isinstance(peer, XeDriver)]
         self.shared = others[0].shared if others else XeShared(kernel, host.owners or OwnerList())
         # One domain of eviction for all tiles: xe->val.
         self.validation = kernel.rwsem("xe_validation")
-        self.bo_mapping = ZddBoMapping(self.memory) if tunables.page_to_bo == "zdd" else OffsetBoMapping(self.memory)
-        self.pm = XeRuntimePm(self, host)
+        self.embedding = host.strategy("embedding", drm_embedding(tunables.embedding))
+        self.bo_mapping = XeBoMapping(self.memory)
+        self.power = XeRuntimePm(self, host)
+        self.pm = host.strategy("pm", self.power, self.power)
         self.tiles = [XeTile(self, host, index) for index in range(self.spec.tiles)]
         self.tile_mask = (1 << self.spec.tiles) - 1
-        self.embedding = XeEmbedding(self)
-        self.device = DrmDevice(kernel, self.spec.name, pm=self.pm.rpm, iommu=self.spec.iommu)
+        self.device = DrmDevice(kernel, self.spec.name, pm=self.power.rpm, iommu=self.spec.iommu)
         self.drm_quirks = DrmQuirks(
             hole_count=self.quirks.hole_count,
             evict_dying=self.quirks.evict_dying,
@@ -98,7 +110,7 @@ class XeDriver:
             guard=self.pm.fault,
             on_full=self._queue_full,
         )
-        self.pm.rpm.enable()
+        self.power.rpm.enable()
 
     def has_interconnect(self, peer1: Peer, peer2: Peer) -> bool:
         """Tell whether two pagemaps or VMs are of one device, or of two with a path between them
@@ -106,6 +118,12 @@ class XeDriver:
         """
         spec: DeviceSpec = peer1.private.driver.spec
         return spec.reaches(peer2.private.driver.spec)
+
+    def page_index(self, pgmap: DevPagemap) -> PageIndex | None:
+        """Return what leads from the pages of a new dev_pagemap to their zdds; None: their zone_device_data."""
+        shipped = page_index(self.tunables.page_to_bo, self.kernel, pgmap)
+        index: PageIndex | None = self.host.strategy("page_to_bo", shipped, self.kernel, pgmap)
+        return index
 
     def pagemaps(self) -> list[DrmPagemap]:
         return [tile.dpagemap for tile in self.tiles if tile.dpagemap is not None]
@@ -164,7 +182,7 @@ class XeDriver:
                 self._next_asid = (asid + 1) & ASID_MASK
                 vm = XeVm(self, mm, asid=asid, start=start, end=end, pagemaps=self._get_pagemaps())
                 self.vms[asid] = vm
-                self.pm.vm_open(vm)
+                self.power.vm_open(vm)
                 return vm
         finally:
             self.device.dev_exit(cookie)
@@ -178,7 +196,7 @@ class XeDriver:
         self.shared.owners.release_owner(vm.peer)
         for dpagemap in vm.pagemaps:
             dpagemap.put("vm")
-        self.pm.vm_close(vm)
+        self.power.vm_close(vm)
 
     def unplug(self) -> None:
         """Let the device go while it is in use: nothing new is populated, what is in VRAM comes home, and when all of
@@ -227,7 +245,7 @@ class XeDriver:
         for tile in self.tiles:
             tile.vram.bos.drain()
         self.destroy_wq.drain()
-        self.pm.rpm.disable()
+        self.power.rpm.disable()
         self.device.put()
 
     def _get_pagemaps(self) -> list[DrmPagemap]:
@@ -247,7 +265,7 @@ class XeDriver:
         self.shrinker.fini()
 
     def describe(self) -> Mapping[str, Any]:
-        pm = self.pm.rpm
+        pm = self.power.rpm
         return {
             "device": self.spec.name,
             "vms": len(self.vms),

@@ -1,12 +1,12 @@
 """drivers/gpu/drm/xe/xe_svm.c:struct xe_pagemap, as of Linux 7.3.4: one tile's VRAM as pages that a process can have.
 
-xe_pagemap holds the dev_pagemap and the drm_pagemap side by side; the drm_pagemap points at its sibling. Were it
-embedded in the drm_pagemap, a pagemap for PCI p2p, which embeds a dev_pagemap itself, would inherit it twice.
+xe_pagemap holds the dev_pagemap and the drm_pagemap side by side; the drm_pagemap points at its sibling
+(`gpusvm.driver.Siblings`, unless the tunable `embedding` says otherwise).
 """
 
 import errno
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from gpusvm.drm import (
@@ -30,10 +30,9 @@ from gpusvm.mm.api import MEMORY_DEVICE_PRIVATE, DevPagemap, MmApi, Pfns, Words
 from gpusvm_xe.copy import EngineFence, XeDevmemOps
 
 if TYPE_CHECKING:
-    from gpusvm_xe.driver import XeDriver
     from gpusvm_xe.tile import XeTile
 
-__all__ = ["XE_INTERCONNECT_P2P", "XE_INTERCONNECT_VRAM", "XeEmbedding", "XePagemap"]
+__all__ = ["XE_INTERCONNECT_P2P", "XE_INTERCONNECT_VRAM", "XePagemap"]
 
 XE_INTERCONNECT_VRAM: Final = DRM_INTERCONNECT_DRIVER
 XE_INTERCONNECT_P2P: Final = DRM_INTERCONNECT_DRIVER + 1
@@ -64,23 +63,24 @@ class XePagemap:
         self.page_shift = memory.geometry.page_shift
         self.peer = Peer(self)
         self.hpa_base = 0
+        embedding = driver.embedding
         self.pagemap = DevPagemap(
             type=MEMORY_DEVICE_PRIVATE,
             start_pfn=0,
             nr_pages=vr.usable_bytes >> self.page_shift,
             owner=None,
-            ops=PagemapDevOps(memory),
-            container=self,
+            ops=PagemapDevOps(memory, dpagemap_of=embedding.pagemap_of),
         )
         self.dpagemap = DrmPagemap(
             memory,
             driver.device,
             self.pagemap,
             self,
-            container=self,
             quirks=driver.drm_quirks,
             holder=holder,
+            index=driver.page_index(self.pagemap),
         )
+        embedding.embed(self.pagemap, self.dpagemap, self)
         self.devmem_ops = XeDevmemOps(memory, vr, tile.engine, driver.tunables.copy_chunk)
         self._mapped = self._unmapped = False
         self._destroyed = False
@@ -161,7 +161,7 @@ class XePagemap:
         size_pages = (end - start) >> self.page_shift
         vr.validation.down_read()
         try:
-            bo, clear = vr.create(size_pages, self.pagemap)
+            bo, clear = vr.create(size_pages)
         except KernelError as error:
             vr.validation.up_read()
             if error.errno != errno.ENOMEM:
@@ -173,7 +173,7 @@ class XePagemap:
                 vr.validation.up_read()
             return
         with vr.validation.write():
-            bo, clear = vr.create(size_pages, self.pagemap)
+            bo, clear = vr.create(size_pages)
             self._migrate(bo, clear, start, end, mm, timeslice_ms)
 
     def _migrate(self, bo: Bo, clear: EngineFence, start: int, end: int, mm: MmApi, timeslice_ms: int) -> None:
@@ -188,12 +188,12 @@ class XePagemap:
         self._hold(bo)
         # Held until the last page is gone: devmem_release gives it back, also when none arrives.
         driver.pm.pages_present(bo)
-        driver.pm.job.get()  # the clear's, which the first copy waits for
+        driver.power.job.get()  # the clear's, which the first copy waits for
         try:
             details = MigrateDetails(timeslice_ms=timeslice_ms) if timeslice_ms else _NO_TIMESLICE
             migrate_to_devmem(devmem, mm, start, end, details)
         finally:
-            driver.pm.job.put()
+            driver.power.job.put()
             bo.resv.unlock()
             self._drop(bo)
 
@@ -243,22 +243,5 @@ class XePagemap:
             self._free()
 
     def _free(self) -> None:
+        self.driver.embedding.remove(self.pagemap)
         self.driver.kernel.free(self, self.pagemap, self.pagemap.done, self.dpagemap, self._destroy_work)
-
-
-class XeEmbedding:
-    """Find one of the siblings from the other (`gpusvm.driver.PagemapEmbedding`)."""
-
-    def __init__(self, driver: "XeDriver") -> None:
-        self._driver = driver
-
-    def container_of(self, pgmap: DevPagemap) -> Any:
-        """Return the xe_pagemap around the dev_pagemap (xe_page_to_pagemap)."""
-        return pgmap.container
-
-    def dev_pagemaps(self) -> list[DevPagemap]:
-        return [tile.dpagemap.pagemap for tile in self._driver.tiles if tile.dpagemap is not None]
-
-    def pagemap_of(self, pgmap: DevPagemap) -> DrmPagemap | None:
-        xpagemap: XePagemap = pgmap.container
-        return xpagemap.dpagemap

@@ -3,8 +3,21 @@
 from errno import EBUSY, EFAULT, EINVAL, ENODEV, ENOENT, ENOMEM, EOPNOTSUPP, EPERM
 from typing import TYPE_CHECKING
 
-from gpusvm.driver import NEVER, Capabilities, DriverInfo, Errnos, Host, Refusals, no, yes
+from gpusvm.driver import (
+    NEVER,
+    Capabilities,
+    DriverInfo,
+    DrmEmbedding,
+    Errnos,
+    FaultPolicy,
+    Host,
+    Refusals,
+    RuntimePmPolicy,
+    no,
+    yes,
+)
 from gpusvm.driver.operations import OperationTarget
+from gpusvm.drm import PageIndex
 from gpusvm.plugins import hookimpl
 
 from gpusvm_xe.tunables import XeQuirks, XeTunables, refuse
@@ -49,6 +62,12 @@ INFO = DriverInfo(
     integrated=True,
     awake_with_pages=True,
     refuse=refuse,
+    strategies={
+        "pm": RuntimePmPolicy,
+        "embedding": DrmEmbedding,
+        "page_to_bo": PageIndex,
+        "place": FaultPolicy,
+    },
     # xe_pagefault.c:xe_pagefault_service, xe_svm.c:__xe_svm_handle_pagefault. A read or write is tried again for as
     # long as mappings change under it, and is served from system memory where the device's cannot be had.
     refusals=Refusals(

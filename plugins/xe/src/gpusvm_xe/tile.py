@@ -32,12 +32,14 @@ class XeTile:
         name = host.device.name if index == 0 else f"{host.device.name} tile{index}"
         self.engine = CopyEngine(host.kernel, host.link, shape="gather", name=f"{name} migrate")
         self.vram: XeVram = XeVram(
-            host, self.engine, validation=driver.validation, mapping=driver.bo_mapping, index=index, pm=driver.pm
+            host, self.engine, validation=driver.validation, index=index, power=driver.power, pm=driver.pm
         )
         self.cache: PagemapCache | None = None
         per_tile = 2 if host.tunables.media_gt else 1
         # What computes, and so faults, is the first.
-        self.gts = [XeGt(host.kernel, host.device.name, index * per_tile + each, driver.pm) for each in range(per_tile)]
+        self.gts = [
+            XeGt(host.kernel, host.device.name, index * per_tile + each, driver.power) for each in range(per_tile)
+        ]
         self.stats = self.gts[0].stats
 
     def create_cache(self, shrinker: PagemapShrinker) -> None:

@@ -1,7 +1,7 @@
 """What of xe can be set: its tunables, and the places where 7.3 as written surprises."""
 
 from attrs import frozen
-from gpusvm.driver import Variant, format_size, quirk, tunable
+from gpusvm.driver import Variant, embedding_problems, format_size, quirk, tunable
 
 __all__ = ["XeQuirks", "XeTunables", "refuse"]
 
@@ -131,11 +131,19 @@ class XeTunables:
         unit="flag",
         cite="xe_pci.c:XE_VRAM_FLAGS_NEED64K of Ponte Vecchio; xe_svm.c:supports_4K_migration",
     )
-    page_to_bo: str = tunable(
-        "zdd",
-        "How a device page leads to its buffer object: through zone_device_data, or by its offset in VRAM",
+    embedding: tuple[str, ...] = tunable(
+        ("siblings",),
+        "Where the dev_pagemap lies: beside the drm_pagemap, in it, in a pagemap of PCI p2p, or in a chunk of VRAM",
         unit="choice",
-        choices=("zdd", "offset"),
+        choices=("siblings", "dev_in_drm", "p2p_provider", "chunk"),
+        cite="xe_svm.h:struct xe_pagemap",
+    )
+    page_to_bo: str = tunable(
+        "zone_device_data",
+        "How a device page leads to its zdd, and so to its buffer object: by a pointer in the page, by an ordered map "
+        "of offsets, by an xarray, or through the chunk that it lies in",
+        unit="choice",
+        choices=("zone_device_data", "offset", "xarray", "chunk"),
         cite="xe_svm.c:to_xe_bo",
     )
     autosuspend_ms: int = tunable(
@@ -232,4 +240,9 @@ def refuse(tunables: XeTunables, quirks: XeQuirks) -> list[str]:
             f"notifier_size={format_size(tunables.notifier_size)} is below the largest of chunk_sizes, "
             f"{format_size(largest)}: a range lies within one notifier window, so it would never be used"
         )
-    return reasons
+    if tunables.page_to_bo == "chunk":
+        reasons.append(
+            "page_to_bo=chunk: one dev_pagemap covers the VRAM of a tile, and many objects lie in it, so that it "
+            "cannot lead to the one of a page"
+        )
+    return reasons + embedding_problems(tunables.embedding, "xe_pagemap")
