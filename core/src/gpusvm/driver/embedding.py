@@ -78,7 +78,7 @@ class Siblings(_Listed):
         self._pagemaps.append(pgmap)
 
     def container_of(self, pgmap: DevPagemap) -> Any:
-        """Return the driver's object around the dev_pagemap."""
+        """Return the driver's object around the dev_pagemap (xe_page_to_pagemap)."""
         return pgmap.container
 
     def pagemap_of(self, pgmap: DevPagemap) -> "DrmPagemap":

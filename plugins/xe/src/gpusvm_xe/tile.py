@@ -37,9 +37,8 @@ class XeTile:
         self.cache: PagemapCache | None = None
         per_tile = 2 if host.tunables.media_gt else 1
         # What computes, and so faults, is the first.
-        self.gts = [
-            XeGt(host.kernel, host.device.name, index * per_tile + each, driver.power) for each in range(per_tile)
-        ]
+        first = index * per_tile
+        self.gts = [XeGt(host.kernel, host.device.name, first + each, driver.power) for each in range(per_tile)]
         self.stats = self.gts[0].stats
 
     def create_cache(self, shrinker: PagemapShrinker) -> None:
