@@ -134,6 +134,8 @@ class Kernel:
         self.lockdep = Lockdep(self)
         self.tracer = Tracer(self)
         self.injector = Injector(self.choices)
+        # Whether the operation at a site is to fail here: six times a fault, so without a call more in timed mode.
+        self.inject: Callable[[str], bool] = self._inject if self.explored else self.injector.passing
         self.charged: dict[str, int] = _Charged()
         self.graveyard = Graveyard(self)
         self.workqueues: list[Workqueue] = []
@@ -436,8 +438,7 @@ class Kernel:
         """Return a choice of data out of range(n), from the Choices that order the tasks; 0 if n is 1."""
         return self.choices.pick(n, label) if n > 1 else 0
 
-    def inject(self, site: str) -> bool:
-        """Return True if the operation at this site is to fail here."""
+    def _inject(self, site: str) -> bool:
         fails = self.injector.passing(site)
         if self.footprint is not None:
             # Who fails takes it from the others: so many failures there are in all.
