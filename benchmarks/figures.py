@@ -1,7 +1,7 @@
 """Print the figures that say whether the model keeps up with the hardware it models.
 
     uv run python benchmarks/figures.py            all of them, about three minutes
-    uv run python benchmarks/figures.py faults     some: hits, faults, growth, memory, realtime
+    uv run python benchmarks/figures.py faults     some: hits, faults, valid, growth, memory, realtime
 
 Rates count CPU time and are the best of several repetitions; compare figures of one sitting only, as machines differ
 and drift.
@@ -77,6 +77,17 @@ def faults() -> Iterator[Row]:
                 rates.append(blocks / seconds(lambda b=b, addr=addr, n=blocks: touch(b, addr, n)))  # type: ignore[misc]
             suffix = ", lockdep and ledger on" if checked else ""
             yield f"2 MiB faults that migrate, {name}{suffix}", f"{max(rates):,.0f} /s"
+
+
+def valid() -> Iterator[Row]:
+    """Count GPU faults that find their range mapped, as most of a burst do."""
+    b = bench("xe", thp="always")
+    addr = b.map(PMD)
+    b.cpu_write(addr, 512)
+    touch(b, addr, 1)
+    faults = 5120
+    took_s = [seconds(lambda: touch(b, addr, faults, step=0)) for _ in range(5)]
+    yield "faults on a range that is mapped", f"{faults / min(took_s):,.0f} /s"
 
 
 def growth() -> Iterator[Row]:
@@ -159,6 +170,7 @@ def resident_bytes() -> int:
 FIGURES: dict[str, Callable[[], Iterator[Row]]] = {
     "hits": hits,
     "faults": faults,
+    "valid": valid,
     "growth": growth,
     "memory": memory,
     "realtime": realtime,
