@@ -73,7 +73,9 @@ def test_an_observation_as_plain_values() -> None:
         "reference": "xe_svm_range_notifier_event_begin; drm_gpusvm_range_unmap_pages; nouveau_svmm_invalidate; "
         "dmirror_do_update; __split_huge_pmd",
     }
-    assert PROBES["S1"].observe("xe", DRIVERS).declared == str(DRIVERS["xe"].capabilities.migrate_on_fault)
+    assert PROBES["S1"].observe("xe", DRIVERS).declared == (
+        "migrate_on_fault: yes, the range of the fault, 2 MiB, 64 KiB or 4 KiB, all or nothing"
+    )
 
 
 def test_other_settings_of_a_driver_show() -> None:

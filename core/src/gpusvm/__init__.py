@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from gpusvm import realkernel
     from gpusvm.compare import Comparison, InterruptedComparison, ProcessExecutor, SerialExecutor
     from gpusvm.compare.comparing import compare
+    from gpusvm.conformance.characterizing import Characterization, characterize
     from gpusvm.errors import GpusvmError, InputError, KernelError, ModelError, PluginError
     from gpusvm.plugins import Registry, load_drivers, survey_drivers
     from gpusvm.report.explained import explain
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from gpusvm.workload import trace_info, write_trace
 
 __all__ = [
+    "Characterization",
     "Comparison",
     "GpusvmError",
     "InputError",
@@ -28,6 +30,7 @@ __all__ = [
     "ProcessExecutor",
     "Registry",
     "SerialExecutor",
+    "characterize",
     "compare",
     "explain",
     "load_drivers",
@@ -39,6 +42,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Characterization": "gpusvm.conformance.characterizing",
     "Comparison": "gpusvm.compare",
     "GpusvmError": "gpusvm.errors",
     "InputError": "gpusvm.errors",
@@ -49,6 +53,7 @@ _HOMES = {
     "ProcessExecutor": "gpusvm.compare",
     "Registry": "gpusvm.plugins",
     "SerialExecutor": "gpusvm.compare",
+    "characterize": "gpusvm.conformance.characterizing",
     "explain": "gpusvm.report.explained",
     "load_drivers": "gpusvm.plugins",
     "survey_drivers": "gpusvm.plugins",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError
 
+from gpusvm.cli.characterize import characterize
 from gpusvm.cli.compare import compare
 from gpusvm.cli.drivers import drivers
 from gpusvm.cli.explain import explain
@@ -36,6 +37,7 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 app.command(compare)
+app.command(characterize)
 app.command(drivers)
 app.command(explain)
 app.command(explore)

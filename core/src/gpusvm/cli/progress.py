@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
     from gpusvm.compare import Progress, ProgressListener
+    from gpusvm.conformance.characterizing import Listener as CharacterizationListener
     from gpusvm.explore.exploring import ExplorationProgress, Listener
     from gpusvm.realkernel import CheckProgress, CheckProgressListener
 
-__all__ = ["check_progress_shown", "eta_text", "exploration_shown", "progress_shown"]
+__all__ = ["characterization_shown", "check_progress_shown", "eta_text", "exploration_shown", "progress_shown"]
 
 _WIDE: Final = 120
 
@@ -45,6 +46,13 @@ def check_progress_shown() -> "Iterator[CheckProgressListener | None]":
             update(progress.done, progress.total, eta_text(progress.eta_s))
 
         yield listen
+
+
+@contextmanager
+def characterization_shown() -> "Iterator[CharacterizationListener | None]":
+    """Do so for questions to drivers: each is one."""
+    with _bar("questions", quiet=False) as update:
+        yield update
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from gpusvm.report.call_graph_diagram import sequence_diagram
 from gpusvm.report.call_graph_text import explained_document, print_explained
+from gpusvm.report.characterized import print_characterization
 from gpusvm.report.drivers import print_survey, survey_document
 from gpusvm.report.explanation import print_explanation, print_repeated, repeated_document
 from gpusvm.report.explored import print_explorations, print_scenarios, scenarios_document
@@ -17,6 +18,7 @@ __all__ = [
     "explained_document",
     "fragment",
     "page",
+    "print_characterization",
     "print_check",
     "print_comparison",
     "print_explained",

@@ -62,7 +62,9 @@ def _change_one(lab: Lab) -> str:
             else:
                 bench.mm.mprotect(addr + 7 * PAGE, PAGE, PROT_READ)
             lost.append(of_block(PMD_PAGES - bench.mapped_pages(addr, PMD_PAGES)))
-            left.append(f"{dma.mapped_rows - before} of {mapped} mapped for DMA" if mapped else "none is")
+            left.append(
+                f"{dma.mapped_rows - before} of {mapped} mapped for DMA" if mapped else "nothing is mapped for DMA"
+            )
     return f"{both(lost)}; {both(left)}"
 
 

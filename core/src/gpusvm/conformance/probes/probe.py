@@ -131,21 +131,26 @@ class Probe:
             driver=spec.text,
             observed=observed,
             expected=row.of(spec.name),
-            declared=str(getattr(spec.info.capabilities, self.capability)) if self.capability else None,
+            declared=self._declared(spec),
             deviation=row.deviation[spec.name] if known else None,
             reference=self.reference,
             finding=broke or self._finding(observed, spec, known=known, quirks=quirks),
         )
+
+    def _declared(self, spec: "DriverSpec") -> str | None:
+        if self.capability is None:
+            return None
+        declared = getattr(spec.info.capabilities, self.capability)
+        return f"{self.capability}: {'yes' if declared else 'no'}, {declared.how}"
 
     def _finding(self, observed: str, spec: "DriverSpec", *, known: bool, quirks: Quirks) -> str | None:
         """Say what is wrong with a driver as it ships. One with other settings is there to be different."""
         if spec.text != spec.name or quirks != "as_written":
             return None
         if self.capability is not None:
-            declared = getattr(spec.info.capabilities, self.capability)
             seen = self.shows(observed) if self.shows is not None else None
-            if seen is not None and seen is not bool(declared):
-                return f"{observed}, and it declares {self.capability}: {'yes' if declared else 'no'}, {declared.how}"
+            if seen is not None and seen is not bool(getattr(spec.info.capabilities, self.capability)):
+                return f"{observed}, and it declares {self._declared(spec)}"
         expected = expectations()[self.id].of(spec.name)
         if expected not in {None, observed} and not known:
             return f"{observed}, and Linux: {expected}"
