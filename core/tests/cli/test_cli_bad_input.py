@@ -235,7 +235,7 @@ class TestNewDriver:
 def test_a_command(refused):
     assert refused("comapre") == (
         'gpusvm: Unknown command "comapre". Did you mean "compare"? '
-        "Available commands: compare, drivers, explain, explore, replay, trace, realkernel, new-driver."
+        "Available commands: compare, characterize, drivers, explain, explore, replay, trace, realkernel, ..."
     )
 
 
