@@ -1,8 +1,11 @@
 """Power in whole runs: what a run tells of it, and that no run ends well in which a promise was broken."""
 
+import io
+
 import pytest
 from gpusvm.check import InvariantError
-from gpusvm.plugins import load_drivers
+from gpusvm.plugins import load_drivers, survey_drivers
+from gpusvm.report import print_survey
 from gpusvm.run.execute import execute
 from gpusvm.run.spec import RunResult, RunSpec
 from gpusvm_xe.pm import XeRuntimePm
@@ -82,3 +85,11 @@ def test_only_a_promise_can_be_broken() -> None:
     promised = {name: DRIVERS[name].awake_with_pages for name in ("xe", "nouveau", "dmirror", "svmdev")}
     assert promised == {"xe": True, "nouveau": False, "dmirror": False, "svmdev": False}
     assert run("nouveau:populate=explicit,autosuspend_ms=1")["integrity"]["mismatches"] == 0
+
+
+@pytest.mark.parametrize(("driver", "line"), [("xe", "promised"), ("nouveau", "not promised"), ("dmirror", None)])
+def test_what_is_promised_is_said_of_drivers_that_manage_power(driver: str, line: str | None) -> None:
+    file = io.StringIO()
+    print_survey(survey_drivers().only([driver]), full=False, file=file)
+    said = [row.partition("awake with pages")[2].strip() for row in file.getvalue().splitlines() if "awake with pages" in row]
+    assert said == ([] if line is None else [line])

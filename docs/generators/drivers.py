@@ -44,6 +44,7 @@ def _side_by_side(infos: list[DriverInfo]) -> Iterator[tuple[str, ...]]:
     yield ("embedding", *(info.embedding for info in infos))
     yield ("page to bo", *(info.bo_mapping for info in infos))
     yield ("runtime PM", *(info.pm for info in infos))
+    yield ("promises to be awake while a page is in use", *("yes" if info.awake_with_pages else "no" for info in infos))
     for name in dict(infos[0].capabilities.items()):
         yield (code(name), *(str(getattr(info.capabilities, name)) for info in infos))
 

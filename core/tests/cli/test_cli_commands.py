@@ -196,6 +196,7 @@ class TestDrivers:
         assert (document["schema"], document["abi"], document["broken"]) == (1, "1.0", [])
         assert (driver["name"], driver["version"], driver["distribution"]) == ("acme", None, None)
         assert driver["path"] == str(acme / "gpusvm_acme" / "plugin.py")
+        assert driver["awake_with_pages"] is False
         assert driver["capabilities"]["atomics"] == {"supported": True, "how": "in system memory, over a coherent link"}
         assert driver["tunables"]["fault_entries"] == {
             "default": "1024",

@@ -51,6 +51,8 @@ def print_survey(survey: Survey, *, full: bool, file: IO[str] | None = None) -> 
         shown.add_column(no_wrap=True)
         shown.add_column()
         rows = [("embedding", info.embedding), ("bo mapping", info.bo_mapping), ("runtime PM", info.pm)]
+        if info.capabilities.runtime_pm.supported:
+            rows.append(("awake with pages", "promised" if info.awake_with_pages else "not promised"))
         rows += [(name, f"{'yes' if each else 'no'}: {each.how}") for name, each in info.capabilities.items()]
         if full:
             rows += _settings(driver)
@@ -91,6 +93,7 @@ def _driver_document(driver: LoadedDriver) -> dict[str, Any]:
         "embedding": info.embedding,
         "bo_mapping": info.bo_mapping,
         "pm": info.pm,
+        "awake_with_pages": info.awake_with_pages,
         "tunables": {
             each.name: {
                 "default": _written(each.default, each.metadata["unit"]),
