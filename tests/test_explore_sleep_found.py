@@ -2,15 +2,19 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 from gpusvm.explore.campaign import Campaign
 from gpusvm.explore.case import Case
 from gpusvm.explore.execution import Failure
+from gpusvm.explore.finding import read_finding
+from gpusvm.explore.repeat import repeat_finding
 from gpusvm.explore.scenario import find_scenario
 from gpusvm.explore.schedulers import read_scheduler
-from gpusvm.plugins import load_drivers
+from gpusvm.plugins import Installed, load_drivers
 from gpusvm_xe.pm import XeRuntimePm
 
 DRIVERS = dict(load_drivers())
@@ -41,6 +45,22 @@ def test_nothing_is_found_when_it_is_fixed(name: str) -> None:
 @pytest.mark.parametrize("name", [*SYSTEM, "sleep-cpu-write", "sleep-close", "sleep-devices"])
 def test_nouveau_falls_asleep_under_its_pages_and_loses_none(name: str) -> None:
     assert explore(name, "nouveau", 25) is None
+
+
+FAILED_POPULATE = sorted((Path(__file__).parent / "findings").glob("system-sleep-*-after-failed-populate.txt"))
+
+
+@pytest.mark.parametrize("file", FAILED_POPULATE, ids=[file.stem for file in FAILED_POPULATE])
+def test_as_written_a_populate_that_failed_keeps_the_system_awake(file: Path) -> None:
+    """The same schedule without the quirk is one of those that tests/test_explore_findings.py repeats."""
+    finding = evolve(read_finding(file), driver="xe:quirk.not_detached=as_written")
+    failure = repeat_finding(finding, drivers=Installed(without=())).execution.failure
+    assert failure is not None
+    assert failure.invariant == "I-ERRNO"
+    assert failure.message.startswith(
+        "system: sleep 1: the kernel answered ENOSPC without a reason (it answers so where contended or failed or "
+        "touched; -ENOSPC: device pages are left after 3 attempts)"
+    )
 
 
 def does_nothing(*_: object) -> None:

@@ -91,5 +91,9 @@ def test_only_a_promise_can_be_broken() -> None:
 def test_what_is_promised_is_said_of_drivers_that_manage_power(driver: str, line: str | None) -> None:
     file = io.StringIO()
     print_survey(survey_drivers().only([driver]), full=False, file=file)
-    said = [row.partition("awake with pages")[2].strip() for row in file.getvalue().splitlines() if "awake with pages" in row]
+    said = [
+        row.partition("awake with pages")[2].strip()
+        for row in file.getvalue().splitlines()
+        if "awake with pages" in row
+    ]
     assert said == ([] if line is None else [line])

@@ -150,6 +150,24 @@ def test_a_dying_mm_cannot_be_evicted_from(written, monkeypatch, variant, errno,
     m.read(FIRST, N)
 
 
+@pytest.mark.parametrize(
+    ("variant", "told"), [("as_written", "-EBUSY: device pages are left after 3 attempts"), ("fixed", None)]
+)
+def test_what_a_migration_without_a_zdd_left_behind_is_busy_as_written(written, variant, told):
+    m = written()
+    m.devices[0].dpagemap.quirks = DrmQuirks(not_detached=variant)
+    m.kernel.arm("pagemap.zdd")
+    left = []
+    plain = m.devices[0].devmem_release
+    m.devices[0].devmem_release = lambda devmem: (left.append(devmem), plain(devmem))
+    assert refused(m, migrate, m)[0] == ENOMEM
+    assert m.devices[0].in_use == 0
+    if told is None:
+        evict_to_ram(left[0])
+    else:
+        assert refused(m, evict_to_ram, left[0]) == (EBUSY, told)
+
+
 def test_the_error_of_the_third_attempt_is_told(written):
     m = written()
     devmem = migrate(m)

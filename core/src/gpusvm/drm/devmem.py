@@ -65,6 +65,7 @@ class Devmem:
 
     __slots__ = (
         "_holds_mm",
+        "_released",
         "cleared",
         "container",
         "detached",
@@ -103,9 +104,16 @@ class Devmem:
         self.container = container
         self.timeslice_expiration_ns = 0
         self.detached = kernel.completion("drm_pagemap_detached")
+        self._released = False
+
+    @property
+    def is_empty(self) -> bool:
+        """Tell whether no page of it is left, or, but for quirk `not_detached`, there never was one."""
+        return bool(self.detached.done) or (self._released and self.dpagemap.quirks.not_detached == "fixed")
 
     def release(self) -> None:
         """Give the reference that the migration was handed back to the driver."""
+        self._released = True
         release = self.ops.devmem_release
         if release is not None:
             release(self)

@@ -22,8 +22,8 @@ def evict_to_ram(devmem: Devmem, *, attempts: int = ATTEMPTS) -> None:
     """Bring all pages of an allocation to RAM, wherever they are mapped. No mmap_lock is needed, no timeslice heeded.
 
     Goes by the physical pages, of which each that cannot be locked is skipped; success is that no page of the
-    allocation is left (``detached``), for which there are `attempts`, three in the kernel. EFAULT the mm has no user
-    (quirk `evict_dying`; fixed: EBUSY until its pages are gone); else, after the last attempt, its error or EBUSY.
+    allocation is left (`Devmem.is_empty`), for which there are `attempts`, three in the kernel. EFAULT the mm has no
+    user (quirk `evict_dying`; fixed: EBUSY until its pages are gone); else, after the last attempt, its error or EBUSY.
     """
     kernel = devmem.drm.kernel
     for attempt in range(attempts):
@@ -31,7 +31,7 @@ def evict_to_ram(devmem: Devmem, *, attempts: int = ATTEMPTS) -> None:
         if not devmem.mm.mmget_not_zero():
             if devmem.dpagemap.quirks.evict_dying == "as_written":
                 raise KernelError(EFAULT, "the mm is gone")
-            if devmem.detached.done:
+            if devmem.is_empty:
                 return
             raise KernelError(EBUSY, "the mm is being torn down, and takes its pages with it")
         try:
@@ -41,7 +41,7 @@ def evict_to_ram(devmem: Devmem, *, attempts: int = ATTEMPTS) -> None:
         finally:
             # Whoever evicts may hold the bo's reservation, which comes after mmap_lock.
             devmem.mm.mmput_async()
-        if devmem.detached.done:
+        if devmem.is_empty:
             return
         if attempt < attempts - 1:
             kernel.cond_resched()

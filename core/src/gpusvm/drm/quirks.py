@@ -21,6 +21,12 @@ class DrmQuirks:
     even when its last page has gone; fixed, it is busy until then. Every other error ends whatever walk evicts.
     """
 
+    not_detached: Variant = "as_written"
+    """drm_pagemap.c:drm_pagemap_migrate_to_devmem releases an allocation for which it could not begin (no area of
+    anonymous memory, no memory for its arrays or its zdd) and does not complete its `detached`: whoever evicts it
+    before it is freed is told that it is busy.
+    """
+
     devmem_mm: Variant = "as_written"
     """drm_pagemap.c:drm_pagemap_devmem_init notes the address space down without a reference (mmgrab), and
     drm_pagemap_evict_to_ram asks it for its users, before and between its attempts.

@@ -85,6 +85,7 @@ class XeDriver:
         self.drm_quirks = DrmQuirks(
             hole_count=self.quirks.hole_count,
             evict_dying=self.quirks.evict_dying,
+            not_detached=self.quirks.not_detached,
             devmem_mm=self.quirks.devmem_mm,
             shrinker_forgets=self.quirks.shrinker_forgets,
             stale_cache=self.quirks.pagemap_freed,
@@ -218,7 +219,7 @@ class XeDriver:
             if error is not None:
                 self.kernel.cpu_relax()
         if error is not None:
-            left = sum(bo.devmem is not None and not bo.devmem.detached.done for bo in vram.bos.lru())
+            left = sum(bo.devmem is not None and not bo.devmem.is_empty for bo in vram.bos.lru())
             self.kernel.warn(
                 "xe_bo_pci_dev_remove_all",
                 f"evacuating {self.spec.name} ended with {error}, objects with pages left in VRAM: {left}",

@@ -191,6 +191,11 @@ class XeQuirks:
         "Before system sleep faults are served until after the last eviction: what they bring to VRAM is lost with it",
         cite="xe_pm.c:xe_pm_suspend, whose comment calls it racy",
     )
+    not_detached: Variant = quirk(
+        "An object that a failed populate leaves behind is busy until a worker frees it: what evicts everything "
+        "meanwhile fails, the system's sleep, say",
+        cite="drm_pagemap.c:drm_pagemap_migrate_to_devmem, drm_pagemap_evict_to_ram",
+    )
     devmem_mm: Variant = quirk(
         "An object points to the address space that its pages were for, without a reference: eviction may ask it after "
         "it was freed",
