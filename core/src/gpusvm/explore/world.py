@@ -42,6 +42,9 @@ __all__ = ["Outcome", "World"]
 
 _BASE: Final = 1 << 44
 
+OPERATION_STEPS_MAX: Final = 10_000
+"""Steps of all tasks, from the begin of an eviction, an ioctl or a system call, within which it has to be done."""
+
 Outcome = tuple[str, str, str]
 """The task, the operation as text, and "ok", "skipped" or the name of its errno or signal."""
 
@@ -154,6 +157,9 @@ class World:
         if by_thread:
             actor.threads += 1
         held = self._hold_file(step, actor)
+        limited = step.kind.by != "gpu"  # an access of a GPU is bounded by its faults
+        if limited:
+            self.kernel.sched.limit(attempt, OPERATION_STEPS_MAX)  # type: ignore[attr-defined]  # an explored kernel's
         try:
             step.kind.run(Place(self, step, actor, attempt), *step.args)
         except (KernelError, CpuSignal) as error:
@@ -162,6 +168,8 @@ class World:
         finally:
             self.kernel.touch((self, attempt.task.name))
             self._attempts.remove(attempt)
+            if limited:
+                self.kernel.sched.unlimit(attempt)  # type: ignore[attr-defined]  # as above
             if self._frozen:
                 self._freezer.wake_up_all()
             if held is not None:

@@ -37,6 +37,8 @@ class ExploredScheduler(Scheduler):
         self.steps_max = STEPS_MAX
         self.steps_begun = 0  # where they count from
         self._endless = ""
+        self._limits: dict[object, tuple[int, int]] = {}  # what is under way -> its last step, and how many it has
+        self._unlimited = STEPS_MAX  # steps_max without those
         self._ready: list[Task] = []  # runnable, without the running one, in spawn order
         self._due: list[tuple[int, Timer]] = []  # due and not fired, in that order, with the counter of their entry
         self._until: list[tuple[int, Task]] = []
@@ -158,10 +160,25 @@ class ExploredScheduler(Scheduler):
         if self.steps > self.steps_max:
             raise ProgressError(self._no_end())
 
+    def limit(self, what: object, steps: int) -> None:
+        """Give what is under way so many steps from now on, of all tasks together, until `unlimit`."""
+        if not self._limits:
+            self._unlimited = self.steps_max
+        self._limits[what] = (self.steps + steps, steps)
+        self.steps_max = min(self.steps_max, self.steps + steps)
+
+    def unlimit(self, what: object) -> None:
+        """Note that it is done."""
+        del self._limits[what]
+        self.steps_max = min((self._unlimited, *(last for last, _ in self._limits.values())))
+
     def _no_end(self) -> str:
         # Every step from now on ends whoever takes it; all say what the first found.
         if not self._endless:
             title = f"no end after {self.steps_max - self.steps_begun} steps: tasks keep each other busy"
+            for what, (last, steps) in self._limits.items():
+                if last == self.steps_max:
+                    title = f"no end after {steps} steps of all tasks: {what} is still not done"
             self._endless = report(title, self.tasks.values(), running=[*self._ready, self.kernel.current])
         return self._endless
 
