@@ -144,7 +144,7 @@ deadlock: nothing can run
         ("close-munmap", "xe", 3),
         "I-PROG",
         """\
-no end after 10000 steps of all tasks: closer: close is still not done
+no end after 20000 steps of all tasks: closer: close is still not done
   task 'main' waits for end of task 'closer'
   task 'closer' runs
     tests/test_explore_kinds_found.py in polls_for_an_empty_list

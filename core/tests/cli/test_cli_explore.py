@@ -19,6 +19,7 @@ from gpusvm.explore.exploring import ExplorationProgress
 from gpusvm.explore.result import Exploration
 from gpusvm.explore.shrink import Shrinking, Size
 from gpusvm.plugins import installed
+from gpusvm.report.console import invoked
 from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 
@@ -195,6 +196,25 @@ def test_it_is_repeated_and_explained(found, gpusvm):
     assert "gpusvm_acme/driver.py:" in broken
     assert "in collect_garbage" in broken
     assert ET.parse(finding["file"].replace(".txt", ".svg")).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+
+
+@pytest.mark.parametrize(
+    ("called", "uv", "found", "expected"),
+    [
+        ("/venv/bin/gpusvm", False, "/venv/bin/gpusvm", "gpusvm"),
+        (".venv/bin/gpusvm", False, None, ".venv/bin/gpusvm"),
+        (".venv/bin/gpusvm", False, "/usr/bin/gpusvm", ".venv/bin/gpusvm"),
+        ("/venv/bin/gpusvm", True, "/venv/bin/gpusvm", "uv run gpusvm"),
+        ("pytest", True, None, "gpusvm"),
+    ],
+)
+def test_what_is_to_be_typed_next_is_written_as_the_user_has_called_it(called, uv, found, expected, monkeypatch):
+    monkeypatch.setattr("sys.argv", [called])
+    monkeypatch.setattr("shutil.which", lambda _: found)
+    monkeypatch.delenv("UV_RUN_RECURSION_DEPTH", raising=False)
+    if uv:
+        monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")
+    assert invoked() == expected
 
 
 def test_a_replay_as_a_document(found, gpusvm):

@@ -67,14 +67,14 @@ def explore(
     out
         Directory for the findings; it is made when there is one.
     list_
-        List the scenarios.
+        List the scenarios, and the installed drivers that each is for.
     json
         Print JSON, and nothing else, on standard output.
     without
         Leave a driver plugin out, broken or not; may be given several times.
     """
     if list_:
-        return _list(scenarios, as_json=json)
+        return _list(scenarios, without, as_json=json)
     import sys
 
     from gpusvm.cli.progress import exploration_shown
@@ -116,13 +116,14 @@ def explore(
     return 1 if explorations.findings else 0
 
 
-def _list(names: tuple[str, ...], *, as_json: bool) -> int:
+def _list(names: tuple[str, ...], without: tuple[str, ...], *, as_json: bool) -> int:
     from gpusvm.explore.scenario import select_scenarios
+    from gpusvm.plugins import Installed
     from gpusvm.report import print_json, print_scenarios, scenarios_document
 
     scenarios = select_scenarios(names or ("all",))
     if as_json:
         print_json(scenarios_document(scenarios))
     else:
-        print_scenarios(scenarios)
+        print_scenarios(scenarios, Installed(tuple(without)).registry())
     return 0

@@ -30,7 +30,7 @@ def replay(
     full
         With --explain or --diagram: leave no step out.
     diagram
-        Draw the execution: FILE with the ending .svg, which a browser shows.
+        Draw the execution, too, into a picture beside FILE that a browser shows: finding.txt is drawn as finding.svg.
     json
         Print JSON, and nothing else, on standard output.
     without

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from gpusvm.errors import LivelockError
 from gpusvm.kernel import Task
 from gpusvm.kernel.deadlock import report
+from gpusvm.kernel.place import leave_out
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,6 +28,9 @@ ROUNDS_MAX: Final = 5
 
 CHANCES_MAX: Final = 10
 """So many where others get in the way by chance; after them nobody is preempted any more, for as many again."""
+
+
+leave_out(__file__)
 
 
 class _Calm:

@@ -42,7 +42,7 @@ __all__ = ["Outcome", "World"]
 
 _BASE: Final = 1 << 44
 
-OPERATION_STEPS_MAX: Final = 10_000
+OPERATION_STEPS_MAX: Final = 20_000
 """Steps of all tasks, from the begin of an eviction, an ioctl or a system call, within which it has to be done."""
 
 Outcome = tuple[str, str, str]

@@ -1,9 +1,12 @@
 """Show an execution step by step: a column for each task, with the places in the code."""
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import IO, TYPE_CHECKING, Any, Final
 
-from attrs import frozen
+from attrs import evolve, frozen
+
+from gpusvm.errors import errno_name
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,6 +20,10 @@ __all__ = ["Row", "print_explanation", "print_repeated", "repeated_document", "r
 _WIDTH: Final = 200
 _FOLD: Final = 3  # so many plain steps in a row are worth a line that counts them
 _MESSAGE: Final = 40
+_AGAIN: Final = 2  # so often has something to come again, after the first time, to be left out
+_PERIOD: Final = 40  # so many rows may be what comes again
+_WITH_ERRNO: Final = frozenset({"get_pages_failed"})  # events whose last field is an errno
+_GIVES_WAY: Final = frozenset({"cpu_relax", "cond_resched"})
 _ENDS: Final = 1  # but for so many at each end of what a task does in one go
 
 
@@ -33,6 +40,8 @@ class Row:
     folded: int = 0
     broken: bool = False
     """Here something first broke."""
+    preempts: bool = False
+    """Here a task takes over from one that could have gone on."""
 
 
 def rows_of(recording: "Recording", message: str, *, full: bool = False) -> list[Row]:
@@ -59,7 +68,57 @@ def rows_of(recording: "Recording", message: str, *, full: bool = False) -> list
             if row.broken:
                 rows += [Row(row.number, row.task, line, "", "message") for line in message.splitlines()]
         begin = end
-    return rows
+    _mark_preemptions(rows, entries)
+    return rows if full else _without_repetitions(rows)
+
+
+def _mark_preemptions(rows: list[Row], entries: "Sequence[Entry]") -> None:
+    """Mark where a task begins to run though the one before neither waited nor gave way, and goes on later."""
+    last = {entry.task: at for at, entry in enumerate(entries)}
+    preempting = {
+        (now.number, now.task)
+        for at, (before, now) in enumerate(pairwise(entries), start=1)
+        if before.task != now.task
+        and before.kind != "wait"
+        and before.what not in _GIVES_WAY
+        and last[before.task] > at
+    }
+    for k, (before, row) in enumerate(pairwise(list(rows)), start=1):
+        if before.task != row.task and (row.number, row.task) in preempting:
+            rows[k] = evolve(row, preempts=True)
+
+
+def _without_repetitions(rows: list[Row]) -> list[Row]:
+    """Leave out what only repeats the rows before it, as the rounds of a livelock do, and say how often it did."""
+    kept: list[Row] = []
+    at = 0
+    while at < len(rows):
+        length, times = _repetition(rows, at)
+        kept += rows[at : at + length]
+        at += length
+        if times:
+            first = rows[at]
+            text = f"… the same {'row' if length == 1 else f'{length} rows'} {times} times more"
+            kept.append(Row(first.number, first.task, text, "", "folded", folded=length * times))
+            at += length * times
+    return kept
+
+
+def _repetition(rows: Sequence[Row], at: int) -> tuple[int, int]:
+    """Return how many rows from `at` on come again at once, and how often; (1, 0) for a row that does not."""
+    for length in range(1, min(_PERIOD, (len(rows) - at) // 2) + 1):
+        once = [_alike(row) for row in rows[at : at + length]]
+        times = 0
+        while [_alike(row) for row in rows[at + (times + 1) * length : at + (times + 2) * length]] == once:
+            times += 1
+        if times >= _AGAIN:
+            return length, times
+    return 1, 0
+
+
+def _alike(row: Row) -> object:
+    # What broke, and the message below it, are never left out.
+    return row if row.broken or row.kind == "message" else (row.task, row.text, row.place)
 
 
 def _run_of(entries: "list[Entry]", begin: int, end: int, broken_at: int | None, *, full: bool) -> Iterator[Row]:
@@ -68,6 +127,12 @@ def _run_of(entries: "list[Entry]", begin: int, end: int, broken_at: int | None,
 
     at = begin
     while at < end:
+        window = None if full else _window(entries, at, end, broken_at)
+        if window is not None:
+            row = _row(entries[at], broken=False)
+            yield evolve(row, text=f"* notifier{row.text.removeprefix('* notifier_start')}, {window - at - 1} steps")
+            at = window + 1
+            continue
         stop = at
         while plain(stop):
             stop += 1
@@ -80,6 +145,19 @@ def _run_of(entries: "list[Entry]", begin: int, end: int, broken_at: int | None,
         at = max(stop, at + 1)
 
 
+def _window(entries: "Sequence[Entry]", at: int, end: int, broken_at: int | None) -> int | None:
+    """Return where the invalidation ends that begins at `at`, if nothing but plain steps of its task lies between."""
+    if entries[at].what != "notifier_start" or entries[at].kind != "event":
+        return None
+    for k in range(at + 1, end):
+        each = entries[k]
+        if each.kind == "event" and each.what == "notifier_end" and each.on == entries[at].on:
+            return k
+        if each.kind != "step" or k == broken_at:
+            return None
+    return None
+
+
 def _row(entry: "Entry", *, broken: bool) -> Row:
     match entry.kind:
         case "fail":
@@ -89,7 +167,11 @@ def _row(entry: "Entry", *, broken: bool) -> Row:
         case "end":
             text = f"< {entry.what}: {entry.on}"
         case "event":
-            text = f"* {entry.what} {entry.on}"
+            on = entry.on
+            if entry.what in _WITH_ERRNO:
+                before, _, number = on.rpartition(" ")
+                on = f"{before} {errno_name(int(number))}"
+            text = f"* {entry.what} {on}"
         case _:
             text = f"{entry.what} {entry.on}".rstrip()
     return Row(entry.number, entry.task, text, entry.place, entry.kind, entry.code, broken=broken)
@@ -132,7 +214,7 @@ def print_explanation(repeated: "Repeated", *, full: bool = False, file: IO[str]
 
 
 def _head(row: Row) -> tuple[str, str]:
-    return "=>" if row.broken else "", "" if row.kind == "message" else str(row.number)
+    return "=>" if row.broken else " ~" if row.preempts else "", "" if row.kind == "message" else str(row.number)
 
 
 def _style(row: Row) -> str:

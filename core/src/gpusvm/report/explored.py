@@ -1,6 +1,6 @@
 """Show what explorations came to, and the scenarios that there are."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from attrs import frozen
@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from gpusvm.driver import DriverInfo
     from gpusvm.explore.result import Exploration, Explorations, Found
     from gpusvm.explore.scenario import Scenario
 
@@ -25,20 +26,27 @@ def scenarios_document(scenarios: "Sequence[Scenario]") -> dict[str, Any]:
     }
 
 
-def print_scenarios(scenarios: "Sequence[Scenario]", *, file: IO[str] | None = None) -> None:
-    """Print a table of scenarios."""
+def print_scenarios(
+    scenarios: "Sequence[Scenario]", drivers: "Mapping[str, DriverInfo]", *, file: IO[str] | None = None
+) -> None:
+    """Print a table of scenarios in the order of their names, with those of `drivers` that each is for."""
     from rich import box
     from rich.table import Table
 
     from gpusvm.report.console import open_console
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("scenario", "tasks", "standard", "about"):
+    for column in ("scenario", "tasks", "standard", "drivers", "about"):
         table.add_column(
-            column, justify="right" if column == "tasks" else "left", no_wrap=column != "about", overflow="fold"
+            column,
+            justify="right" if column == "tasks" else "left",
+            no_wrap=column not in {"drivers", "about"},
+            overflow="fold",
         )
-    for each in scenarios:
-        table.add_row(each.name, str(len(each.tasks)), "yes" if each.standard else "", each.about)
+    for each in sorted(scenarios, key=lambda scenario: scenario.name):
+        names = [name for name in sorted(drivers) if not each.refuses(drivers[name])]
+        shown = "all" if names and len(names) == len(drivers) else " ".join(names)
+        table.add_row(each.name, str(len(each.tasks)), "yes" if each.standard else "", shown, each.about)
     open_console(file, width=_WIDTH).print(table)
 
 
@@ -164,6 +172,8 @@ def _coverage(results: "Sequence[Exploration]") -> Iterator[str]:
 def _print_found(console: "Console", result: "Exploration", found: "Found") -> None:
     from rich.text import Text
 
+    from gpusvm.report.console import invoked
+
     finding = found.finding
     console.print()
     head = Text(f"{result.scenario} on {result.driver}: {finding.kind} {finding.invariant}", style="bold red")
@@ -178,7 +188,9 @@ def _print_found(console: "Console", result: "Exploration", found: "Found") -> N
             f"shrunk to   {found.shrunk.after}, in {found.shrunk.executions:,} executions"
             + ("" if found.shrunk.complete else ", and not to the end"),
         ]
+        if found.shrunk.after.steps > found.shrunk.before.steps:
+            lines.append("            (more steps for fewer of the others, which are easier to follow)")
     if found.file is not None:
-        lines.append(f"gpusvm replay {found.file} --explain")
+        lines.append(f"{invoked()} replay {found.file} --explain")
     for line in lines:
         console.print(Text(f"  {line}"), soft_wrap=True)
