@@ -183,7 +183,7 @@ def test_a_task_that_gives_itself_more_time_is_found_at_once():
         "nothing bounds its attempts"
     )
     at = rest.index("  task 'get_pages' runs")
-    assert [line.split(" in ")[-1] for line in rest[at + 1 :]] == ["_unbounded", "_retry", "unbounded"]
+    assert [line.split(" in ")[-1] for line in rest[at + 1 :]] == ["unbounded"]
     kernel.close()
 
 
