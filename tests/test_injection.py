@@ -14,6 +14,7 @@ NOT_PASSED = {
     "alloc.hmm_pfns": "no driver here uses hmm_dma_map",
     "dma.link": "the devices have no IOMMU: a page is mapped by itself",
     "dma.sync": "the devices have no IOMMU",
+    "page_index.xa_node": "pages lead to their objects by a pointer, not by an xarray (page_to_bo)",
     "xe.vma": "no program here gives advice, which splits areas",
     "gpusvm.evict": "xe evicts a range before another attempt, after a race that one task alone does not have",
 }
