@@ -199,7 +199,8 @@ class Checker:
         if self._half:
             self._half.pop(task, None)
         if operation in _LOCK_STEPS:
-            self._locking(task, operation, what)
+            if self._calling or (operation != "spin_lock" and what.name == "mmap_lock"):
+                self._locking(task, operation, what)
         elif operation in _WRITE_ENDS:
             self._check_vmas(what)
         if self._half:
@@ -393,7 +394,7 @@ class Checker:
                 for i in lost:
                     exclusivity.lost_exclusive(shadow, each, i)
             pgmap = each.pgmap
-            if pgmap is not None and pgmap.ref != self._pgmap_own(each, pgmap) + given.get(pgmap, 0):
+            if pgmap is not None and pgmap.ref != self._pgmap_own(each, pgmap) + (given.get(pgmap, 0) if given else 0):
                 zone_device.pgmap_refs(shadow, each, pgmap, given.get(pgmap, 0))
         if shadow.violations:
             self._tell()

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpusvm.check.rules import rule
-from gpusvm.check.shadow import EXCLUSIVE, NONE, PRESENT, PRIVATE, ZERO, Entry, Shadow, entry_at, leaf_entry
+from gpusvm.check.shadow import EXCLUSIVE, FEW, NONE, PRESENT, PRIVATE, ZERO, Entry, Shadow, entry_at, leaf_entry
 from gpusvm.gpu.page_table import ATOMIC, STALE, WRITE, GpuPageTable, PteWindow
 from gpusvm.mm import MmStruct
 from gpusvm.mm.api import Pfns
@@ -31,7 +31,7 @@ def mirror_written(s: Shadow, mirror: GpuPageTable, vpn: int, end_vpn: int) -> N
         first, end = max(vpn, window.base), min(end_vpn, window.end)
         if first < end:
             i = first - window.base
-            _check_free(s, mirror, window, np.flatnonzero(window.perm[i : end - window.base]) + i)
+            _check_free(s, mirror, window, _mapped(window, i, end - window.base))
 
 
 @rule(54)
@@ -39,10 +39,15 @@ def mirror_named(s: Shadow, freed: Sequence[int]) -> None:
     """54: no entry names one of the pages that have just become free."""
     for mirror in _mirrors(s):
         for window in mirror.windows:
+            if len(window.perm) <= FEW:
+                few = [i for i in _mapped(window) if window.m_pfn[i] in freed]
+                if few:
+                    _check_free(s, mirror, window, few)
+                continue
             at = np.flatnonzero(window.perm)
             found = at[np.isin(window.pfn[at], freed)]
             if len(found):
-                _check_free(s, mirror, window, found)
+                _check_free(s, mirror, window, found.tolist())
 
 
 @rule(54, 55)
@@ -50,11 +55,14 @@ def mirror_entries(s: Shadow) -> None:
     """54, 55: at rest each entry names what the process has there."""
     for mirror in _mirrors(s):
         for window in mirror.windows:
-            at = np.flatnonzero(window.perm)
-            if not len(at):
+            mapped = _mapped(window)
+            if not mapped:
                 continue
-            _check_free(s, mirror, window, at)
-            for i in at[_unlike(s, mirror, window, at)].tolist():
+            _check_free(s, mirror, window, mapped)
+            if len(mapped) > FEW:
+                at = np.array(mapped)
+                mapped = at[_unlike(s, mirror, window, at)].tolist()
+            for i in mapped:
                 _check_entry(s, mirror, window, i)
 
 
@@ -68,18 +76,42 @@ def _mirrors(s: Shadow) -> Iterator[GpuPageTable]:
             yield mirror
 
 
-def _check_free(s: Shadow, mirror: GpuPageTable, window: PteWindow, at: Pfns) -> None:
+def _mapped(window: PteWindow, first: int = 0, end: int | None = None) -> list[int]:
+    """Return which entries of a window map something, from `first` on and before `end`."""
+    perm = window.m_perm[first:end]
+    if len(perm) <= FEW:
+        return [i for i, each in enumerate(perm, first) if each]
+    at: list[int] = (np.flatnonzero(window.perm[first:end]) + first).tolist()
+    return at
+
+
+def _check_free(s: Shadow, mirror: GpuPageTable, window: PteWindow, mapped: list[int]) -> None:
+    pages = s.memory.pages
+    if len(mapped) <= FEW:
+        for i in mapped:
+            pfn = window.m_pfn[i]
+            if pages.has_page(pfn):
+                zone = pages.zone(pfn)
+                if zone.m_refcount[pfn - zone.base - zone.m_head_off[pfn - zone.base]]:
+                    continue
+            _is_free(s, mirror, window, i)
+        return
+    at = np.array(mapped)
     pfns = window.pfn[at]
     alive = np.zeros(len(at), np.bool_)
-    for zone in s.memory.pages.zones:
+    for zone in pages.zones:
         here = np.flatnonzero((pfns >= zone.base) & (pfns < zone.end))
         if len(here):
             where = pfns[here] - zone.base
             alive[here] = zone.refcount[where - zone.head_off[where]] != 0
     for i in at[~alive].tolist():
-        if not window.m_perm[i] & STALE:
-            place = (_place(s, mirror, window, i),)
-            s.report(54, "a device has a free page mapped", addresses=place, pfns=(window.m_pfn[i],))
+        _is_free(s, mirror, window, i)
+
+
+def _is_free(s: Shadow, mirror: GpuPageTable, window: PteWindow, i: int) -> None:
+    if not window.m_perm[i] & STALE:
+        place = (_place(s, mirror, window, i),)
+        s.report(54, "a device has a free page mapped", addresses=place, pfns=(window.m_pfn[i],))
 
 
 def _unlike(s: Shadow, mirror: GpuPageTable, window: PteWindow, at: Pfns) -> npt.NDArray[np.bool_]:
