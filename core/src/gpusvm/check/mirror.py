@@ -39,15 +39,14 @@ def mirror_named(s: Shadow, freed: Sequence[int]) -> None:
     """54: no entry names one of the pages that have just become free."""
     for mirror in _mirrors(s):
         for window in mirror.windows:
-            if len(window.perm) <= FEW:
-                few = [i for i in _mapped(window) if window.m_pfn[i] in freed]
-                if few:
-                    _check_free(s, mirror, window, few)
-                continue
-            at = np.flatnonzero(window.perm)
-            found = at[np.isin(window.pfn[at], freed)]
-            if len(found):
-                _check_free(s, mirror, window, found.tolist())
+            mapped = _mapped(window)
+            if len(mapped) <= FEW:
+                found = [i for i in mapped if window.m_pfn[i] in freed]
+            else:
+                at = np.array(mapped)
+                found = at[np.isin(window.pfn[at], freed)].tolist()
+            if found:
+                _check_free(s, mirror, window, found)
 
 
 @rule(54, 55)
@@ -81,8 +80,9 @@ def _mapped(window: PteWindow, first: int = 0, end: int | None = None) -> list[i
     perm = window.m_perm[first:end]
     if len(perm) <= FEW:
         return [i for i, each in enumerate(perm, first) if each]
-    at: list[int] = (np.flatnonzero(window.perm[first:end]) + first).tolist()
-    return at
+    at = window.perm[first:end].nonzero()[0]
+    found: list[int] = (at + first if first else at).tolist()
+    return found
 
 
 def _check_free(s: Shadow, mirror: GpuPageTable, window: PteWindow, mapped: list[int]) -> None:

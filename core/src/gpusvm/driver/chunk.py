@@ -220,8 +220,11 @@ class ChunkPool:
         cut: list[tuple[Chunk, Pfns]] = []
         while len(pfns):
             chunk = self.chunk_of(int(pfns[0]))
-            other = (pfns < chunk.first) | (pfns >= chunk.end)
-            n = int(other.argmax()) if other.any() else len(pfns)
+            n = len(pfns)
+            if n > 1:
+                other = (pfns < chunk.first) | (pfns >= chunk.end)
+                if np.count_nonzero(other):
+                    n = int(other.argmax())
             cut.append((chunk, pfns[:n]))
             pfns = pfns[n:]
         return cut

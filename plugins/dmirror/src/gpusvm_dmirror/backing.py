@@ -59,7 +59,9 @@ class Backing:
 
     def forget(self, pfns: "Pfns") -> None:
         """Let go of the files of device pages that are free."""
-        if self._holds_files:
+        if self._holds_files and len(self._files) == 1:
+            self._files[0].put_pages(len(pfns))
+        elif self._holds_files:
             numbers, counts = np.unique(self._mirror[pfns - self.first], return_counts=True)
             for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
                 self._files[number].put_pages(count)
