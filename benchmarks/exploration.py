@@ -5,7 +5,7 @@
     uv run python benchmarks/exploration.py --jobs              how much faster two processes are than one
 
 `steps` are the mean of an execution. `checked` is what `gpusvm explore` does, with every invariant checked at each
-step, each 16th execution recorded for its coverage and each 1000th repeated; `plain` leaves out the checker of
+step, some executions looked at for their coverage and each 1000th repeated; `plain` leaves out the checker of
 invariants (lockdep, the ledger, contents and the teardown's checks stay). Schedules per second of CPU time, the best of
 several repetitions; compare figures of one sitting only. `--jobs` compares wall time, in turns, which means something
 only where two CPUs are idle; `by CPU time` is what the processes' CPU time says that it could be at most.
