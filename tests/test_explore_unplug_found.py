@@ -37,6 +37,13 @@ def explore(name, spec, schedules):
             "I-LIFE",
             "use after free: task 'hand' reads .mmget_not_zero of MmStruct('p', users=0, count=0) at drm/evict.py:",
         ),
+        (
+            "ioctl_unplug",
+            "unplug-open",
+            "use-after-free",
+            "I-LIFE",
+            "use after free: task 'opener' reads ._checked of mutex 'drm_pagemap_cache.lookup_mutex' at ",
+        ),
     ],
 )
 def test_each_defect_of_the_unplug_is_found_as_written(quirk, name, kind, invariant, message):
@@ -46,6 +53,6 @@ def test_each_defect_of_the_unplug_is_found_as_written(quirk, name, kind, invari
     assert failure.message.startswith(message)
 
 
-@pytest.mark.parametrize("name", ["unplug-exit", "unplug-two-processes", "unplug-close"])
+@pytest.mark.parametrize("name", ["unplug-exit", "unplug-two-processes", "unplug-close", "unplug-open"])
 def test_nothing_is_found_when_all_are_fixed(name):
     assert explore(name, "xe", 40) is None

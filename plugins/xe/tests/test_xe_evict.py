@@ -117,3 +117,24 @@ def test_a_small_copy_limit_cuts_the_copies(bench):
     addr = written(b, 1)
     b.gpu_read(addr)
     assert b.kernel.stats.copies == 32
+
+
+def test_the_counters_of_what_is_copied_tell_the_sizes_of_commands_apart(bench):
+    b = bench("xe:copy_chunk=64K")
+    addr = written(b, 1)
+    b.gpu_read(addr)
+    b.cpu_read(addr)
+    small = b.map(PAGE)
+    b.cpu_write(small)
+    b.gpu_read(small)
+    stats = b.driver.describe()["gt_stats"]["gpu0 gt0"]
+    assert {name: count for name, count in stats.items() if name.endswith("_copy_kb")} == {
+        "svm_device_copy_kb": 2052,
+        "svm_4K_device_copy_kb": 4,
+        "svm_64K_device_copy_kb": 2048,
+        "svm_2M_device_copy_kb": 0,
+        "svm_cpu_copy_kb": 2048,
+        "svm_4K_cpu_copy_kb": 0,
+        "svm_64K_cpu_copy_kb": 2048,
+        "svm_2M_cpu_copy_kb": 0,
+    }

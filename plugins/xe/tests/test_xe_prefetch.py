@@ -2,6 +2,7 @@
 
 import pytest
 from gpusvm.errors import KernelError
+from gpusvm.mm.api import PROT_READ, PROT_WRITE
 
 K, M = 1 << 10, 1 << 20
 PAGE, PMD = 4 * K, 2 * M
@@ -68,3 +69,23 @@ def test_an_error_that_is_no_race_fails_the_ioctl(bench):
     with pytest.raises(KernelError, match=r"^-ENOMEM: no arrays$"):
         b.vm.populate(addr, addr + PMD)
     assert b.mapped_pages(addr, 512) == 0
+
+
+def test_garbage_that_comes_while_it_waits_for_the_lock_is_met_and_ends_it(bench):
+    """It waits for the collector (xe_svm_flush), and then for the lock; nobody collects again under that."""
+    b = bench(thp="never")
+    addr = written(b, 1)
+    b.gpu_read(addr)
+    stale = b.vm.gpusvm.range_find(addr, addr + PAGE)
+    with b.vm.lock.read():
+        prefetch = b.kernel.spawn(b.vm.populate, addr, addr + PMD, name="prefetch")
+        b.kernel.settle()
+        b.mm.munmap(addr, PMD)
+        b.mm.mmap(addr, PMD, PROT_READ | PROT_WRITE)
+        b.cpu_write(addr, 512)
+    assert prefetch.join() == 0
+    b.kernel.settle()
+    assert (stale.unmapped, stale.removed) == (True, True)
+    assert (b.where(addr), b.mapped_pages(addr, 512)) == ("device", 0)  # it was brought before get_pages refused it
+    b.vm.populate(addr, addr + PMD)
+    assert b.mapped_pages(addr, 512) == 512

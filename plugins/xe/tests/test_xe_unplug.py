@@ -149,3 +149,45 @@ def test_a_device_that_goes_keeps_its_pagemap_for_the_address_spaces_that_are_op
     b.vm.close()
     b.kernel.settle()
     assert dpagemap.refcount == 0
+
+
+@pytest.mark.parametrize(("variant", "waits"), [("as_written", False), ("fixed", True)])
+def test_as_written_an_unplug_does_not_wait_for_an_ioctl_that_has_begun(bench, variant, waits):
+    b = bench(f"xe:quirk.ioctl_unplug={variant}")
+    addr = b.map(PMD)
+    b.cpu_write(addr, 512)
+    with b.vm.lock.read():
+        prefetch = b.kernel.spawn(b.vm.populate, addr, addr + PMD, name="prefetch")
+        b.kernel.settle()
+        unplug = b.kernel.spawn(b.driver.unplug, name="unplug")
+        b.kernel.settle()
+        assert unplug.done is not waits
+    assert prefetch.join() == 0  # what cannot be brought is no error
+    unplug.join()
+    assert b.where(addr) == "system"
+
+
+@pytest.mark.parametrize("ioctl", ["populate", "madvise", "mirror", "get_property"])
+def test_no_ioctl_begins_after_unplug(bench, ioctl):
+    b = bench()
+    addr = b.map(PMD)
+    arguments = {"get_property": (0,)}.get(ioctl, (addr, addr + PMD))
+    b.driver.unplug()
+    with pytest.raises(KernelError) as caught:
+        getattr(b.vm, ioctl)(*arguments, **({"atomic": 1} if ioctl == "madvise" else {}))
+    assert str(caught.value) == "-ENODEV: gpu0 is unplugged"
+
+
+def test_a_closed_address_space_holds_no_pagemap_though_a_fault_worker_has_it_still(bench):
+    """xe_svm_close puts them, not vm_destroy_work_func."""
+    b = bench()
+    dpagemap = b.driver.tiles[0].dpagemap
+    vm = b.driver.vm_create(b.mm, start=0, end=1 << 47)
+    assert dpagemap.refcount == 2
+    vm.get("pagefault")
+    vm.close()
+    assert (dpagemap.refcount, vm.peer.owner) == (1, None)
+    assert b.driver.pm.rpm.holders["vm"] == 2  # until the last reference is gone
+    vm.put("pagefault")
+    b.kernel.settle()
+    assert b.driver.pm.rpm.holders["vm"] == 1

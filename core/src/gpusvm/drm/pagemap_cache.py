@@ -160,11 +160,14 @@ class PagemapCache:
         """End with the device (drm_pagemap_cache_fini); an inactive pagemap goes with it.
 
         An active one is still what faults find, whose populate then answers ENODEV. The kernel frees the cache here;
-        its hardware raises no more faults by then.
+        its hardware raises no more faults by then. Nobody may look anything up any more.
         """
         with self.lock:
             dpagemap = self.dpagemap
-            if dpagemap is None or not self.shrinker.cancel(dpagemap):
-                return
-            self.dpagemap = None
-        dpagemap.destroy(in_atomic=False)
+            if dpagemap is not None and self.shrinker.cancel(dpagemap):
+                self.dpagemap = None
+            else:
+                dpagemap = None
+        if dpagemap is not None:
+            dpagemap.destroy(in_atomic=False)
+        self.shrinker.drm.kernel.free(self._lookup_mutex)

@@ -128,7 +128,7 @@ def get_pages(
     lock = gpusvm.notifier_lock
     begun_ns = kernel.current.time_ns
     while True:
-        if time_left(begun_ns, kernel.current.time_ns) < 0:
+        if time_left(begun_ns, kernel.current.time_ns) <= 0:
             raise KernelError(EBUSY, f"[{start:#x}, {end:#x}) is invalidated again and again")
         if pages.dma_addr is not None:
             seq = memory.mmu_interval_read_begin(notifier)

@@ -31,18 +31,13 @@ def scan_mm(range_: "GpuSvmRange", dev_private_owner: object | None, pagemap: De
 
     SCAN_UNPOPULATED: a page is not present, or of another owner, or nobody could look. SCAN_EQUAL: all in `pagemap`;
     SCAN_OTHER: all in one other; SCAN_MIXED_DEVICE: in several. SCAN_SYSTEM: all in RAM. SCAN_MIXED: in RAM and on
-    devices.
+    devices. Each look has 1000 ms; one that an invalidation made void is repeated, however often.
     """
     gpusvm = range_.gpusvm
     memory = gpusvm.memory
     notifier = range_.notifier.notifier
     lock = gpusvm.notifier_lock
-    kernel = gpusvm.kernel
-    deadline_ns = kernel.current.time_ns + HMM_RANGE_DEFAULT_TIMEOUT_NS
     while True:
-        remaining_ns = deadline_ns - kernel.current.time_ns
-        if remaining_ns <= 0:
-            return SCAN_UNPOPULATED
         hmm_range = HmmRange(
             notifier=notifier,
             start=range_.start,
@@ -51,7 +46,7 @@ def scan_mm(range_: "GpuSvmRange", dev_private_owner: object | None, pagemap: De
             dev_private_owner=dev_private_owner,
         )
         try:
-            memory.hmm_range_fault_unlocked_timeout(hmm_range, remaining_ns)
+            memory.hmm_range_fault_unlocked_timeout(hmm_range, HMM_RANGE_DEFAULT_TIMEOUT_NS)
         except KernelError:
             return SCAN_UNPOPULATED
         lock.down_read()

@@ -5,13 +5,15 @@ through entries that the command carries. The hook waits for the last command: n
 """
 
 import errno
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from gpusvm.drm import DRM_INTERCONNECT_SYSTEM, Devmem, Fence, PagemapAddrs, copy_contents
 from gpusvm.errors import KernelError
 from gpusvm.gpu import D2H, H2D, CopyEngine, Direction
 from gpusvm.mm.api import Pfns
+
+from gpusvm_xe.gt import SIZES
 
 if TYPE_CHECKING:
     from gpusvm.kernel import Kernel
@@ -20,6 +22,12 @@ if TYPE_CHECKING:
     from gpusvm_xe.bo import XeVram
 
 __all__ = ["EngineFence", "XeDevmemOps"]
+
+# The counter of all commands, and those of commands that copy as much as a range has.
+_COPY_KB: Final = {
+    direction: (f"svm_{whose}_copy_kb", {size: f"svm_{name}_{whose}_copy_kb" for size, name in SIZES.items()})
+    for direction, whose in ((H2D, "device"), (D2H, "cpu"))
+}
 
 
 class EngineFence(Fence):
@@ -44,12 +52,21 @@ class EngineFence(Fence):
 class XeDevmemOps:
     """Do for xe's device memory what core asks for (struct drm_pagemap_devmem_ops)."""
 
-    def __init__(self, memory: "MemoryManagerApi", vram: "XeVram", engine: CopyEngine, chunk_bytes: int) -> None:
+    def __init__(
+        self,
+        memory: "MemoryManagerApi",
+        vram: "XeVram",
+        engine: CopyEngine,
+        *,
+        chunk_bytes: int,
+        stats: dict[str, int],
+    ) -> None:
         self.memory = memory
         self.kernel = memory.kernel
         self.vram = vram
         self.engine = engine
         self.chunk_bytes = chunk_bytes
+        self.stats = stats  # of the GT that computes: it is likely the one that faulted
         self.page_shift = memory.geometry.page_shift
 
     def devmem_release(self, devmem: Devmem) -> None:
@@ -95,12 +112,21 @@ class XeDevmemOps:
         elif size <= self.chunk_bytes and (
             rows == 1 or (rows == npages and int(device_pfns[-1]) - int(device_pfns[0]) == npages - 1)
         ):
+            self._count(direction, size)
             through = engine.copy(direction, size, rows, after_ns=after_ns)
         else:
             for n, (nbytes, pieces) in enumerate(self._commands(device_pfns, addrs)):
+                self._count(direction, nbytes)
                 through = engine.copy(direction, nbytes, pieces, after_ns=after_ns, chained=n > 0)
         engine.wait(through)
         job.put()
+
+    def _count(self, direction: Direction, nbytes: int) -> None:
+        """Count a command by its size (xe_svm_copy_kb_stats_incr)."""
+        total, by_size = _COPY_KB[direction]
+        self.stats[total] += nbytes >> 10
+        if nbytes in by_size:
+            self.stats[by_size[nbytes]] += nbytes >> 10
 
     def _commands(self, device_pfns: Pfns, addrs: PagemapAddrs) -> list[tuple[int, int]]:
         """Cut where device memory is not contiguous and where a command gets too long: bytes and pieces of each."""

@@ -1,8 +1,8 @@
 """drivers/gpu/drm/xe/xe_device.c, as of Linux 7.3.4: one xe device with its tiles, from probe to remove."""
 
 import errno
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from gpusvm.driver import (
@@ -172,32 +172,39 @@ class XeDriver:
                     fault.inst = SQUASHED
         tile.gts[0].tlb.reset()
 
+    @contextmanager
+    def ioctl(self) -> Iterator[None]:
+        """Surround an ioctl: the device is awake, and was there when it began (xe_drm_ioctl, drm_ioctl_kernel). ENODEV.
+
+        As written an unplug does not wait for it; fixed, it does.
+        """
+        device = self.device
+        with self.pm.ioctl():
+            cookie = device.dev_enter()
+            waits = self.quirks.ioctl_unplug == "fixed"
+            if not waits:  # drm_dev_is_unplugged
+                device.dev_exit(cookie)
+            try:
+                yield
+            finally:
+                if waits:
+                    device.dev_exit(cookie)
+
     def vm_create(self, mm: MmApi, *, start: int, end: int) -> XeVm:
         """Create a VM in fault mode that mirrors [start, end) (xe_vm_create, xe_svm_init)."""
-        cookie = self.device.dev_enter()
-        try:
-            with self.pm.ioctl():
-                asid = self._next_asid
-                while asid in self.vms:
-                    asid = (asid + 1) & ASID_MASK
-                self._next_asid = (asid + 1) & ASID_MASK
-                vm = XeVm(self, mm, asid=asid, start=start, end=end, pagemaps=self._get_pagemaps())
-                self.vms[asid] = vm
-                self.power.vm_open(vm)
-                return vm
-        finally:
-            self.device.dev_exit(cookie)
+        with self.ioctl():
+            asid = self._next_asid
+            while asid in self.vms:
+                asid = (asid + 1) & ASID_MASK
+            self._next_asid = (asid + 1) & ASID_MASK
+            vm = XeVm(self, mm, asid=asid, start=start, end=end, pagemaps=self._get_pagemaps())
+            self.vms[asid] = vm
+            self.power.vm_open(vm)
+            return vm
 
     def vm_forget(self, vm: XeVm) -> None:
         """Take a VM that has ended off the table of address spaces."""
         del self.vms[vm.asid]
-
-    def vm_closed(self, vm: XeVm) -> None:
-        """Give back what a VM held whose last reference is gone (vm_destroy_work_func)."""
-        self.shared.owners.release_owner(vm.peer)
-        for dpagemap in vm.pagemaps:
-            dpagemap.put("vm")
-        self.power.vm_close(vm)
 
     def unplug(self) -> None:
         """Let the device go while it is in use: nothing new is populated, what is in VRAM comes home, and when all of

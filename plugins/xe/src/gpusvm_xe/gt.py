@@ -40,6 +40,8 @@ def new_stats() -> dict[str, int]:
     names += ["vma_pagefault_count", "vma_pagefault_kb"]
     for each in ("pagefault_count", "valid_pagefault_count", "migrate_count"):
         names += [f"svm_{size}_{each}" for size in SIZES.values()]
+    for whose in ("device", "cpu"):
+        names += [f"svm_{whose}_copy_kb", *(f"svm_{size}_{whose}_copy_kb" for size in SIZES.values())]
     return dict.fromkeys(names, 0)
 
 

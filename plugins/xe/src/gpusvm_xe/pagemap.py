@@ -81,7 +81,7 @@ class XePagemap:
             index=driver.page_index(self.pagemap),
         )
         embedding.embed(self.pagemap, self.dpagemap, self)
-        self.devmem_ops = XeDevmemOps(memory, vr, tile.engine, driver.tunables.copy_chunk)
+        self.devmem_ops = XeDevmemOps(memory, vr, tile.engine, chunk_bytes=driver.tunables.copy_chunk, stats=tile.stats)
         self._mapped = self._unmapped = False
         self._destroyed = False
         self._destroy_work = Work(self._destroy, "xe_pagemap_destroy_work")

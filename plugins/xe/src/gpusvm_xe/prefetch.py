@@ -40,7 +40,6 @@ def prefetch(vm: "XeVm", start: int, end: int, region: int) -> int:
     vm.assert_usable()
     if any(vm.userptrs_in(start, end)):
         raise ModelError(f"xe: prefetch of [{start:#x}, {end:#x}), a part of which is userptr, is not modelled")
-    vm.garbage.collect()
     moved = 0
     items = _items(vm, start, end, region)
     for item in items:

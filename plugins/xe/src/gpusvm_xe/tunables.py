@@ -196,6 +196,11 @@ class XeQuirks:
         "meanwhile fails, the system's sleep, say",
         cite="drm_pagemap.c:drm_pagemap_migrate_to_devmem, drm_pagemap_evict_to_ram",
     )
+    ioctl_unplug: Variant = quirk(
+        "An unplug does not wait for ioctls that have begun: one that makes a VM may look for its pagemap in a "
+        "cache that is freed, and make one that nobody takes away",
+        cite="drm_ioctl.c:drm_ioctl_kernel; xe_device.c:xe_drm_ioctl; xe_svm.c:xe_pagemap_create",
+    )
     devmem_mm: Variant = quirk(
         "An object points to the address space that its pages were for, without a reference: eviction may ask it after "
         "it was freed",

@@ -248,8 +248,10 @@ class XeVm:
         closed, EINVAL for no region, the errno of a VMA that can have no range (EPERM: not writable), and that of
         get_pages where it is none of a race.
         """
-        with self._ioctl(), self.lock.write():
-            return prefetch(self, start, end, int(self.driver.spec.discrete) if region is None else region)
+        with self._ioctl():
+            self.garbage.work.flush()
+            with self.lock.write():
+                return prefetch(self, start, end, int(self.driver.spec.discrete) if region is None else region)
 
     def madvise(
         self, start: int, end: int, *, preferred_location: PreferredLocation | None = None, atomic: int | None = None
@@ -284,16 +286,10 @@ class XeVm:
         oldest first, as many as fit. ENOENT for a closed VM, EINVAL for another property, more faults than there are,
         or a part of one (xe_vm_get_property_ioctl).
         """
-        if self.closed:
-            raise KernelError(errno.ENOENT, f"the address space {self.asid} is closed")
-        self.get("ioctl")
-        try:
-            with self.driver.pm.ioctl():
-                if prop != PROPERTY_FAULTS:
-                    raise KernelError(errno.EINVAL, f"no property {prop}")
-                return self.saved.first(size_bytes) if size_bytes else self.saved.size_bytes()
-        finally:
-            self.put("ioctl")
+        with self._ioctl():
+            if prop != PROPERTY_FAULTS:
+                raise KernelError(errno.EINVAL, f"no property {prop}")
+            return self.saved.first(size_bytes) if size_bytes else self.saved.size_bytes()
 
     def bind_userptr(self, start: int, end: int) -> XeUserptr:
         """Bind memory of the process by itself, at its own addresses (DRM_XE_VM_BIND_OP_MAP_USERPTR): from now on it is
@@ -324,17 +320,13 @@ class XeVm:
 
     @contextmanager
     def _ioctl(self) -> Iterator[None]:
-        """Surround an ioctl: the VM stays, the device is there and awake."""
-        self.assert_usable()
-        driver = self.driver
+        """Surround an ioctl on the VM (xe_vm_lookup): it stays, though it may be closed meanwhile."""
+        if self.closed:
+            raise KernelError(errno.ENOENT, f"the address space {self.asid} is closed")
         self.get("ioctl")
         try:
-            cookie = driver.device.dev_enter()
-            try:
-                with driver.pm.ioctl():
-                    yield
-            finally:
-                driver.device.dev_exit(cookie)
+            with self.driver.ioctl():
+                yield
         finally:
             self.put("ioctl")
 
@@ -385,6 +377,9 @@ class XeVm:
                     for gt in tile.gts:
                         gt.tlb.invalidate_vm()
         self.garbage.stop()
+        for dpagemap in self.pagemaps:  # xe_svm_close; ranges hold those that they map
+            dpagemap.put("vm")
+        self.driver.shared.owners.release_owner(self.peer)
         with self.lock.write():
             for userptr in self.userptrs:
                 userptr.remove()
@@ -396,7 +391,7 @@ class XeVm:
 
     def _free(self) -> None:
         """Give back what the VM held (vm_destroy_work_func)."""
-        self.driver.vm_closed(self)
+        self.driver.power.vm_close(self)
         garbage = self.garbage
         gpusvm = self.gpusvm
         saved = self.saved
