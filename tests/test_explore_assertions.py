@@ -20,7 +20,7 @@ from gpusvm.explore.world import World
 from gpusvm.plugins import load_drivers
 from gpusvm_nouveau.dmem import ChunkBoMapping
 from gpusvm_xe.faults import XeFaults
-from gpusvm_xe.svm import GarbageCollector
+from gpusvm_xe.garbage import GarbageCollector
 from gpusvm_xe.vm import XeVm
 
 DRIVERS = load_drivers()
@@ -106,7 +106,7 @@ CASES = {
     "xe_svm_close": (
         [(XeVm, "close", stops_the_collector_first)],
         ("close-munmap", "xe", 0),
-        "address space 0 still takes faults; task 'closer' at gpusvm_xe/svm.py",
+        "address space 0 still takes faults; task 'closer' at gpusvm_xe/garbage.py",
     ),
     "xe_svm_alloc_vram": (
         [(XeFaults, "place", always_to_vram), (GpuSvm, "_range_insert", inserts_one_that_stays)],

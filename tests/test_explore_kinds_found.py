@@ -24,7 +24,7 @@ from gpusvm_nouveau.dmem import NouveauDmem
 from gpusvm_nouveau.faults import NouveauPipeline
 from gpusvm_svmdev.faults import SvmdevFaults
 from gpusvm_xe.faults import XeFaults
-from gpusvm_xe.svm import GarbageCollector
+from gpusvm_xe.garbage import GarbageCollector
 
 DRIVERS = load_drivers()
 

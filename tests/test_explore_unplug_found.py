@@ -42,7 +42,7 @@ def explore(name, spec, schedules):
             "unplug-open",
             "use-after-free",
             "I-LIFE",
-            "use after free: task 'opener' reads ._checked of mutex 'drm_pagemap_cache.lookup_mutex' at ",
+            "use after free: task 'opener' reads .unlock of mutex 'drm_pagemap_cache.lookup_mutex' at ",
         ),
     ],
 )

@@ -60,7 +60,7 @@ def test_xe_02_a_collector_that_is_flushed_and_not_disabled_outlives_its_vm():
         assert _finds(
             _program("munmap", "close"),
             "late work: task 'close' frees XeVm at gpusvm_xe/vm.py, while its work 'xe_svm_garbage_collector' runs in "
-            "task 'kworker/xe_page_fault_work_queue:0' (queued by task 'munmap' at gpusvm_xe/svm.py)",
+            "task 'kworker/xe_page_fault_work_queue:0' (queued by task 'munmap' at gpusvm_xe/garbage.py)",
         )
 
 

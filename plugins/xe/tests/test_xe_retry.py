@@ -116,7 +116,7 @@ def test_memory_in_vram_under_another_range_is_evicted_and_migrated_as_one(bench
     b.mm.mprotect(addr + M, M, 3)
     for range_ in list(b.vm.gpusvm.ranges(addr, addr + PMD)):
         with b.vm.lock.write():
-            b.vm.unbind(range_)
+            b.vm.pt.unbind(range_)
             b.vm.gpusvm.range_remove(range_)
     assert b.device_pages(addr, 512) == 16
     b.gpu_write(addr)

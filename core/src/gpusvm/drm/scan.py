@@ -54,7 +54,7 @@ def scan_mm(range_: "GpuSvmRange", dev_private_owner: object | None, pagemap: De
         if not retry:
             break
         lock.up_read()
-        kernel.retried(by_chance=True)
+        gpusvm.kernel.retried(by_chance=True)
     try:
         words = hmm_range.hmm_pfns
         word = int(words[0])

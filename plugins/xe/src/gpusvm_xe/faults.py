@@ -14,10 +14,10 @@ from gpusvm.drm import DrmPagemap, GpuSvmCtx
 from gpusvm.errors import KernelError
 
 from gpusvm_xe.asid import ASID_MASK
-from gpusvm_xe.attributes import XeVma
 from gpusvm_xe.gt import SIZES
 from gpusvm_xe.pagefault import FAULT_NACK, SQUASHED, access_type, is_prefetch
 from gpusvm_xe.svm import MOVED, XeSvmRange, alloc_vram, evict_range, needs_migrate_to_vram
+from gpusvm_xe.vma import XeVma
 
 if TYPE_CHECKING:
     from gpusvm.gpu import FaultBuffer
@@ -192,7 +192,7 @@ class XeFaults(FaultPipeline):
         if local_only and not range_.migrate_devmem:
             raise KernelError(errno.EACCES, f"an atomic at {job.fault.addr:#x} on memory that cannot move to VRAM")
         job.unit = RangeUnit(vm.gpusvm, range_)
-        if not vm.is_valid(range_, tile, service.dpagemap if local_only else None):
+        if not vm.pt.is_valid(range_, tile, service.dpagemap if local_only else None):
             return True
         self._count(tile, range_, "valid_pagefault_count")
         self._served(job)

@@ -17,11 +17,11 @@ from gpusvm_xe.attributes import (
     MIGRATE_ALL_PAGES,
     MIGRATE_ONLY_SYSTEM_PAGES,
     PreferredLocation,
-    XeVma,
 )
 
 if TYPE_CHECKING:
     from gpusvm_xe.vm import XeVm
+    from gpusvm_xe.vma import XeVma
 
 __all__ = ["advise", "fd_of"]
 
@@ -86,7 +86,7 @@ def _open_pagemap(vm: "XeVm", location: PreferredLocation) -> DrmPagemap | None:
     return dpagemap
 
 
-def _set(vm: "XeVm", vma: XeVma, what: PreferredLocation | int, dpagemap: DrmPagemap | None) -> bool:
+def _set(vm: "XeVm", vma: "XeVma", what: PreferredLocation | int, dpagemap: DrmPagemap | None) -> bool:
     """Set the attribute of one VMA; whether it was another (madvise_preferred_mem_loc, madvise_atomic).
 
     As written, two regions of one device are taken for the same location.
@@ -117,6 +117,6 @@ def _invalidate(vm: "XeVm", start: int, end: int) -> None:
     for vma in vm.vmas.overlapping(start, end):
         if not vma.skip_invalidation:
             for range_ in vm.ranges(vma.start, vma.end):
-                zapped |= vm.zap(range_)
+                zapped |= vm.pt.zap(range_)
     if zapped:
-        vm.flush(zapped, start, end)
+        vm.pt.flush(zapped, start, end)

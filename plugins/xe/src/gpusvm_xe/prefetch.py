@@ -14,8 +14,8 @@ from gpusvm.errors import KernelError, ModelError
 from gpusvm_xe.svm import MOVED, XeSvmRange, alloc_vram, evict_range, needs_migrate_to_vram
 
 if TYPE_CHECKING:
-    from gpusvm_xe.attributes import XeVma
     from gpusvm_xe.vm import XeVm
+    from gpusvm_xe.vma import XeVma
 
 __all__ = ["CONSULT_MADVISE", "prefetch"]
 
@@ -122,4 +122,4 @@ def _bind_all(vm: "XeVm", items: list[_Prefetch]) -> None:
         if all(vm.gpusvm.range_pages_valid(item.range) for item in items):
             for item in items:
                 for tile in vm.driver.tiles:
-                    vm.write_ptes(item.range, tile, item.vma)
+                    vm.pt.bind(item.range, tile, item.vma)

@@ -99,7 +99,7 @@ class XeUserptr:
         assert addrs is not None
         dpagemap = self.pages.dpagemap
         own = dpagemap is not None and dpagemap.drm is vm.driver.device
-        in_vram, elsewhere = vm.default_permissions
+        in_vram, elsewhere = vm.pt.default_permissions
         perms = np.where((addrs.proto == XE_INTERCONNECT_VRAM) & own, in_vram, elsewhere).astype(np.uint8)
         sizes = np.left_shift(1, addrs.order.astype(np.int64))
         kernel.charge("bind_base")

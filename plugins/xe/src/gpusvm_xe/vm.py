@@ -1,38 +1,30 @@
-"""drivers/gpu/drm/xe/xe_vm.c and xe_pt.c, as of Linux 7.3.4: a GPU address space in fault mode that mirrors a
+"""drivers/gpu/drm/xe/xe_vm.c, as of Linux 7.3.4: a GPU address space in fault mode that mirrors a
 process.
 """
 
 import errno
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar
 
 from attrs import frozen
 from gpusvm.driver import QueueFaults, RangeUnit
-from gpusvm.drm import DrmPagemap, GpuSvm, GpuSvmCtx, GpuSvmRange, Peer
+from gpusvm.drm import DrmPagemap, GpuSvm, GpuSvmCtx, Peer
 from gpusvm.errors import KernelError
 from gpusvm.gpu import GpuPageTable
 from gpusvm.kernel import Kref
 from gpusvm.mm.api import MmApi
 
 from gpusvm_xe.asid import ASID_BITS
-from gpusvm_xe.attributes import (
-    ATOMIC_CPU,
-    ATOMIC_DEVICE,
-    ATOMIC_GLOBAL,
-    ATOMIC_UNDEFINED,
-    PreferredLocation,
-    XeVma,
-    XeVmas,
-    permissions,
-)
-from gpusvm_xe.gt import submit_range, wait_batch
+from gpusvm_xe.attributes import PreferredLocation
+from gpusvm_xe.garbage import GarbageCollector
 from gpusvm_xe.madvise import advise
 from gpusvm_xe.pagefault import PROPERTY_FAULTS, SavedFaults, XeVmFault
-from gpusvm_xe.pagemap import XE_INTERCONNECT_VRAM
 from gpusvm_xe.prefetch import prefetch
-from gpusvm_xe.svm import GarbageCollector, XeSvm, XeSvmRange, evict_range
+from gpusvm_xe.pt import XePt
+from gpusvm_xe.svm import XeSvm, XeSvmRange, evict_range
 from gpusvm_xe.userptr import XeUserptr
+from gpusvm_xe.vma import XeVma, XeVmas
 
 if TYPE_CHECKING:
     from gpusvm_xe.driver import XeDriver
@@ -98,11 +90,10 @@ class XeVm:
         # Held by the file until `close`, and by whoever works on the VM meanwhile (xe_vm_get, xe_vm_put).
         self._kref = Kref(kernel, "vm", self._free, holder="file")
         self.page_shift = memory.geometry.page_shift
-        self.pmd_order = memory.geometry.pmd_order
         self.lock = kernel.rwsem("xe_vm_lock")
         self.resv = kernel.mutex("xe_vm_resv")
-        # Each tile walks a table of its own (vm->pt_root[]).
-        self.page_tables = [GpuPageTable(kernel, memory, mm) for _ in driver.tiles]
+        self.pt = XePt(self)
+        self.page_tables = self.pt.roots
         self.page_table = self.page_tables[0]
         self.faults = self._faults_of(0)
         self.saved = SavedFaults(kernel)
@@ -110,11 +101,6 @@ class XeVm:
         self.garbage = GarbageCollector(self)
         self.vmas = XeVmas(self, start, end)
         discrete = driver.spec.discrete
-        atomics_in_ram = bool(tunables.device_atomics_on_smem)
-        self._perms = [
-            permissions(access, discrete=discrete, atomics_in_ram=atomics_in_ram)
-            for access in (ATOMIC_UNDEFINED, ATOMIC_DEVICE, ATOMIC_GLOBAL, ATOMIC_CPU)
-        ]
         self.peer = Peer(self)
         owner = driver.shared.owners.acquire_owner(self.peer, driver.has_interconnect)
         threshold = tunables.check_pages_threshold if discrete else 0
@@ -167,76 +153,6 @@ class XeVm:
         """Warn if the caller does not hold the lock for writing (lockdep_assert_held_write in the function `where`)."""
         if not self.lock.is_mine_to_write:
             self.kernel.warn(where, f"the lock of address space {self.asid} is not held for writing")
-
-    # ---- page table ----------------------------------------------------------------------------------------------
-
-    @staticmethod
-    def is_valid(range_: XeSvmRange, tile: "XeTile", dpagemap: DrmPagemap | None) -> bool:
-        """Tell whether a tile maps the range, and from `dpagemap` if that is asked for (xe_svm_range_is_valid)."""
-        return bool(range_.bound & tile.bit) and (dpagemap is None or range_.is_in(dpagemap))
-
-    def write_ptes(self, range_: GpuSvmRange, tile: "XeTile", vma: XeVma) -> None:
-        """Map what get_pages found for one tile, in the largest leaves that fit (xe_pt_stage_bind). The notifier lock
-        is held.
-
-        Entries are 4 KiB each, also where the 64 KiB hint applies; a segment of at least 2 MiB is one leaf.
-        """
-        addrs = range_.pages.dma_addr
-        assert addrs is not None
-        assert isinstance(range_, XeSvmRange)
-        # A range without mixed mappings is all in one place. A peer's VRAM is no VRAM for the page table: every access
-        # leaves over the bus. Protocols are numbers of the driver whose memory it is: those of others mean nothing.
-        dpagemap = range_.pages.dpagemap
-        vram = dpagemap is not None and dpagemap.drm is self.driver.device
-        assert not vram or int(addrs.proto[0]) == XE_INTERCONNECT_VRAM
-        perm = self._perms[vma.attr.atomic_access][0 if vram else 1]
-        vpn = range_.start >> self.page_shift
-        page_table = self.page_tables[tile.index]
-        kernel = self.kernel
-        kernel.charge("bind_base")
-        if len(addrs.pfns) == 1:
-            leaves = 1 if int(addrs.order[0]) >= self.pmd_order else addrs.npages
-            page_table.map_run(vpn, int(addrs.pfns[0]), addrs.npages, perm)
-        else:
-            leaves = addrs.npages
-            page_table.map_pages(vpn, addrs.page_pfns(), perm)
-        if range_.pages.has_devmem_pages and range_.pages.protected is not None:
-            for page in range_.pages.protected.tolist():
-                page_table.mark_stale(vpn + page, vpn + page + 1, "mm_s2")
-        kernel.charge("bind_per_pte", leaves)
-        range_.tile_present |= tile.bit
-        range_.tile_invalidated &= ~tile.bit
-
-    def zap(self, range_: XeSvmRange) -> int:
-        """Clear the PTEs of a range in a notifier (xe_pt_zap_ptes_range: memset through the mapped page table); the
-        mask of the tiles that had any.
-        """
-        zapped = range_.bound
-        for tile in self.driver.tiles:
-            if zapped & tile.bit:
-                self.page_tables[tile.index].unmap(range_.start >> self.page_shift, range_.end >> self.page_shift)
-        range_.tile_invalidated |= zapped
-        return zapped
-
-    def flush(self, tiles: int, start: int, end: int) -> None:
-        """Invalidate [start, end) in the TLBs of a mask of tiles; EPIPE."""
-        wait_batch(submit_range(self.driver.tiles, tiles, start, end))
-
-    def count_invalidation(self, tiles: int) -> None:
-        """Count that entries of a range were zapped on a mask of tiles (xe_svm_tlb_inval_count_stats_incr)."""
-        for tile in self.driver.tiles:
-            if tiles & tile.bit:
-                for gt in tile.gts:
-                    gt.stats["svm_tlb_inval_count"] += 1
-
-    def unbind(self, range_: XeSvmRange) -> None:
-        """Take a range out of the page table (xe_vm_range_unbind); one that was zapped needs no flush."""
-        with self.resv:
-            zapped = self.zap(range_)
-            if zapped:
-                with suppress(KernelError):  # the job that sends the message does not look
-                    self.flush(zapped, range_.start, range_.end)
-            range_.tile_present = 0
 
     # ---- what programs ask for -----------------------------------------------------------------------------------
 
@@ -313,11 +229,6 @@ class XeVm:
         """Go through what is bound by itself in [start, end)."""
         return (userptr for userptr in self.userptrs if userptr.start < end and userptr.end > start)
 
-    @property
-    def default_permissions(self) -> tuple[int, int]:
-        """Return the permissions of entries for VRAM and for everything else where nothing was advised."""
-        return self._perms[ATOMIC_UNDEFINED]
-
     @contextmanager
     def _ioctl(self) -> Iterator[None]:
         """Surround an ioctl on the VM (xe_vm_lookup): it stays, though it may be closed meanwhile."""
@@ -357,7 +268,7 @@ class XeVm:
         they did.
         """
         with self.resv:
-            return unit.commit(lambda: self.write_ptes(unit.range, tile, vma))
+            return unit.commit(lambda: self.pt.bind(unit.range, tile, vma))
 
     # ---- the end -------------------------------------------------------------------------------------------------
 
@@ -369,13 +280,7 @@ class XeVm:
             return
         with self.lock.write(), self.gpusvm.notifier_lock.write():
             self.closed = True
-            for page_table in self.page_tables:
-                page_table.unmap(self.start >> self.page_shift, self.end >> self.page_shift)
-                page_table.retire()
-            if not self.driver.device.unplugged:
-                for tile in self.driver.tiles:
-                    for gt in tile.gts:
-                        gt.tlb.invalidate_vm()
+            self.pt.clear()
         self.garbage.stop()
         for dpagemap in self.pagemaps:  # xe_svm_close; ranges hold those that they map
             dpagemap.put("vm")

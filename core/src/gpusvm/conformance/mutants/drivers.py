@@ -59,8 +59,8 @@ DRIVERS: Final = (
         # Since the notifier asks whether the VM is closed, under a lock that closing takes, a flush would do: so the
         # mutant is without the question, too.
         swaps=(
-            Swap("gpusvm_xe.svm:GarbageCollector.stop", instead(_flush_only)),
-            Swap("gpusvm_xe.svm:GarbageCollector.wants", instead(_always)),
+            Swap("gpusvm_xe.garbage:GarbageCollector.stop", instead(_flush_only)),
+            Swap("gpusvm_xe.garbage:GarbageCollector.wants", instead(_always)),
         ),
     ),
     Mutant(
