@@ -81,6 +81,9 @@ def test_the_counters_tell_the_sizes_apart_and_count_every_attempt(bench):
         "svm_4K_pagefault_count": 3,  # one of them began again
         "svm_64K_migrate_count": 1,
         "svm_4K_migrate_count": 2,  # an attempt is counted before it is made
+        "svm_device_copy_kb": 68,  # and a copy before it is done, but this one failed before
+        "svm_64K_device_copy_kb": 64,
+        "svm_4K_device_copy_kb": 4,
     }
 
 
