@@ -10,7 +10,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from generators import console, contract, costs, drivers, invariants, locks, mm_quirks, mutants, scenarios, symbols
+from generators import (
+    console,
+    contract,
+    costs,
+    drivers,
+    facts,
+    invariants,
+    locks,
+    mm_quirks,
+    mutants,
+    scenarios,
+    symbols,
+)
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 REFERENCE: Final = ROOT / "docs" / "reference"
@@ -27,6 +39,7 @@ PAGES: Final[dict[str, Callable[[Path], str]]] = {
     "driver-contract.md": contract.page,
     "drivers.md": drivers.page,
     "mm-quirks.md": mm_quirks.page,
+    "drm-and-xe-facts.md": facts.page,
     "costs.md": costs.page,
     "lock-order.md": locks.page,
     "invariants.md": invariants.page,
