@@ -187,7 +187,7 @@ def test_a_closed_address_space_holds_no_pagemap_though_a_fault_worker_has_it_st
     vm.get("pagefault")
     vm.close()
     assert (dpagemap.refcount, vm.peer.owner) == (1, None)
-    assert b.driver.pm.rpm.holders["vm"] == 2  # until the last reference is gone
+    assert b.driver.power.rpm.holders["vm"] == 2  # until the last reference is gone
     vm.put("pagefault")
     b.kernel.settle()
-    assert b.driver.pm.rpm.holders["vm"] == 1
+    assert b.driver.power.rpm.holders["vm"] == 1
