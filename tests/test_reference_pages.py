@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 REFERENCE = Path(__file__).resolve().parent.parent / "docs" / "reference"
-COMMANDS = ["characterize", "compare", "drivers", "trace info", "new-driver"]
+COMMANDS = ["characterize", "compare", "drivers", "inject", "trace info", "new-driver"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

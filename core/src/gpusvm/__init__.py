@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gpusvm.compare import Comparison, InterruptedComparison, ProcessExecutor, SerialExecutor
     from gpusvm.compare.comparing import compare
     from gpusvm.conformance.characterizing import Characterization, characterize
+    from gpusvm.conformance.injection import inject
     from gpusvm.errors import GpusvmError, InputError, KernelError, ModelError, PluginError
     from gpusvm.plugins import Registry, load_drivers, survey_drivers
     from gpusvm.report.explained import explain
@@ -33,6 +34,7 @@ __all__ = [
     "characterize",
     "compare",
     "explain",
+    "inject",
     "load_drivers",
     "read_trace",
     "realkernel",
@@ -55,6 +57,7 @@ _HOMES = {
     "SerialExecutor": "gpusvm.compare",
     "characterize": "gpusvm.conformance.characterizing",
     "explain": "gpusvm.report.explained",
+    "inject": "gpusvm.conformance.injection",
     "load_drivers": "gpusvm.plugins",
     "survey_drivers": "gpusvm.plugins",
     "trace_info": "gpusvm.workload",

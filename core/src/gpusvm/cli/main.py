@@ -11,6 +11,7 @@ from gpusvm.cli.compare import compare
 from gpusvm.cli.drivers import drivers
 from gpusvm.cli.explain import explain
 from gpusvm.cli.explore import explore
+from gpusvm.cli.inject import inject
 from gpusvm.cli.new_driver import new_driver
 from gpusvm.cli.realkernel import realkernel
 from gpusvm.cli.replay import replay
@@ -41,6 +42,7 @@ app.command(characterize)
 app.command(drivers)
 app.command(explain)
 app.command(explore)
+app.command(inject)
 app.command(replay)
 app.command(trace)
 app.command(realkernel)

@@ -8,10 +8,18 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 if TYPE_CHECKING:
     from gpusvm.compare import Progress, ProgressListener
     from gpusvm.conformance.characterizing import Listener as CharacterizationListener
+    from gpusvm.conformance.injection import Listener as InjectionListener
     from gpusvm.explore.exploring import ExplorationProgress, Listener
     from gpusvm.realkernel import CheckProgress, CheckProgressListener
 
-__all__ = ["characterization_shown", "check_progress_shown", "eta_text", "exploration_shown", "progress_shown"]
+__all__ = [
+    "characterization_shown",
+    "check_progress_shown",
+    "eta_text",
+    "exploration_shown",
+    "injection_shown",
+    "progress_shown",
+]
 
 _WIDE: Final = 120
 
@@ -52,6 +60,13 @@ def check_progress_shown() -> "Iterator[CheckProgressListener | None]":
 def characterization_shown() -> "Iterator[CharacterizationListener | None]":
     """Do so for questions to drivers: each is one."""
     with _bar("questions", quiet=False) as update:
+        yield update
+
+
+@contextmanager
+def injection_shown() -> "Iterator[InjectionListener | None]":
+    """Do so for failures that are tried one by one."""
+    with _bar("failures", quiet=False) as update:
         yield update
 
 

@@ -7,6 +7,7 @@ from gpusvm.report.drivers import print_survey, survey_document
 from gpusvm.report.explanation import print_explanation, print_repeated, repeated_document
 from gpusvm.report.explored import print_explorations, print_scenarios, scenarios_document
 from gpusvm.report.html import fragment, page
+from gpusvm.report.injected import print_sweeps
 from gpusvm.report.json import print_json
 from gpusvm.report.realkernel import print_check
 from gpusvm.report.swimlanes import draw_explanation
@@ -28,6 +29,7 @@ __all__ = [
     "print_repeated",
     "print_scenarios",
     "print_survey",
+    "print_sweeps",
     "print_trace_info",
     "repeated_document",
     "scenarios_document",
