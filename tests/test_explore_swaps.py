@@ -23,7 +23,7 @@ def state(world: World) -> list[str]:
         return describe(world)
 
 
-@pytest.mark.parametrize("driver", ["xe", "nouveau", "dmirror", "svmdev"])
+@pytest.mark.parametrize("driver", ["xe", "nouveau", "dmirror", "svmdev", "kfd"])
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_independent_neighbours_may_be_swapped(driver: str, name: str) -> None:
     scenario = Scenario(

@@ -38,7 +38,7 @@ def test_a_topology_says_which_devices_have_one(topology):
     assert [device.iommu for device in load_topology("single").device] == [False]
 
 
-@pytest.mark.parametrize("driver", ["xe", "svmdev", "nouveau"])
+@pytest.mark.parametrize("driver", ["xe", "svmdev", "nouveau", "kfd"])
 def test_a_trace_reads_what_was_written(topology, driver):
     spec = RunSpec(driver=driver, workload="llm-decode", vram_bytes=256 << 20, topology=topology, quirks="fixed")
     result = execute(spec)

@@ -38,7 +38,15 @@ def resolve(name):
 
 def test_there_are_symbols_of_every_room_and_driver():
     packages = Counter(".".join(row.name.split(".")[: 2 if row.name.startswith("gpusvm.") else 1]) for row in ROWS)
-    expected = ["gpusvm.kernel", "gpusvm.mm", "gpusvm.drm", "gpusvm_xe", "gpusvm_nouveau", "gpusvm_dmirror"]
+    expected = [
+        "gpusvm.kernel",
+        "gpusvm.mm",
+        "gpusvm.drm",
+        "gpusvm_xe",
+        "gpusvm_nouveau",
+        "gpusvm_dmirror",
+        "gpusvm_kfd",
+    ]
     assert {package: packages[package] >= 10 for package in expected} == dict.fromkeys(expected, True)
 
 

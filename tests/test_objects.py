@@ -11,6 +11,7 @@ KINDS = {
     "xe": {"pagemap": 1, "bo": 0, "zdd": 0, "range": 0, "notifier": 0},
     "nouveau": {"pagemap": 0, "bo": 0, "notifier": 1},
     "dmirror": {"pagemap": 1, "notifier": 1},
+    "kfd": {"pagemap": 1, "bo": 0, "range": 0, "notifier": 1},
     "svmdev": {"pagemap": 1, "bo": 0, "zdd": 0, "range": 0, "notifier": 0},
 }
 

@@ -13,7 +13,7 @@ from gpusvm.mm import Geometry
 from gpusvm.mm.api import PROT_READ
 from gpusvm.testing import Bench
 
-DRIVERS = ["xe", "nouveau", "dmirror", "svmdev"]
+DRIVERS = ["xe", "nouveau", "dmirror", "svmdev", "kfd"]
 
 # A PMD of 8 pages: every path exists, and a schedule is short.
 SMALL = Geometry(pmd_order=3)

@@ -17,6 +17,7 @@ DISTRIBUTIONS = {
     "plugins/nouveau": "gpusvm_nouveau",
     "plugins/dmirror": "gpusvm_dmirror",
     "plugins/svmdev": "gpusvm_svmdev",
+    "plugins/kfd": "gpusvm_kfd",
 }
 
 # Put together from pieces, so that this file passes its own test.

@@ -50,7 +50,7 @@ def test_an_assumed_copy_counts_for_as_long_as_the_engine_is_busy(profile):
     assert 0.017933 * result["migrated_to_device_bytes"] < result["assumed_ns"] < result["stage_ns"]["migrate"]
 
 
-@pytest.mark.parametrize("driver", ["xe", "nouveau", "dmirror", "svmdev"])
+@pytest.mark.parametrize("driver", ["xe", "nouveau", "dmirror", "svmdev", "kfd"])
 def test_the_stages_add_up_to_the_latencies(driver):
     result = run(driver, "h100-pcie5")
     assert sum(result["stage_ns"].values()) == pytest.approx(

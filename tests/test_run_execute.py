@@ -11,7 +11,7 @@ from gpusvm.run.spec import RunSpec
 from gpusvm.workload import load
 
 MIB = 1 << 20
-DRIVERS = ["xe", "nouveau", "nouveau:populate=explicit", "dmirror", "svmdev"]
+DRIVERS = ["xe", "nouveau", "nouveau:populate=explicit", "dmirror", "svmdev", "kfd"]
 
 # The shortest traces to run: irregular accesses with atomics, and a stencil that both sides touch in turn.
 TRACES = ["gups", "jacobi"]

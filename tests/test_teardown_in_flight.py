@@ -7,7 +7,7 @@ from gpusvm.plugins import load_drivers
 DRIVERS = dict(load_drivers())
 
 
-@pytest.mark.parametrize(("driver", "orders"), [("xe", 8), ("nouveau", 3), ("dmirror", 3), ("svmdev", 3)])
+@pytest.mark.parametrize(("driver", "orders"), [("xe", 8), ("nouveau", 3), ("dmirror", 3), ("svmdev", 3), ("kfd", 3)])
 def test_every_order(driver: str, orders: int) -> None:
     found = teardowns(driver, DRIVERS, seeds=4)
     assert found.findings == []

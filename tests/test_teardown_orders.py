@@ -19,8 +19,8 @@ SMALL = Geometry(pmd_order=2)
 PAGE = SMALL.page_size
 PMD = SMALL.pmd_size
 MACHINE = attrs.evolve(load_topology("single"), ram_bytes=4 << 20)
-DRIVERS = ["xe", "nouveau", "dmirror", "svmdev"]
-KEPT_BY_FILES = {"xe", "svmdev"}  # the others can be removed from a device that is in use
+DRIVERS = ["xe", "nouveau", "dmirror", "svmdev", "kfd"]
+KEPT_BY_FILES = {"xe", "svmdev", "kfd"}  # the others can be removed from a device that is in use
 
 
 class Ends:

@@ -18,6 +18,7 @@ DISTRIBUTIONS = {
     "plugins/nouveau": "gpusvm_nouveau",
     "plugins/dmirror": "gpusvm_dmirror",
     "plugins/svmdev": "gpusvm_svmdev",
+    "plugins/kfd": "gpusvm_kfd",
 }
 VERSION = tomllib.loads((ROOT / "core" / "pyproject.toml").read_text())["project"]["version"]
 
@@ -100,3 +101,4 @@ def test_core_and_one_driver_are_enough(scripts):
     assert "nouveau" not in output
     assert "dmirror" not in output
     assert "svmdev" not in output
+    assert "kfd" not in output

@@ -6,7 +6,7 @@ from gpusvm.driver import DriverInfo
 
 __all__ = ["SHIPPED", "info_of"]
 
-SHIPPED = ("xe", "nouveau", "dmirror", "svmdev")
+SHIPPED = ("xe", "nouveau", "dmirror", "svmdev", "kfd")
 
 
 def info_of(name: str) -> DriverInfo:

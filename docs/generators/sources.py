@@ -16,6 +16,7 @@ PACKAGES = {
     "gpusvm_nouveau": "plugins/nouveau/src/gpusvm_nouveau",
     "gpusvm_dmirror": "plugins/dmirror/src/gpusvm_dmirror",
     "gpusvm_svmdev": "plugins/svmdev/src/gpusvm_svmdev",
+    "gpusvm_kfd": "plugins/kfd/src/gpusvm_kfd",
 }
 
 

@@ -16,7 +16,7 @@ __all__ = ["Row", "page", "rows"]
 
 # Where kernel code is modelled; the rooms above cite the kernel only in passing.
 ROOMS = ("gpusvm.kernel", "gpusvm.mm", "gpusvm.drm", "gpusvm.gpu", "gpusvm.driver")
-PLUGINS = ("gpusvm_xe", "gpusvm_nouveau", "gpusvm_dmirror")  # svmdev is no code of the kernel's
+PLUGINS = ("gpusvm_xe", "gpusvm_nouveau", "gpusvm_dmirror", "gpusvm_kfd")  # svmdev is no code of the kernel's
 
 
 @frozen(order=True)
@@ -55,6 +55,7 @@ def page(root: Path) -> str:
         ("xe", ("gpusvm_xe",)),
         ("nouveau", ("gpusvm_nouveau",)),
         ("dmirror", ("gpusvm_dmirror",)),
+        ("kfd", ("gpusvm_kfd",)),
     ):
         part = [row for row in found if row.name.startswith(tuple(f"{prefix}." for prefix in prefixes))]
         if part:

@@ -1,5 +1,6 @@
 """What a driver plugin implements: what it declares, the protocols of its objects, and the shared fault pipeline."""
 
+from gpusvm.driver.adapter import PopulateOnly
 from gpusvm.driver.capabilities import Capabilities, Capability, no, yes
 from gpusvm.driver.chunk import Chunk, ChunkPool, FreeList, chunk_pages
 from gpusvm.driver.contract import ABI, DeviceSpec, DriverInfo, Host
@@ -71,6 +72,7 @@ __all__ = [
     "NotifierWindow",
     "P2pProvider",
     "PagemapEmbedding",
+    "PopulateOnly",
     "QueueFaults",
     "RangeUnit",
     "Refusals",

@@ -10,33 +10,20 @@ array, and zone_device_data of a free page is the list that it is on.
 
 from array import array
 from collections.abc import Callable
-from errno import EFAULT
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from attrs import define
 
+from gpusvm.driver.adapter import Populate, PopulateOnly
 from gpusvm.drm import DrmDevice, DrmPagemap, PageIndex
 from gpusvm.errors import KernelError
-from gpusvm.mm.api import (
-    MEMORY_DEVICE_PRIVATE,
-    DevPagemap,
-    DevPagemapOps,
-    Geometry,
-    MemoryManagerApi,
-    MmApi,
-    Pfns,
-    Words,
-)
+from gpusvm.mm.api import MEMORY_DEVICE_PRIVATE, DevPagemap, DevPagemapOps, Geometry, MemoryManagerApi, Pfns
 
 if TYPE_CHECKING:
-    from gpusvm.drm.addr import Orders, PagemapAddrs, Protos
     from gpusvm.kernel import Kernel
 
-__all__ = ["Chunk", "ChunkPool", "FreeList", "Populate", "chunk_pages"]
-
-Populate = Callable[[int, int, MmApi], None]
-"""Migrate [start, end) of an mm to the device, its mmap_lock held."""
+__all__ = ["Chunk", "ChunkPool", "FreeList", "chunk_pages"]
 
 
 class FreeList:
@@ -194,7 +181,7 @@ class ChunkPool:
             self._uncounted = not self.chunks
             if self.chunks:
                 self.kernel.gauges.dec("pagemap")
-            self.drm_pagemap = DrmPagemap(self.memory, drm, template, _AdapterOps(populate), container=self)
+            self.drm_pagemap = DrmPagemap(self.memory, drm, template, PopulateOnly(populate), container=self)
         return self.drm_pagemap
 
     def withdraw(self) -> None:
@@ -331,24 +318,3 @@ class ChunkPool:
         for chunk, some in self.by_chunk(pfns):
             chunk.callocated += len(some)
         return pfns
-
-
-class _AdapterOps:
-    """Be the ops of a drm_pagemap whose driver has no peers: only populate_mm does anything."""
-
-    destroy = None
-
-    def __init__(self, populate: Populate) -> None:
-        self._populate = populate
-
-    def device_map(
-        self, dpagemap: DrmPagemap, dev: DrmDevice, pfns: Pfns, order: "Orders", direction: int
-    ) -> "tuple[Words, Protos]":
-        raise KernelError(EFAULT, f"{dpagemap!r} cannot be mapped by {dev.name}: its driver has no peer access")
-
-    def device_unmap(self, dpagemap: DrmPagemap, dev: DrmDevice, addrs: "PagemapAddrs") -> None:
-        """Nothing was mapped."""
-
-    def populate_mm(self, dpagemap: DrmPagemap, start: int, end: int, mm: MmApi, timeslice_ms: int) -> None:
-        """Migrate as the driver's own request does; a timeslice has no meaning here."""
-        self._populate(start, end, mm)

@@ -92,7 +92,10 @@ class Vm(Protocol):
         """
 
     def close(self) -> None:
-        """End the address space: no fault is served afterwards, and no notifier is called."""
+        """End the address space: no fault is served afterwards, and no notifier changes anything of it.
+
+        A driver whose ranges belong to the process (kfd) may keep its notifiers until that ends.
+        """
 
 
 class TiledVm(Vm, Protocol):

@@ -53,8 +53,11 @@ class FaultQueues:
             self.buffers.append(buffer)
             self._works.append(Work(self._turn_of(number, buffer), f"pagefault{number}"))
 
-    def submit(self, queue: int, faults: Sequence[GpuFault]) -> int:
-        """Write faults into a buffer until it is full, and wake its worker; how many went in."""
+    def submit(self, queue: int, faults: Sequence[GpuFault], *, again: bool = False) -> int:
+        """Write faults into a buffer until it is full, and wake its worker; how many went in.
+
+        `again`: the driver took them before and has not answered them, so that they are counted already.
+        """
         if self.stopped:
             kernel = self.kernel
             raise LateWorkError(
@@ -70,7 +73,8 @@ class FaultQueues:
                 break
             taken += 1
         if taken:
-            self.kernel.stats.gpu_faults += taken
+            if not again:
+                self.kernel.stats.gpu_faults += taken
             self.workqueue.queue(self._works[queue])
         return taken
 

@@ -148,12 +148,12 @@ class NotifierWindow:
         self.seq = self.memory.mmu_interval_read_begin(self.notifier)
         return self.seq
 
-    def read_pages(self, flags: int, owner: object | None) -> Words:
+    def read_pages(self, flags: int, owner: object | None, *, mmap_locked: bool = False) -> Words:
         """Begin a section and read the CPU's page table (hmm_range_fault); one word a page.
 
         `flags` are the HMM_PFN_REQ_ bits wanted of every page, `owner` the dev_pagemap owner whose device pages may be
-        named. Takes the mmap_lock. EBUSY means that the caller should try again until its time is over; the other
-        errors are those of hmm_range_fault.
+        named. Takes the mmap_lock, unless the caller holds it (`mmap_locked`). EBUSY means that the caller should try
+        again until its time is over; the other errors are those of hmm_range_fault.
         """
         memory = self.memory
         kernel = memory.kernel
@@ -161,7 +161,8 @@ class NotifierWindow:
         pages = (self.end - self.start) >> memory.geometry.page_shift
         words = np.zeros(pages, np.uint64)
         lock = self.notifier.mm.mmap_lock
-        lock.down_read()
+        if not mmap_locked:
+            lock.down_read()
         try:
             memory.hmm_range_fault(
                 HmmRange(
@@ -175,7 +176,8 @@ class NotifierWindow:
                 )
             )
         finally:
-            lock.up_read()
+            if not mmap_locked:
+                lock.up_read()
         kernel.charge("get_pages_base")
         order = int(words[0]) >> HMM_PFN_ORDER_SHIFT & 0x1F
         kernel.charge("get_pages_per_entry", (pages - 1 >> order) + 1)

@@ -60,8 +60,9 @@ class GpuPageTable:
     """Map virtual pages of one process for one GPU address space.
 
     Virtual pages are `address >> page_shift`; ranges are half open. `map_run` and `map_pages` overwrite, as writing a
-    PTE does. An access is checked against the contents of memory (`MemoryManagerApi.contents`), through whatever pfn
-    the entry holds, stale or not.
+    PTE does. While it is `stopped`, as the queues of a GPU without retry faults can be, every access misses and the
+    entries stay. An access is checked against the contents of memory (`MemoryManagerApi.contents`), through whatever
+    pfn the entry holds, stale or not.
     """
 
     def __init__(self, kernel: Kernel, memory: MemoryManagerApi, mm: MmApi) -> None:
@@ -69,6 +70,7 @@ class GpuPageTable:
         self.memory = memory
         self.mm = mm
         self.mapped_pages = 0
+        self.stopped = False
         self._windows: list[PteWindow] = []
         self._last: PteWindow | None = None
         self._quirks: dict[int, str] = {}
@@ -189,6 +191,8 @@ class GpuPageTable:
 
         `vpns` int64 and `need` uint8 (see NEED_OF_OP) of equal length; nothing is accessed.
         """
+        if self.stopped:
+            return np.ones(len(vpns), np.bool_)
         window = self._covering(vpns)
         if window is None:
             return self._missing_slowly(vpns, need)
@@ -215,6 +219,8 @@ class GpuPageTable:
 
     def access_one(self, vpn: int, need: int) -> int:
         """Perform one access unless it faults; the entry's permissions, or 0 for a fault."""
+        if self.stopped:
+            return 0
         for window in self._windows:
             if window.base <= vpn < window.end:
                 i = vpn - window.base

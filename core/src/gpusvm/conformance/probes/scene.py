@@ -215,11 +215,15 @@ def falls_asleep(bench: "Bench") -> bool:
 
 
 def able_to_sleep(lab: Lab, **options: Any) -> "Bench":
-    """Boot a machine whose device sleeps when nobody has it open: that it can is seen first, on a machine of its own,
-    and that the driver can populate.
+    """Boot a machine whose device sleeps when nobody has it open, or once the process is gone that had: that it can is
+    seen first, on a machine of its own, and that the driver can populate.
     """
     bench = able_to_populate(lab, **options)
     close(bench)
+    if not falls_asleep(bench):
+        bench.machine.processes.remove(bench.process)
+        bench.mm.mmput()
+        bench.kernel.settle()
     if not falls_asleep(bench):
         raise NotApplicableError("the device never sleeps")
     return lab.bench(**options)

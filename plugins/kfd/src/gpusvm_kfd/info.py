@@ -1,0 +1,79 @@
+"""Describe the driver kfd, without building anything."""
+
+from errno import EACCES, EFAULT, EINVAL, ENODEV, ENOMEM, EPERM
+from typing import TYPE_CHECKING
+
+from attrs import evolve
+from gpusvm.driver import ABI, NEVER, Capabilities, DriverInfo, Errnos, FaultPolicy, Host, Refusals, no, yes
+
+from gpusvm_kfd.tunables import KfdQuirks, KfdTunables, refuse
+
+if TYPE_CHECKING:
+    from gpusvm.driver import Driver
+
+__all__ = ["INFO"]
+
+
+def _make(host: Host) -> "Driver":
+    from gpusvm_kfd.device import KfdDevice
+
+    return KfdDevice(host)
+
+
+# kfd_svm.c:svm_range_restore_pages; what it answers with EAGAIN the hardware tries again by itself.
+_ACCESS = Errnos(
+    unmapped={EFAULT},
+    forbidden={EPERM, EFAULT, EACCES},
+    closed={EINVAL},
+    exited={EFAULT},
+    killed={EFAULT},
+    unplugged=NEVER,
+    contended=NEVER,
+    failed={ENOMEM, EFAULT},
+)
+
+INFO = DriverInfo(
+    name="kfd",
+    summary="drivers/gpu/drm/amd/amdkfd with retry faults (XNACK): a range per 2 MiB, one buffer object behind each",
+    abi=ABI,
+    kernel="7.3.4",
+    capabilities=Capabilities(
+        device_memory=yes("device-private pages, 4 KiB each, in one buffer object for each range"),
+        migrate_on_fault=yes("the granule of the fault, 2 MiB, page by page, as preferred location and access say"),
+        explicit_populate=yes("the attribute PREFETCH_LOC, page by page, best effort"),
+        atomics=yes("in place, by the bus where the page is in system memory"),
+        eviction=yes("the oldest buffer object, by the addresses of its ranges"),
+        runtime_pm=yes("a reference for each process on each device, for the life of the process"),
+        multi_device_p2p=no(
+            "but within a hive (hive=on), where it is mapped in place; memory moves between devices through RAM"
+        ),
+        large_folios=no("single pages only"),
+        prefetch=yes("the attribute PREFETCH_LOC, once for the whole range"),
+        mixed_units=yes("system and device pages are mapped in runs"),
+        unplug=no("a device that is in use cannot be removed"),
+    ),
+    tunables=KfdTunables,
+    quirks=KfdQuirks,
+    embedding="inside the device, one for all of its VRAM",
+    bo_mapping="zone_device_data is the svm_range_bo, which every page holds a reference of",
+    pm="a reference per process and device, from open until the process is gone",
+    make=_make,
+    refuse=refuse,
+    awake_with_pages=True,
+    strategies={"place": FaultPolicy},
+    refusals=Refusals(
+        access=_ACCESS,
+        atomic=_ACCESS,
+        # svm_range_set_attr: an area has to be everywhere; that nothing could be moved is no error, but that it could
+        # not be mapped afterwards is.
+        populate=evolve(
+            _ACCESS,
+            forbidden={EFAULT},
+            closed={EINVAL, ENODEV},
+            exited={EINVAL, EFAULT},
+            contended=NEVER,
+            failed={ENOMEM, EFAULT},
+        ),
+        reach_block=True,
+    ),
+)
