@@ -37,12 +37,12 @@ class FaultFilter:
     def __init__(self, entries: int, timeout_ns: int) -> None:
         self._entries = entries
         self._timeout_ns = timeout_ns
-        self._ring: dict[tuple[int, int], int] = {}
+        self._since_ns: dict[tuple[int, int], int] = {}
 
     def until(self, fault: GpuFault, now_ns: int) -> int:
         """Return 0 and remember a fault that is new, or when it would be let through."""
         key = (fault.addr, fault.inst)
-        ring = self._ring
+        ring = self._since_ns
         since = ring.get(key)
         if since is not None and since + self._timeout_ns > now_ns:
             return since + self._timeout_ns
@@ -58,7 +58,7 @@ class FaultFilter:
 
     def remove(self, fault: GpuFault) -> None:
         """Let the next fault on the page through (amdgpu_gmc_filter_faults_remove)."""
-        self._ring.pop((fault.addr, fault.inst), None)
+        self._since_ns.pop((fault.addr, fault.inst), None)
 
 
 class BestLocation:
@@ -122,7 +122,7 @@ class KfdPipeline(FaultPipeline):
         self._window_ns = tunables.retry_window_us * 1000
         self._by_range = device.quirks.range_window == "as_written"
         self._dropped: list[tuple[int, GpuFault]] = []
-        self._stages: list[int] = []
+        self._stages_ns: list[int] = []
         self._timer = device.kernel.timer("retry_fault", self._retry)
 
     # ---- queue ---------------------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ class KfdPipeline(FaultPipeline):
 
     def serve(self, job: FaultJob) -> int:
         """Remember how long the stages have taken without this fault, which may be dropped."""
-        self._stages = self.accounts.stage_ns.copy()
+        self._stages_ns = self.accounts.stage_ns.copy()
         return super().serve(job)
 
     # ---- the locks -----------------------------------------------------------------------------------------------
@@ -422,7 +422,7 @@ class KfdPipeline(FaultPipeline):
         """Keep a fault that was dropped; of another the hardware finds out by itself."""
         until_ns = job.scratch.until_ns
         if until_ns and not answer:
-            self.accounts.stage_ns[:] = self._stages  # its time is counted when it is answered
+            self.accounts.stage_ns[:] = self._stages_ns  # its time is counted when it is answered
             self._drop(job.fault, until_ns)
             return
         super().acknowledge(job, answer)
