@@ -107,9 +107,9 @@ def _invalidated_for_ever(lab: Lab) -> str:
 
     # Pinned, so that no driver takes the pages away instead.
     with pinned(bench, addr, 16), after_hmm(bench, spoil):
-        fault = bench.fault(addr)
+        (fault,) = at_once(bench, [(addr, ACCESS_READ)])
     found = answered(bench, fault)
-    return found if bench.kernel.now_ns < begun + _RACE_NS else "tried until it succeeds"
+    return found if fault.answered_ns < begun + _RACE_NS else "tried until it succeeds"
 
 
 @probe("S19", "GPU access of mapped registers", reference="drm_gpusvm_get_pages; hmm_vma_walk_test: EFAULT")

@@ -14,7 +14,7 @@ from attrs import define
 from gpusvm.conformance.probes.probe import Lab, NotApplicableError
 from gpusvm.driver import CallerFaults
 from gpusvm.errors import KernelError, ModelError, errno_name
-from gpusvm.mm.api import PROT_READ, PROT_WRITE, HmmRange
+from gpusvm.mm.api import HMM_PFN_REQ_FAULT, PROT_READ, PROT_WRITE, HmmRange
 from gpusvm.testing.bench import Fault
 
 if TYPE_CHECKING:
@@ -265,17 +265,21 @@ def instead(of: object, name: str, use: Callable[..., Any]) -> Iterator[None]:
 
 @contextmanager
 def after_hmm(bench: "Bench", act: Callable[[], None]) -> Iterator[None]:
-    """Let something happen whenever the driver has read the CPU's page table, before it can use what it read."""
+    """Let something happen whenever the driver has had pages made present and read the CPU's page table, before it can
+    use what it read. A look at what is there (drm_gpusvm_scan_mm, which has no end of attempts) goes undisturbed.
+    """
     memory = bench.memory
     locked, unlocked = memory.hmm_range_fault, memory.hmm_range_fault_unlocked_timeout
 
     def read_locked(range_: HmmRange) -> None:
         locked(range_)
-        act()
+        if range_.default_flags & HMM_PFN_REQ_FAULT:
+            act()
 
     def read_unlocked(range_: HmmRange, timeout_ns: int) -> None:
         unlocked(range_, timeout_ns)
-        act()
+        if range_.default_flags & HMM_PFN_REQ_FAULT:
+            act()
 
     with (
         instead(memory, "hmm_range_fault", read_locked),
