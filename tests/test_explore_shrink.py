@@ -4,9 +4,10 @@ from contextlib import contextmanager
 
 import pytest
 from gpusvm.errors import ModelError
+from gpusvm.explore import shrink as shrinking
 from gpusvm.explore.answers import failures, preemptions
 from gpusvm.explore.case import Case
-from gpusvm.explore.execution import execute
+from gpusvm.explore.execution import STEPS_MAX, execute
 from gpusvm.explore.random_walk import RandomWalk
 from gpusvm.explore.scenario import read_scenarios
 from gpusvm.explore.shrink import shrink
@@ -24,6 +25,7 @@ tasks.remover = ["cpu_read 16 1", "munmap 8 4"]
 tasks.reader = ["cpu_read 16 1", "cpu_read 17 1"]
 """
 (SCENARIO,) = read_scenarios(PROGRAM, source="three.toml")
+RACE = SCENARIO.with_tasks({name: SCENARIO.tasks[name][1:2] for name in ("writer", "remover")})
 
 
 class Planted:
@@ -66,6 +68,30 @@ def always(world, operation, running):
     return operation == "munmap 8 4"
 
 
+def for_ever(world, operation, running):
+    while operation == "munmap 8 4":
+        world.kernel.step()
+    return False
+
+
+def during_a_write_or_for_ever(world, operation, running):
+    return during_a_write(world, operation, running) or for_ever(world, operation, running)
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """List how many steps each execution of a shrinking takes."""
+    taken = []
+
+    def counted(*args, **kwargs):
+        execution = execute(*args, **kwargs)
+        taken.append(execution.steps)
+        return execution
+
+    monkeypatch.setattr(shrinking, "execute", counted)
+    return taken
+
+
 def large(case, *, preempted=0, failed=0):
     """Return the first execution of a random walk that breaks with so many preemptions and failures at least."""
     stage = Stage(case.boot)
@@ -78,14 +104,15 @@ def large(case, *, preempted=0, failed=0):
         )
         if execution.failure is None or switches < preempted or len(world.kernel.injector.failed) < failed:
             continue
-        assert execution.failure.message == "planted"
+        assert execution.failure.message.startswith(("planted", "no end"))
+        world.kernel.close()  # what was under way is no longer
         return execution.taken
     raise AssertionError
 
 
-def shrunk(breaks, *, failures_max=0, executions_max=2000, **least):
+def shrunk(breaks, *, scenario=SCENARIO, failures_max=0, executions_max=2000, **least):
     case = Case(
-        scenario=SCENARIO,
+        scenario=scenario,
         driver="dmirror",
         drivers=Installed(()),
         failures_max=failures_max,
@@ -133,6 +160,22 @@ def test_what_the_budget_does_not_allow_is_said():
     assert not found.complete
     assert found.executions == 3
     assert found.failure.message == "planted"
+
+
+def test_what_has_no_end_is_shrunk_with_fewer_steps_and_told_with_all(steps):
+    found = shrunk(for_ever, scenario=RACE)
+    assert found.failure.kind == "progress"
+    assert found.failure.message.startswith(f"no end after {STEPS_MAX} steps: tasks keep each other busy")
+    assert steps[0] > STEPS_MAX
+    assert steps[-1] > STEPS_MAX
+    assert len(steps) > 3
+    assert 20_000 < max(steps[1:-1]) < 20_010
+
+
+def test_an_attempt_without_an_end_is_given_up_soon_where_the_finding_has_one(steps):
+    found = shrunk(during_a_write_or_for_ever, scenario=RACE)
+    assert found.failure.message == "planted"
+    assert 20 * steps[0] + 1000 < max(steps) < 20 * steps[0] + 1010
 
 
 def test_it_is_the_same_every_time(one_race):

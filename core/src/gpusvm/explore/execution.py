@@ -74,14 +74,16 @@ def execute(
     scheduler: Scheduler,
     *,
     failures_max: int = 0,
+    steps_max: int = STEPS_MAX,
     footprints: Footprints | None = None,
     at_rest: Callable[[], None] | None = None,
 ) -> Execution:
     """Run the tasks of the world's scenario to their end in the order that `scheduler` says, and check everything.
 
     The scheduler has begun the execution (`new_execution`). At most `failures_max` injection sites fail, where it says
-    so. `footprints`, if given, record the steps until all tasks have ended; then `at_rest` is called. Afterwards the
-    scenario's `end` runs, the machine comes to rest and is torn down. The world is used up until it is reset.
+    so, and more than `steps_max` steps are a failure of kind "progress". `footprints`, if given, record the steps until
+    all tasks have ended; then `at_rest` is called. Afterwards the scenario's `end` runs, the machine comes to rest and
+    is torn down. The world is used up until it is reset.
     """
     choices = SchedulerChoices(scheduler)
     kernel = world.kernel
@@ -93,7 +95,7 @@ def execute(
         footprints.begin(kernel)
     livelocks.begin()
     kernel.sched.steps_begun = before  # type: ignore[attr-defined]  # as above
-    kernel.sched.steps_max = before + STEPS_MAX  # type: ignore[attr-defined]  # as above
+    kernel.sched.steps_max = before + steps_max  # type: ignore[attr-defined]  # as above
     try:
         _run(world, choices, failures_max, footprints, at_rest)
     except Abandoned:

@@ -16,7 +16,7 @@ from attrs import define, evolve, field, frozen
 
 from gpusvm.explore.answers import Answer, Witness, failures, preemptions
 from gpusvm.explore.deviations import Deviation, Deviations, DeviationWitness
-from gpusvm.explore.execution import execute
+from gpusvm.explore.execution import STEPS_MAX, execute
 from gpusvm.explore.replay import Replay
 from gpusvm.explore.stage import Stage
 
@@ -116,7 +116,7 @@ def shrink(
     if first.failure is None:
         return None
     shrinker.best = first
-    shrinker.steps_max = 20 * first.steps + 1000
+    shrinker.steps_max = min(20 * first.steps + 1000, STEPS_MAX)
     if first.steps > _ENDLESS_STEPS:
         # It has no end. That shows as well, and much sooner, with fewer steps allowed.
         shrinker.steps_max = _ENDLESS_STEPS
@@ -124,7 +124,7 @@ def shrink(
         if shrinker.same(sooner):
             shrinker.best = sooner
         else:
-            shrinker.steps_max = 2 * first.steps
+            shrinker.steps_max = STEPS_MAX
     complete = True
     try:
         shrinker.shrink()
@@ -132,7 +132,7 @@ def shrink(
         complete = False
     best = shrinker.best
     if first.steps > _ENDLESS_STEPS:
-        shrinker.steps_max = None
+        shrinker.steps_max = STEPS_MAX
         best = shrinker.run(best.scenario, Deviations(best.deviations))
         if not shrinker.same(best):
             best = first
@@ -155,7 +155,7 @@ class _Shrinker:
     progress: Callable[[Shrinking], None] | None
     executions: int = 0
     steps: int = 0
-    steps_max: int | None = None
+    steps_max: int = STEPS_MAX
     best: _Attempt = field(init=False)
     _stage: tuple[Scenario, Stage] | None = None
     _good: set[tuple[object, frozenset[Deviation]]] = field(factory=set)
@@ -166,13 +166,10 @@ class _Shrinker:
         if self._stage is None or self._stage[0] != scenario:
             self._stage = (scenario, Stage(evolve(self.case, scenario=scenario).boot))
         world = self._stage[1].ready()
-        if self.steps_max is not None:
-            sched = world.kernel.sched
-            sched.steps_max = sched.steps + self.steps_max  # type: ignore[attr-defined]  # an explored kernel's
         deviating = DeviationWitness(scheduler)
         witness = Witness(deviating)
         witness.new_execution()
-        execution = execute(world, witness, failures_max=self.case.failures_max)
+        execution = execute(world, witness, failures_max=self.case.failures_max, steps_max=self.steps_max)
         self.executions += 1
         self.steps += execution.steps
         answers = tuple(witness.answers)
