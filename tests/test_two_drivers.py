@@ -119,16 +119,22 @@ def test_the_source_device_pushes_memory_to_the_other_drivers(machine):
     assert xe.pm.rpm.holders == {"vm": 1, "bo": 1}
 
 
-def test_svmdev_maps_xes_memory_where_it_is_and_the_reference_is_on_xe(machine):
-    booted, (vm, other) = machine(owners=OwnerList())
-    xe, _ = booted.drivers
-    xe.pagemaps()[0].populate_mm(BASE, BASE + PMD, vm.mm, 0)
-    assert xe.pm.rpm.holders == {"vm": 1, "bo": 1}
+def map_in_place(other):
+    """Have svmdev map what it finds; the range."""
     ctx = other.device.pipeline._ctx(0)
     other.lock.lock()
     range_ = other.svm.range_find_or_insert(BASE, other.start, other.end, ctx)
     other.svm.range_get_pages(range_, ctx)
     other.lock.unlock()
+    return range_
+
+
+def test_svmdev_maps_xes_memory_where_it_is_and_the_reference_is_on_xe(machine):
+    booted, (vm, other) = machine(owners=OwnerList())
+    xe, _ = booted.drivers
+    xe.pagemaps()[0].populate_mm(BASE, BASE + PMD, vm.mm, 0)
+    assert xe.pm.rpm.holders == {"vm": 1, "bo": 1}
+    range_ = map_in_place(other)
     assert used(booted) == [PMD, 0]
     assert range_.pages.dpagemap is xe.pagemaps()[0]
     assert other.device.device.dma.mapped_rows == 1
@@ -136,6 +142,67 @@ def test_svmdev_maps_xes_memory_where_it_is_and_the_reference_is_on_xe(machine):
     booted.kernel.settle()
     assert xe.pm.rpm.holders == {"vm": 1}
     assert other.device.device.dma.mapped_rows == 0
+
+
+def refusal(booted, driver):
+    booted.kernel.settle()
+    with pytest.raises(KernelError) as caught:
+        booted.unload(driver)
+    return caught.value.errno
+
+
+def test_xe_is_not_unloaded_while_svmdev_maps_its_memory(machine):
+    booted, (vm, other) = machine(owners=OwnerList())
+    xe = booted.drivers[0]
+    xe.pagemaps()[0].populate_mm(BASE, BASE + PMD, vm.mm, 0)
+    range_ = map_in_place(other)
+    booted.close(booted.processes[0], 0)
+    assert refusal(booted, "xe") == errno.EAGAIN
+    assert range_.pages.dpagemap.drm is xe.device
+    touch(booted, write=False)
+    booted.kernel.settle()
+    assert range_.pages.dpagemap is None
+    booted.unload("xe")
+    assert set(booted.modules) == {"svmdev"}
+    other.populate(BASE, BASE + PMD)
+    assert booted.drivers[1].vram.pages_in_use == 512
+    touch(booted, write=False)
+
+
+def test_svmdevs_mapping_is_a_reference_on_xes_pagemap(machine):
+    """The reference of the mapping alone: with the pages it goes when somebody invalidates them."""
+    booted, (vm, other) = machine(owners=OwnerList())
+    xe = booted.drivers[0]
+    dpagemap = xe.pagemaps()[0]
+    dpagemap.populate_mm(BASE, BASE + PMD, vm.mm, 0)
+    before = dpagemap.refcount
+    map_in_place(other)
+    assert dpagemap.refcount == before + 1
+    booted.close(booted.processes[0], 0)
+    assert refusal(booted, "xe") == errno.EAGAIN
+    booted.processes[0].mm.munmap(BASE, PMD)
+    booted.kernel.settle()
+    assert dpagemap.refcount == 0
+    booted.unload("xe")
+
+
+def test_svmdev_stays_loaded_and_goes_home_from_xes_mapping_with_its_device(machine):
+    booted, (vm, _) = machine(owners=OwnerList())
+    _, svmdev = booted.drivers
+    fault(booted, vm)
+    booted.close(booted.processes[0], 1)
+    module = booted.modules["svmdev"]
+    assert module.refcount == 1  # its own pagemap, whose pages xe maps
+    assert refusal(booted, "svmdev") == errno.EBUSY
+    (range_,) = vm.ranges(BASE, BASE + PMD)
+    assert range_.pages.dpagemap is svmdev.dpagemap
+    booted.remove(1)
+    booted.kernel.settle()
+    assert range_.pages.dpagemap is None
+    assert not vm.page_table.perms(*VPNS).any()
+    assert module.refcount == 0
+    assert refusal(booted, "svmdev") == errno.EBUSY
+    touch(booted, write=False)
 
 
 @pytest.mark.parametrize("owners", [None, "one list without a path"])

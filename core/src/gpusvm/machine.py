@@ -6,6 +6,8 @@ back, or it fails with the holder named.
 
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from errno import ENODEV, ENOENT
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Final, Literal, cast
@@ -15,9 +17,9 @@ from attrs import Factory, define, field, frozen, validators
 from gpusvm.documents import structure
 from gpusvm.driver import DeviceSpec, Driver, DriverSpec, FaultPolicy, Host, TiledVm, Vm, system_sleep
 from gpusvm.drm import OwnerList
-from gpusvm.errors import InputError, nearest
+from gpusvm.errors import InputError, KernelError, nearest
 from gpusvm.gpu import Link
-from gpusvm.kernel import Choices, Costs, Kernel, SeededChoices
+from gpusvm.kernel import Choices, Costs, Kernel, Module, Mutex, SeededChoices
 from gpusvm.mm import Geometry, MemoryManager, MmStruct
 
 __all__ = ["USER_SPACE_END", "Machine", "Process", "Topology", "load_topology", "topologies"]
@@ -115,15 +117,24 @@ def _paths_that_lead_nowhere(device: _Device, topology: Topology) -> Iterator[st
 
 @define(eq=False)
 class Process:
-    """One process: its address space, and the GPU address spaces it has opened, by device index."""
+    """One process: its address space, and the GPU address spaces it has opened, by device index.
+
+    `files` are the modules that its open files hold, by device index: also of a file whose GPU address space was closed
+    by itself (`Vm.close`).
+    """
 
     mm: MmStruct
     vms: dict[int, Vm] = Factory(dict)
+    files: dict[int, Module] = Factory(dict)
 
 
 @define(eq=False)
 class Machine:
-    """Hold a booted machine. `boot` builds it; `teardown` ends it and checks that nothing is left."""
+    """Hold a booted machine. `boot` builds it; `teardown` ends it and checks that nothing is left.
+
+    `modules` are those that are loaded, by the name of their driver: one for all devices that it drives. `removed` are
+    the devices, by index, that have lost their driver.
+    """
 
     kernel: Kernel
     memory: MemoryManager
@@ -131,6 +142,10 @@ class Machine:
     drivers: list[Driver]
     links: list[Link]
     processes: list[Process] = Factory(list)
+    modules: dict[str, Module] = Factory(dict)
+    removed: set[int] = Factory(set)
+    _driver_names: list[str] = Factory(list)
+    _device_locks: list[Mutex] = Factory(list)
 
     @classmethod
     def boot(
@@ -208,6 +223,12 @@ class Machine:
         for index, (device, spec) in enumerate(zip(topology.device, drivers, strict=True)):
             link = Link(kernel, f"{device.name} link")
             machine.links.append(link)
+            machine._device_locks.append(kernel.mutex("dev->mutex"))
+            name, order = spec.info.name, spec.info.unload
+            machine._driver_names.append(name)
+            if name not in machine.modules:
+                leave = partial(machine._remove_all, name, last_first=order == "last_first")
+                machine.modules[name] = Module(kernel, name, exit=None if order == "never" else leave)
             machine.drivers.append(
                 spec.info.make(
                     Host(
@@ -226,6 +247,7 @@ class Machine:
                         link=link,
                         tunables=spec.tunables,
                         quirks=spec.quirks,
+                        module=machine.modules[name],
                         peers=machine.drivers,
                         policy=None if policies is None else policies.get(index),
                         owners=owners,
@@ -243,7 +265,8 @@ class Machine:
 
         The caller is all of user space: nobody else may be in a system call or a CPU fault.
         """
-        system_sleep(self.kernel, self.drivers, milliseconds=milliseconds)
+        drivers = [driver for device, driver in enumerate(self.drivers) if device not in self.removed]
+        system_sleep(self.kernel, drivers, milliseconds=milliseconds)
 
     def process(self, name: str) -> Process:
         """Start a process with an empty address space."""
@@ -252,10 +275,37 @@ class Machine:
         return process
 
     def open(self, process: Process, device: int = 0) -> Vm:
-        """Open a device in `process`: a GPU address space that mirrors all of its user space."""
-        vm = self.drivers[device].vm_create(process.mm, start=0, end=USER_SPACE_END)
-        process.vms[device] = vm
+        """Open a device in `process`: a GPU address space that mirrors all of its user space.
+
+        The file holds the driver's module until `close`, or the end of the process. ENODEV if that is gone.
+        """
+        return self.open_file(process, device, device)
+
+    def open_file(self, process: Process, device: int, number: int) -> Vm:
+        """Open a device as file `number` of `process`, which need not be the device's: of one device there can be
+        several. ENODEV (drm_stub_open), or what the driver raises.
+        """
+        module = self.modules.get(self._driver_names[device])
+        if module is None or not module.try_get("file"):
+            raise KernelError(ENODEV, f"device {device} has no driver any more")
+        try:
+            vm = self.drivers[device].vm_create(process.mm, start=0, end=USER_SPACE_END)
+        except KernelError:
+            module.put("file")
+            raise
+        process.vms[number] = vm
+        process.files[number] = module
         return vm
+
+    def close(self, process: Process, device: int = 0) -> None:
+        """Close the file of a device, and with it the GPU address space."""
+        process.vms[device].close()
+        self.release(process, device)
+
+    @staticmethod
+    def release(process: Process, number: int) -> None:
+        """Let go of the module for a file whose GPU address space is closed (__fput)."""
+        process.files.pop(number).put("file")
 
     def open_engines(self, process: Process) -> list[tuple[Vm, Link]]:
         """Open every device in `process`; what the engines of each tile use, in order, with their device's link."""
@@ -265,6 +315,46 @@ class Machine:
             engines.append((vm, self.links[index]))
             engines += [(cast("TiledVm", vm).on_tile(tile), self.links[index]) for tile in range(1, device.tiles)]
         return engines
+
+    def unplug(self, device: int = 0) -> None:
+        """Take a device away while it is in use, for drivers with that capability. Nothing if it has no driver."""
+        with self._device_locks[device]:
+            if device not in self.removed:
+                self.drivers[device].unplug()  # type: ignore[attr-defined]  # of a driver that has the capability
+
+    def remove(self, device: int = 0) -> None:
+        """Take the driver from a device, as writing to the driver's `unbind` in sysfs does. Twice does nothing.
+
+        EBUSY of drivers that refuse it, which the kernel's cannot, while the device is open.
+        """
+        with self._device_locks[device]:
+            if device not in self.removed:
+                self.drivers[device].shutdown()
+                self.removed.add(device)
+
+    def unload(self, driver: str) -> None:
+        """Unload the module of a driver, by the driver's name, and so remove it from all its devices (rmmod).
+
+        EAGAIN (EWOULDBLOCK) while anybody holds the module: an open file, or a `drm_pagemap` of one of its devices, in
+        which somebody has pages, or which somebody wants (`gpusvm.drm.DrmPagemap`). EBUSY if it is going already, or
+        has no exit function; ENOENT if it is not loaded. It cannot be loaded again.
+        """
+        module = self.modules.get(driver)
+        if module is None:
+            raise KernelError(ENOENT, f"no module {driver!r} is loaded")
+        module.unload()
+        del self.modules[driver]
+        for device in self._devices_of(driver):
+            self.kernel.free(self.drivers[device])  # nobody can call it any more
+
+    def _remove_all(self, name: str, *, last_first: bool) -> None:
+        """Be the exit function of a driver's module."""
+        devices = self._devices_of(name)
+        for device in reversed(devices) if last_first else devices:
+            self.remove(device)
+
+    def _devices_of(self, name: str) -> list[int]:
+        return [device for device, each in enumerate(self._driver_names) if each == name]
 
     def teardown(self) -> None:
         """End every process, remove every device, and check that nothing is left.
@@ -276,9 +366,11 @@ class Machine:
             process.mm.mmput()
             for vm in process.vms.values():
                 vm.close()
+            for number in list(process.files):
+                self.release(process, number)
         self.kernel.settle()
-        for driver in reversed(self.drivers):
-            driver.shutdown()
+        for device in reversed(range(len(self.drivers))):
+            self.remove(device)
         self.kernel.settle()
         self.kernel.assert_idle()
         self.kernel.ledger.assert_empty()

@@ -195,6 +195,9 @@ class TestDeclarations:
     def test_a_refuse_that_cannot_be_called(self, told_of_info):
         assert told_of_info("refuse=()") == ["refuse: expected a function of (tunables, quirks), got ()"]
 
+    def test_an_order_of_removal_that_there_is_not(self, told_of_info):
+        assert told_of_info("unload=None") == ["unload: expected one of last_first, first_first, never, got None"]
+
 
 class TestAbi:
     @pytest.mark.parametrize("abi", ["(2, 0)", "(1, 1)"])

@@ -2,12 +2,11 @@
 
 import numpy as np
 import pytest
-from gpusvm.driver import DeviceSpec, Host
 from gpusvm.errors import KernelError
 from gpusvm.gpu import READ, WRITE
+from gpusvm.machine import load_topology
 from gpusvm.mm.api import PROT_NONE
 from gpusvm_dmirror.backing import Backing
-from gpusvm_dmirror.info import INFO
 
 K, M = 1 << 10, 1 << 20
 PAGE, PMD = 4 * K, 2 * M
@@ -15,22 +14,6 @@ PAGE, PMD = 4 * K, 2 * M
 
 def device_pfn(b, addr):
     return b.mm.page_table.entry(addr).pfn
-
-
-def second_device(b):
-    driver = INFO.make(
-        Host(
-            kernel=b.kernel,
-            memory=b.memory,
-            device=DeviceSpec(name="gpu1", vram_bytes=1 << 30, index=1),
-            link=b.machine.links[0],
-            tunables=b.driver.tunables,
-            quirks=b.driver.quirks,
-        )
-    )
-    b.machine.drivers.append(driver)
-    b.process.vms[1] = vm = driver.vm_create(b.mm, start=0, end=1 << 47)
-    return vm
 
 
 def test_one_chunk_exists_from_the_start_and_large_folios_need_another(bench):
@@ -158,8 +141,8 @@ def test_an_address_without_a_readable_vma_ends_the_migration(bench):
 
 
 def test_a_page_of_the_other_device_is_faulted_home(bench):
-    b = bench(thp="never")
-    other = second_device(b)
+    b = bench(thp="never", topology=load_topology("dual"))
+    other = b.vms[1]
     addr = b.map(4 * PAGE)
     b.cpu_write(addr, 4)
     other.populate(addr, addr + 4 * PAGE)

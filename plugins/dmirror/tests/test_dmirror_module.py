@@ -326,5 +326,5 @@ def test_a_mapping_of_the_device_goes_again_when_a_page_cannot_be_had(private):
 def test_the_module_stays_while_a_file_is_open(private):
     with pytest.raises(KernelError, match=r"1 files of the module are open") as error:
         private.module.unload()
-    assert error.value.errno == errno.EBUSY
+    assert error.value.errno == errno.EAGAIN
     assert len(private.module.devices) == 4

@@ -1,8 +1,9 @@
 """Take everything down in every order, with GPU faults in flight, and look at what is left.
 
-What goes: the GPU's address space, the process, the device, the driver. The driver goes after the address space and the
-device; in a random interleaving it may still be in use, and one that is refused (EBUSY) goes at the end, as the machine
-does. Each order runs next to a GPU that writes and a CPU that reads.
+What goes: the GPU's address space, the process, the device, the driver, its module. The driver goes after the address
+space and the device; in a random interleaving it may still be in use. The module goes anywhere, and does not as long as
+anybody holds it. What is refused goes at the end, as the machine does. Each order runs next to a GPU that writes and a
+CPU that reads.
 """
 
 from collections.abc import Mapping
@@ -56,7 +57,7 @@ def teardowns(
 
         drivers = dict(load_drivers())
     capabilities = drivers[driver.partition(":")[0]].capabilities
-    steps = ["close", "exit", *(["unplug"] if capabilities.unplug else []), "shutdown"]
+    steps = ["close", "exit", *(["unplug"] if capabilities.unplug else []), "shutdown", "unload"]
     setup = (*_SETUP, *([_POPULATE] if capabilities.explicit_populate else []))
     found = Teardowns(driver=driver)
     for order in permutations(steps):

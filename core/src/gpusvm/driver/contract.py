@@ -6,7 +6,7 @@ machine.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from attrs import Factory, evolve, field, frozen
 
@@ -14,7 +14,7 @@ from gpusvm.driver.capabilities import Capabilities
 from gpusvm.driver.refusals import Refusals
 from gpusvm.driver.strategy import NO_STRATEGIES, build_strategy, strategy_problems
 from gpusvm.errors import InputError, nearest
-from gpusvm.kernel import Kernel
+from gpusvm.kernel import Kernel, Module
 from gpusvm.mm.api import MemoryManagerApi
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ class Host:
 
     `tunables` and `quirks` are instances of the classes that the driver's `DriverInfo` names. `link` is the bus
     between this device and system memory. `peers` are the drivers built so far into the same machine, of any kind,
-    this one's own kind included: what the kernel keeps in driver-wide lists is found through them.
+    this one's own kind included: what the kernel keeps in driver-wide lists is found through them. `module` is the
+    driver's, for its DrmDevice; None where nothing can be unloaded.
 
     What-if: `policy` decides where faults of this device migrate, in place of the driver's own rule. `owners` is one
     list for the pagemaps and address spaces of all drivers, so that one can map another's memory where it is (of
@@ -71,6 +72,7 @@ class Host:
     link: "Link"
     tunables: Any
     quirks: Any
+    module: Module | None = None
     peers: "list[Driver]" = Factory(list)
     policy: "FaultPolicy | None" = None
     owners: "OwnerList | None" = None
@@ -103,7 +105,9 @@ class DriverInfo:
     With `awake_with_pages` it promises that the device is awake while a page of it is in an address space.
     `tiles_max` is how many tiles of a device it knows to tell apart (its Vms are `TiledVm` if they are several), and
     `integrated` says that it also drives devices that are not discrete. `strategies` are the keys for which a user may
-    give a class of his own, each with the protocol that the class has to satisfy.
+    give a class of his own, each with the protocol that the class has to satisfy. `unload` says in which order the exit
+    function of its module removes the devices: the last that was found first, as unregistering a driver does
+    (driver_detach), the other way round, or "never": it has no exit function.
     """
 
     name: str
@@ -123,6 +127,7 @@ class DriverInfo:
     integrated: bool = False
     awake_with_pages: bool = False
     strategies: Mapping[str, type] = NO_STRATEGIES
+    unload: Literal["last_first", "first_first", "never"] = "last_first"
 
     def variant(self, **classes: type) -> Self:
         """Return the driver with classes of the user's own in the place of some of its strategies, by their key.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from gpusvm.drm.dma import DmaDevice
 from gpusvm.errors import KernelError
-from gpusvm.kernel import Kernel, Kref
+from gpusvm.kernel import Kernel, Kref, Module
 
 if TYPE_CHECKING:
     from gpusvm.drm.runtime_pm import RuntimePm
@@ -14,14 +14,15 @@ if TYPE_CHECKING:
 
 class DrmDevice:
     """Be one device (struct drm_device with its struct device): `dma` maps system memory for it, `pm` is its runtime
-    PM, if any. Without a `dma` of its own it gets one, behind an IOMMU or not.
+    PM, if any, `module` the code of its driver (drm->driver->fops->owner), None where that is built into the kernel.
+    Without a `dma` of its own it gets one, behind an IOMMU or not.
 
     References are counted, each under its holder in the ledger as "drm_dev". What must not run on hardware that is
     gone stands between dev_enter and dev_exit. What a driver acquires for the life of its device is undone when that is
-    removed (devm).
+    removed (devm), and what has to stay for its last users when the last reference goes (drmm).
     """
 
-    __slots__ = ("_devres", "_kref", "_srcu", "dma", "kernel", "name", "pm", "unplugged")
+    __slots__ = ("_devres", "_drmres", "_kref", "_srcu", "dma", "kernel", "module", "name", "pm", "unplugged")
 
     def __init__(
         self,
@@ -31,13 +32,16 @@ class DrmDevice:
         pm: "RuntimePm | None" = None,
         dma: DmaDevice | None = None,
         iommu: bool = False,
+        module: Module | None = None,
     ) -> None:
         self.kernel = kernel
         self.name = name
         self.pm = pm
+        self.module = module
         self.dma = dma if dma is not None else DmaDevice(kernel, name, iommu=iommu)
         self.unplugged = False
         self._devres: list[Callable[[], object]] = []
+        self._drmres: list[Callable[[], object]] = []
         self._srcu = kernel.srcu("drm_unplug_srcu")
         self._kref = Kref(kernel, "drm_dev", self._release, holder="driver")
 
@@ -78,6 +82,12 @@ class DrmDevice:
         while self._devres:
             self._devres.pop()()
 
+    def drmm_add_action(self, action: Callable[[], object]) -> None:
+        """Have `action` called when the last reference is gone, before those that were added earlier
+        (drmm_add_action).
+        """
+        self._drmres.append(action)
+
     def get(self, holder: object) -> None:
         """Take a reference (drm_dev_get)."""
         self._kref.get(holder)
@@ -94,4 +104,6 @@ class DrmDevice:
     def _release(self) -> None:
         if self.kernel.tracer.on:
             self.kernel.tracer.emit("drm_dev_release", self.name)
+        while self._drmres:
+            self._drmres.pop()()
         self.kernel.free(self)

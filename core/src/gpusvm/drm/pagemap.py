@@ -52,8 +52,8 @@ class DrmPagemap:
     What-if: with an `index` its pages lead to their allocations through that, and their zone_device_data stays unused.
 
     It points to the dev_pagemap and embeds none: `pagemap.container` is what embeds both, for container_of. While it is
-    active it holds a reference on the device, which a worker drops after the last put. With a `cache` it stays then,
-    inactive, for `reinit` or `destroy`; without, it is destroyed. Ledger kind "dpagemap".
+    active it holds the device and its driver's module, which a worker lets go of after the last put. With a `cache` it
+    stays then, inactive, for `reinit` or `destroy`; without, it is destroyed. Ledger kind "dpagemap".
     """
 
     __slots__ = (
@@ -158,7 +158,12 @@ class DrmPagemap:
 
 
 class _DevHold:
-    """Hold the reference of a pagemap on its device; it outlives the pagemap (struct drm_pagemap_dev_hold)."""
+    """Hold the device of a pagemap and the module of its driver; it outlives the pagemap (struct
+    drm_pagemap_dev_hold).
+
+    As in the kernel nobody looks whether the module could still be had, and it is put all the same: whoever makes a
+    pagemap active has a file of that module open, or a reference on the pagemap.
+    """
 
     __slots__ = ("_drm", "_unhold", "_workqueue")
 
@@ -169,14 +174,20 @@ class _DevHold:
         self._get()
 
     def put_later(self) -> None:
-        """Drop it from a worker: the caller may be one of the driver's own functions."""
+        """Let go from a worker: the caller may be one of the driver's own functions."""
         self._workqueue.queue(self._unhold)
 
     def _get(self) -> None:
+        module = self._drm.module
+        if module is not None:
+            module.try_get("drm_pagemap")
         self._drm.get("drm_pagemap")
 
     def _put(self) -> None:
+        module = self._drm.module
         self._drm.put("drm_pagemap")
+        if module is not None:
+            module.put("drm_pagemap")
 
 
 class PagemapDevOps:

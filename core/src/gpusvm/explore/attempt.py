@@ -16,10 +16,10 @@ class Attempt:
 
     `seen` has the ways in which each page in reach was mapped since the last `look`, `met` the operations that ran at
     the same time; `failures` is how many failures had been injected when it began. `page` is the one that is accessed,
-    `touched` are all that were in reach so far.
+    `touched` are all that were in reach so far. `in_use` says that the device was open when its end began.
     """
 
-    __slots__ = ("failures", "met", "page", "permissions", "seen", "step", "task", "touched")
+    __slots__ = ("failures", "in_use", "met", "page", "permissions", "seen", "step", "task", "touched")
 
     def __init__(self, task: "Task", step: "Step", permissions: "Permissions") -> None:
         self.task = task
@@ -28,6 +28,7 @@ class Attempt:
         self.seen: dict[int, frozenset[str]] = {}
         self.met: list[Attempt] = []
         self.failures = 0
+        self.in_use = False
         self.page = -1
         self.touched: set[int] = set()
 

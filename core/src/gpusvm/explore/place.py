@@ -32,13 +32,15 @@ _PROT: Final = {"rw": PROT_READ | PROT_WRITE, "ro": PROT_READ, "none": PROT_NONE
 
 @define(eq=False)
 class GpuSpace:
-    """Hold one GPU address space, behind one file: `waiting` are the faults that nobody has answered.
+    """Hold one GPU address space, behind file `number` of a process: `waiting` are the faults that nobody has answered.
 
     `users` counts who keeps the file open: the process, until it closes it, and every ioctl that is under way; the last
     releases it. `closing` says that this began, `closed` that the hardware context is gone. With `synchronous` the
     device's accesses are ioctls themselves.
     """
 
+    process: Process
+    number: int
     vm: Vm
     synchronous: bool
     users: int = 1

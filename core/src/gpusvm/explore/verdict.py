@@ -128,8 +128,14 @@ def _reasons(world: World, actor: Actor, attempt: Attempt) -> set[str]:
         true.add("killed")
     if world.is_unplugged(step.file):
         true.add("unplugged")
-    if world.is_in_use(step.file):
+    if attempt.in_use or world.is_in_use(step.file):
         true.add("in_use")
+    if world.is_unloaded:
+        true.add("unloaded")
+    elif world.info.unload == "never":
+        true.add("no_exit")
+    if step.kind.name == "unload" and (attempt.met or world.is_module_held):
+        true.add("held")
     if len(world.kernel.injector.failed) > attempt.failures:
         true.add("failed")
     # Whoever touches memory at all may keep a driver that evicts from making room.

@@ -16,17 +16,19 @@ from attrs import evolve
 from gpusvm.check import Checker
 from gpusvm.driver import CallerFaults, read_spec, split_spec, system_sleep
 from gpusvm.driver.operations import OperationHost, PageWords
+from gpusvm.drm.zdd import Zdd
 from gpusvm.errors import CpuSignal, InputError, KernelError, errno_name
 from gpusvm.explore.attempt import Attempt
 from gpusvm.explore.operation import MAIN_PROCESS, Operation, Step, bind
 from gpusvm.explore.permissions import Permissions
 from gpusvm.explore.place import Actor, GpuSpace, Place
 from gpusvm.explore.scaling import scaled
-from gpusvm.explore.verdict import judge
+from gpusvm.explore.verdict import OutcomeError, judge
 from gpusvm.kernel import FirstChoice
-from gpusvm.machine import USER_SPACE_END, Machine, Process, load_topology
+from gpusvm.machine import Machine, Process, load_topology
 from gpusvm.mm import Geometry
 from gpusvm.mm.page import GUP_PIN_COUNTING_BIAS
+from gpusvm.mm.pgtable import PmdKind, PteKind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,12 +37,13 @@ if TYPE_CHECKING:
     from gpusvm.driver import Driver, DriverInfo
     from gpusvm.driver.operations import OperationTarget
     from gpusvm.explore.scenario import Scenario
-    from gpusvm.kernel import Kernel
+    from gpusvm.kernel import Kernel, Module
     from gpusvm.mm import MmStruct
 
 __all__ = ["Outcome", "World"]
 
 _BASE: Final = 1 << 44
+_PRIVATE: Final = frozenset({PteKind.PRIVATE, PmdKind.PRIVATE})
 
 OPERATION_STEPS_MAX: Final = 20_000
 """Steps of all tasks, from the begin of an eviction, an ioctl or a system call, within which it has to be done."""
@@ -103,7 +106,6 @@ class World:
         self.actors: dict[str, Actor] = {}
         self._attempts: list[Attempt] = []
         self._unplugged: set[int] = set()
-        self._down: set[int] = set()
         self._frozen = False
         self._freezer = self.kernel.waitqueue("freezer")
         main = self.start(MAIN_PROCESS)
@@ -221,9 +223,8 @@ class World:
         """Open a device in a process, as file number `file`. KernelError of the driver's."""
         if file in actor.spaces:
             raise InputError(f"scenario {self.scenario.name!r}: process {actor.name!r} opens file {file} twice")
-        vm = self.driver(file).vm_create(actor.process.mm, start=0, end=USER_SPACE_END)
-        actor.process.vms[file] = vm
-        actor.spaces[file] = GpuSpace(vm, isinstance(vm.faults, CallerFaults))
+        vm = self.machine.open_file(actor.process, file % self.scenario.devices, file)
+        actor.spaces[file] = GpuSpace(actor.process, file, vm, isinstance(vm.faults, CallerFaults))
 
     def space(self, actor: Actor, file: int) -> GpuSpace:
         """Return the GPU address space behind a file of a process; ENXIO if it was not, or could not be, opened."""
@@ -266,6 +267,7 @@ class World:
             self.kernel.touch((space, "users"))
         if not space.users:
             self.destroy(space)
+            self.machine.release(space.process, space.number)
 
     def exit(self, actor: Actor) -> None:
         """Let a process end as soon as no thread of it is in an operation (the caller's own included)."""
@@ -336,14 +338,15 @@ class World:
 
     def unplug(self, file: int) -> None:
         self._unplugged.add(file % self.scenario.devices)
-        self.driver(file).unplug()  # type: ignore[attr-defined]  # a scenario with it needs the capability
+        self.machine.unplug(file % self.scenario.devices)
 
     def evict(self, file: int) -> None:
-        self.driver(file).evict()  # type: ignore[attr-defined]  # a scenario with it says for which drivers it is
+        if file % self.scenario.devices not in self.machine.removed:
+            self.driver(file).evict()  # type: ignore[attr-defined]  # a scenario with it says for which drivers it is
 
     def sleep(self, milliseconds: int) -> None:
         """Put the system to sleep; no thread of a process is in an operation meanwhile, and none begins one."""
-        drivers = [driver for index, driver in enumerate(self.machine.drivers) if index not in self._down]
+        drivers = [driver for index, driver in enumerate(self.machine.drivers) if index not in self.machine.removed]
         system_sleep(self.kernel, drivers, milliseconds=milliseconds, freeze=self._freeze, thaw=self._thaw)
 
     def _freeze(self) -> None:
@@ -361,10 +364,59 @@ class World:
 
     def shutdown(self, file: int) -> None:
         """Remove the driver; the teardown leaves it alone then."""
-        device = file % self.scenario.devices
-        if device not in self._down:
-            self.driver(file).shutdown()
-            self._down.add(device)
+        self.machine.remove(file % self.scenario.devices)
+
+    @property
+    def is_unloaded(self) -> bool:
+        """Tell whether the driver's module is gone, or going."""
+        module = self._module
+        return module is None or module.state != "live"
+
+    @property
+    def _module(self) -> Module | None:
+        return self.machine.modules.get(self.info.name)
+
+    @property
+    def is_open(self) -> bool:
+        """Tell whether a file of any device is open, or is just being released."""
+        spaces = (space for actor in self.actors.values() for space in actor.spaces.values())
+        return any(space.users or (space.closing and not space.closed) for space in spaces)
+
+    @property
+    def is_module_held(self) -> bool:
+        """Tell whether somebody may have a reason to hold the driver's module: an open file, a page on one of its
+        devices, a work that may give one back.
+        """
+        if self.is_open or any(queue.busy for queue in self.kernel.workqueues):
+            return True
+        present = [index for index in range(len(self.machine.drivers)) if index not in self.machine.removed]
+        return any(pgmap.ref > 1 for index in present for pgmap in self.machine.drivers[index].dev_pagemaps())
+
+    def unload(self) -> None:
+        """Unload the driver's module; OutcomeError if it goes though a file is open, or a process has pages of a
+        drm_pagemap.
+        """
+        name = self.info.name
+        was_open, had_pages = self.is_open, self._has_pages
+        self.machine.unload(name)
+        if was_open:
+            raise OutcomeError(f"the module of {name} was unloaded though a file of it was open")
+        if had_pages:
+            raise OutcomeError(f"the module of {name} was unloaded though a process had pages of its drm_pagemap")
+
+    @property
+    def _has_pages(self) -> bool:
+        """Tell whether a process has a page in device memory that belongs to a drm_pagemap."""
+        memory, size = self.machine.memory, self.page_size
+        for mm in memory.mms:
+            for vma in mm.vma_tree.vmas:
+                for address in range(vma.start, vma.end, size):
+                    entry = mm.page_table.entry(address)
+                    if entry.kind in _PRIVATE and isinstance(
+                        memory.zone_device_data(memory.folio_head(entry.pfn)), Zdd
+                    ):
+                        return True
+        return False
 
     def command(self, actor: Actor, file: int, name: str, numbers: Sequence[int]) -> None:
         """Do an operation that the plugin offers, in the name of a process; KernelError of the driver's."""
@@ -427,7 +479,6 @@ class World:
         for actor in self.actors.values():
             for space in actor.spaces.values():
                 space.open, space.closing = False, True
-        self.machine.drivers[:] = [each for index, each in enumerate(self.machine.drivers) if index not in self._down]
         self.machine.teardown()
 
 

@@ -15,6 +15,7 @@ from gpusvm.kernel.costs import Costs
 from gpusvm.kernel.footprint import EVERYTHING, Footprint
 from gpusvm.kernel.lockdep import Lockdep, LockMap
 from gpusvm.kernel.locks import Mutex, SpinLock
+from gpusvm.kernel.module import Module
 from gpusvm.kernel.poison import Graveyard, describe, is_freed, peek
 from gpusvm.kernel.refs import Gauges, Kref, Ledger
 from gpusvm.kernel.rwsem import RwSemaphore
@@ -44,6 +45,7 @@ __all__ = [
     "Ledger",
     "LockMap",
     "Lockdep",
+    "Module",
     "Mutex",
     "RecordedChoices",
     "RwSemaphore",

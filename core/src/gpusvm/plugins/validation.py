@@ -26,6 +26,7 @@ _Declared = TypeVar("_Declared")
 _NAME = re.compile(r"[a-z][a-z0-9_-]*\Z")  # what a spec string takes as a name, in lower case
 _MISSING = re.compile(r"(\w+)\.__init__\(\) missing \d+ required (?:keyword-only|positional) arguments?: (.+)\Z")
 _UNKNOWN = re.compile(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'\Z")
+_UNLOAD = ("last_first", "first_first", "never")
 _QUOTED = re.compile(r"'(\w+)'")
 
 
@@ -82,6 +83,8 @@ def info_findings(
     found += _make(info, place)
     if not callable(info.refuse):
         found.append(Finding(f"refuse: expected a function of (tunables, quirks), got {_short(info.refuse)}", place))
+    if info.unload not in _UNLOAD:
+        found.append(Finding(f"unload: expected one of {', '.join(_UNLOAD)}, got {_short(info.unload)}", place))
     return found
 
 

@@ -92,7 +92,7 @@ class DmirrorDevice:
         self.memory = host.memory
         self.tunables = tunables
         self.quirks = quirks
-        self.device = DrmDevice(host.kernel, host.device.name)
+        self.device = DrmDevice(host.kernel, host.device.name, module=host.module)
         self.accounts = FaultAccounts()
         self.pipeline = DmirrorPipeline(self)
         self.coherent = spm is not None

@@ -55,6 +55,7 @@ INFO = DriverInfo(
     bo_mapping="none: page_pgmap leads to the chunk, zone_device_data to the system page that holds the data",
     pm="none",
     make=_make,
+    unload="first_first",  # hmm_dmirror_exit
     refuse=refuse,
     strategies={"place": FaultPolicy},
     # test_hmm.c:dmirror_fault, dmirror_exclusive, dmirror_migrate_to_device. A fault looks a window of pages ahead.

@@ -68,10 +68,13 @@ class HmmDmirror:
         return self.devices[minor].vm_create(mm, start=0, end=1 << 47)
 
     def unload(self) -> None:
-        """Remove the module: its devices return their chunks (hmm_dmirror_exit). EBUSY while a file is open."""
+        """Remove the module: its devices return their chunks (hmm_dmirror_exit).
+
+        EAGAIN, which is EWOULDBLOCK, while a file is open, which holds the module.
+        """
         files = sum(len(device.files) for device in self.devices)
         if files:
-            raise KernelError(errno.EBUSY, f"{files} files of the module are open")
+            raise KernelError(errno.EAGAIN, f"{files} files of the module are open")
         for device in self.devices:
             device.shutdown()
         self.devices.clear()

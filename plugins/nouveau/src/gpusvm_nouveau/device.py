@@ -40,7 +40,7 @@ class NouveauDevice:
         self.power = IoctlPm(host, self)
         self.pm = host.strategy("pm", self.power, self.power)
         dma = DmaDevice(kernel, name, iommu=host.device.iommu, page_shift=memory.geometry.page_shift)
-        self.device = DrmDevice(kernel, name, pm=self.power.rpm, dma=dma)
+        self.device = DrmDevice(kernel, name, pm=self.power.rpm, dma=dma, module=host.module)
         self.accounts = FaultAccounts()
         self.tlb = Tlb(kernel, name)
         self.engine = CopyEngine(kernel, host.link, shape="per_piece", name=name)

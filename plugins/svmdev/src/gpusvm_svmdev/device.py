@@ -72,7 +72,7 @@ class Svmdev:
         self.memory = host.memory
         tunables = self.tunables = host.tunables
         self.number = host.device.index
-        self.device = DrmDevice(host.kernel, host.device.name, iommu=host.device.iommu)
+        self.device = DrmDevice(host.kernel, host.device.name, iommu=host.device.iommu, module=host.module)
         first = next((peer for peer in host.peers if isinstance(peer, Svmdev)), self)
         self.owner: object = first if tunables.same_owner else self
         self.driver = self

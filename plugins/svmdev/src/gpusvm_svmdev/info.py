@@ -56,6 +56,7 @@ INFO = DriverInfo(
     bo_mapping="the page's index, looked up among the device's allocations: one contiguous allocation a populate",
     pm="none",
     make=_make,
+    unload="never",  # svmdev.c has an init function only
     refuse=refuse,
     strategies={"place": FaultPolicy},
     refusals=Refusals(

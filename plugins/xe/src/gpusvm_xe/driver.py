@@ -81,7 +81,7 @@ class XeDriver:
         self.pm = host.strategy("pm", self.power, self.power)
         self.tiles = [XeTile(self, host, index) for index in range(self.spec.tiles)]
         self.tile_mask = (1 << self.spec.tiles) - 1
-        self.device = DrmDevice(kernel, self.spec.name, pm=self.power.rpm, iommu=self.spec.iommu)
+        self.device = DrmDevice(kernel, self.spec.name, pm=self.power.rpm, iommu=self.spec.iommu, module=host.module)
         self.drm_quirks = DrmQuirks(
             hole_count=self.quirks.hole_count,
             evict_dying=self.quirks.evict_dying,
@@ -97,6 +97,8 @@ class XeDriver:
             for tile in self.tiles:
                 tile.create_cache(self.shrinker)
         self.destroy_wq = kernel.workqueue("xe-destroy-wq")
+        # xe_device_destroy: pagemaps that others had when the driver was removed are destroyed there later.
+        self.device.drmm_add_action(self.destroy_wq.drain)
         self.accounts = FaultAccounts()
         self.vms: dict[int, XeVm] = {}
         self._next_asid = 0

@@ -115,14 +115,14 @@ PAGEMAP: Final = (
     ),
     Mutant(
         id="DP-10",
-        title="The device of a pagemap goes while others have the pagemap",
+        title="The device of a pagemap goes, and its module, while others have the pagemap",
         where="drm_pagemap.c:drm_pagemap_init",
         fix="a26084328ac4, 7.0",
         evidence="T+V",
         importance="S",
         oracle=("I-LIFE",),
         scope="drm",
-        drivers=(),
+        drivers=("xe",),
         swaps=(
             Swap("gpusvm.drm.pagemap:_DevHold._get", gone),
             Swap("gpusvm.drm.pagemap:_DevHold._put", gone),
@@ -137,7 +137,7 @@ PAGEMAP: Final = (
         importance="S",
         oracle=("I-LIFE",),
         scope="drm",
-        drivers=(),
+        drivers=("xe",),
         swaps=(Swap("gpusvm.drm.pagemap:DrmPagemap._release", instead(_release_the_device_first)),),
     ),
     Mutant(
@@ -149,7 +149,7 @@ PAGEMAP: Final = (
         importance="A",
         oracle=("I-REF", "I-LIFE"),
         scope="drm",
-        drivers=(),
+        drivers=("xe",),
         swaps=(Swap("gpusvm.drm.zdd:hold_dpagemap", gone), Swap("gpusvm.drm.zdd:drop_dpagemap", gone)),
     ),
     Mutant(

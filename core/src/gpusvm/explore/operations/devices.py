@@ -5,7 +5,7 @@ import errno as _errno
 from gpusvm.explore.operation import operation
 from gpusvm.explore.place import Place
 
-__all__ = ["evict", "idle", "ioctl", "populate", "shrink", "shutdown", "sleep", "unplug"]
+__all__ = ["evict", "idle", "ioctl", "populate", "shrink", "shutdown", "sleep", "unload", "unplug"]
 
 
 @operation(through_file=True)
@@ -36,7 +36,19 @@ def unplug(at: Place) -> None:
 @operation(by="machine", in_use=_errno.EBUSY)
 def shutdown(at: Place) -> None:
     """Remove the driver from the device; EBUSY while a file is open. Pages that processes still have come home."""
+    at.attempt.in_use = at.world.is_in_use(at.step.file)
     at.world.shutdown(at.step.file)
+
+
+@operation(by="machine", held=_errno.EAGAIN, no_exit=_errno.EBUSY, unloaded=(_errno.EBUSY, _errno.ENOENT))
+def unload(at: Place) -> None:
+    """Unload the driver's module (rmmod), which removes it from all its devices.
+
+    EAGAIN while a file is open, and where a `drm_pagemap` has pages; EBUSY if the module has no exit function, or is
+    going already, ENOENT if it is gone.
+    """
+    at.kernel.step()
+    at.world.unload()
 
 
 @operation(by="machine")

@@ -1,6 +1,6 @@
 """Let processes begin, fork, open devices and end."""
 
-from errno import ENODEV, ENOMEM
+from errno import ENODEV, ENOMEM, ENXIO
 
 from gpusvm.explore.operation import operation
 from gpusvm.explore.place import Place
@@ -23,13 +23,13 @@ def fork(at: Place, child: str) -> None:
     at.world.start(child, at.mm.fork(child))
 
 
-@operation(failed=ENOMEM, unplugged=ENODEV)
+@operation(failed=ENOMEM, unplugged=ENODEV, unloaded=ENODEV)
 def open_(at: Place) -> None:
     """Open the device in the process: a GPU address space that mirrors it. The first process begins with all open."""
     at.world.open(at.actor, at.step.file)
 
 
-@operation(by="machine")
+@operation(by="machine", unloaded=ENXIO)
 def close(at: Place) -> None:
     """Close the process's file of the device, and with it the GPU's address space.
 
