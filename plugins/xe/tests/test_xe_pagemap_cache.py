@@ -25,7 +25,7 @@ def bench():
 
 def reopen(b):
     """Close the only VM, and open another one."""
-    b.vm.close()
+    b.machine.close(b.process)
     del b.process.vms[0]
     b.kernel.settle()
 

@@ -123,7 +123,7 @@ def test_who_waits_for_the_tlbs_of_one_has_told_all_the_others(bench, monkeypatc
     b = bench(thp="never")
     addr = b.map(PMD)
     b.cpu_write(addr, 512)
-    other = b.machine.open(b.process)
+    other = b.machine.open_file(b.process, 0, 1)
     for vm in (b.vm, other):
         vm.bind_userptr(addr, addr + PMD)
     b.fault(addr)
@@ -140,7 +140,6 @@ def test_who_waits_for_the_tlbs_of_one_has_told_all_the_others(bench, monkeypatc
     b.mm.madvise(addr, PAGE, MADV_DONTNEED)
     assert log == ["invalidate_start"] * 2 + ["invalidate_finish"] * 2
     assert rows(b) == 0
-    b.vm.close()
 
 
 def test_ranges_do_not_reach_into_it_and_it_is_not_bound_over_ranges(bound):

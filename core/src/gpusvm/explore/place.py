@@ -82,7 +82,7 @@ class Place:
 
     def wait_for_power(self) -> None:
         """Let the GPU stand still while its device is powered off with the system."""
-        pm = self.world.driver(self.step.file).device.pm
+        pm = self.world.power(self.step.file)
         if pm is not None and pm.powered_off:
             pm.wait_for_power()
 

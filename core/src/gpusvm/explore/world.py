@@ -16,6 +16,7 @@ from attrs import evolve
 from gpusvm.check import Checker
 from gpusvm.driver import CallerFaults, read_spec, split_spec, system_sleep
 from gpusvm.driver.operations import OperationHost, PageWords
+from gpusvm.drm import RuntimePm
 from gpusvm.drm.zdd import Zdd
 from gpusvm.errors import CpuSignal, InputError, KernelError, errno_name
 from gpusvm.explore.attempt import Attempt
@@ -102,6 +103,7 @@ class World:
             cpus=scenario.cpus or None,
             preemptive=scenario.preemptive,
         )
+        self._powers = [driver.device.pm for driver in self.machine.drivers]
         self.outcomes: list[Outcome] = []
         self.actors: dict[str, Actor] = {}
         self._attempts: list[Attempt] = []
@@ -309,6 +311,10 @@ class World:
     def driver(self, file: int) -> Driver:
         """Return the driver of the device that a file is of."""
         return self.machine.drivers[file % self.scenario.devices]
+
+    def power(self, file: int) -> RuntimePm | None:
+        """Return the runtime PM of the device that a file is of, whether it still has its driver or not."""
+        return self._powers[file % self.scenario.devices]
 
     def reach(self, first: int, pages: int) -> range:
         """Return the pages that matter to the driver when the GPU touches some, or the program wants them moved."""
