@@ -122,12 +122,12 @@ def test_a_process_keeps_its_gpus_awake_as_long_as_it_lives(bench):
     b = bench(hardware="dual")
     rpm = b.driver.pm.rpm
     assert rpm.holders == {"process_device": 1}
-    b.vms[0].close()
+    b.machine.close(b.process, 0)
     b.kernel.sleep_ns(60_000_000_000)
     assert (rpm.holders, rpm.state) == ({"process_device": 1}, "D0")
     b.mm.mmput()
     b.machine.processes.clear()
-    b.vms[1].close()
+    b.machine.close(b.process, 1)
     b.kernel.settle()
     b.kernel.sleep_ns(60_000_000_000)
     assert (rpm.holders, rpm.state != "D0") == ({}, True)
