@@ -13,9 +13,10 @@ from gpusvm.plugins import load_drivers
 DRIVERS = load_drivers()
 
 
-def explore(scenario: str, spec: str, schedules: int) -> list[Failure]:
+def explore(scenario: str, spec: str, schedules: int, *, checked: bool = True) -> list[Failure]:
     (found,) = find_scenario(scenario)
-    campaign = Campaign(partial(World, found, spec, drivers=DRIVERS), RandomWalk(seed=0), self_test_every=0)
+    world = partial(World, found, spec, drivers=DRIVERS, checked=checked)
+    campaign = Campaign(world, RandomWalk(seed=0), self_test_every=0)
     return [x.failure for _, x in campaign.run(schedules=schedules) if x.failure is not None]
 
 
@@ -26,6 +27,13 @@ def test_pages_dropped_while_they_migrate_are_not_mapped(driver: str, scenario: 
     assert failure.kind == "invariant"
     assert failure.message.startswith("invariant 54 (mirror-free-page): a device has a free page mapped [p:0x1000000")
     assert explore(scenario, f"{driver}:quirk.migrate_seq=fixed", 60) == []
+
+
+@pytest.mark.parametrize("driver", ["nouveau", "dmirror"])
+def test_the_gpu_writes_a_page_that_is_free_which_shows_without_the_invariant_too(driver: str) -> None:
+    failures = explore("populate-dropped", f"{driver}:quirk.migrate_seq=as_written", 8, checked=False)
+    assert {failure.kind for failure in failures} == {"use-after-free"}
+    assert failures[0].message.startswith("use after free: task 'program' writes to free page 0x")
 
 
 def test_a_device_as_written_but_for_this_finds_the_entries_of_old_pages_gone() -> None:

@@ -1,7 +1,7 @@
 """Write the table of the bugs that exploration finds again, from what benchmarks/mutants.py has measured."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from gpusvm.conformance.hunt import SCHEDULERS, Hunt, HuntPlan, Outcome, cheapest, read_outcomes, read_plan
@@ -22,7 +22,8 @@ told any order: the [cases](../../benchmarks/mutants.toml) are small programs an
 code needs in order to run at all, such as two devices or a failure, and each scheduler explores each case with seed
 {seed} until something breaks or its budget is used up ({schedules} schedules, unless the case says otherwise). All that
 breaks is found by the oracles of every exploration, none of which knows of a mutant. The model without a mutant is
-explored in the same cases by the same schedulers with the same seed, for as many schedules as any of the mutants took.
+explored in the same cases by the same schedulers with the same seed, for the whole budget, or for as many schedules as
+a hunt of the case took that had more.
 
 Of {total} mutants {found} are found; of the {total_s} that are graded S, {found_s}. Without a mutant, {plain} schedules
 in {cases} cases found {unclean}.
@@ -57,8 +58,18 @@ def page(root: Path) -> str:
         unclean=f"something in {unclean} explorations" if unclean else "nothing",
         command=json.loads(results.read_text("utf-8"))["command"],
     )
-    lines = [head, "## By mutant", ""]
+    lines = [head, "## By scheduler", ""]
     lines += [
+        "How many mutants each found in any case, how many that are graded S, and how many that no other found.",
+        "Then what it explored without a mutant: how many cases, all there is of how many of them, and the schedules.",
+        "",
+        *table(
+            ("scheduler", "mutants:", "graded S:", "by it alone:", "cases without:", "all of:", "schedules without:"),
+            _schedulers(outcomes.values(), grave),
+        ),
+        "",
+        "## By mutant",
+        "",
         "The best that each scheduler did in any case: schedules until it was found, and seconds. The grade is its",
         "importance (S first), where the bug was. No entry: not found.",
         "",
@@ -69,10 +80,12 @@ def page(root: Path) -> str:
         "",
         "## Not found",
         "",
+        "In no case: not explored.",
+        "",
         *table(
-            ("mutant", "grade", "what it would take"),
+            ("mutant", "grade", "explored in", "what it would take"),
             [
-                (mutant.id, mutant.importance, plan.why.get(mutant.id, "not explored"))
+                (mutant.id, mutant.importance, _places(plan, mutant), plan.why.get(mutant.id, "not known"))
                 for mutant in MUTANTS.values()
                 if mutant.id not in best
             ],
@@ -80,12 +93,41 @@ def page(root: Path) -> str:
         "",
         "## By case",
         "",
-        "With each mutant and, in the row after them, without any: in which schedule it was found, or how many found",
-        "nothing. `all` says that there are no more within the bound.",
+        "With each mutant and, in the row `none` after them, without any: in which schedule it was found, or how many",
+        "found nothing. `all` says that there are no more within the bound.",
         "",
         *table(("case", "mutant", *SCHEDULERS), _cases(plan, outcomes)),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _schedulers(outcomes: Iterable[Outcome], grave: Sequence[Mutant]) -> list[tuple[str, ...]]:
+    found: dict[str, set[str]] = {scheduler: set() for scheduler in SCHEDULERS}
+    plain: dict[str, list[Outcome]] = {scheduler: [] for scheduler in SCHEDULERS}
+    for outcome in outcomes:
+        what = outcome.hunt
+        if not what.mutant:
+            plain[what.scheduler].append(outcome)
+        elif outcome.found:
+            found[what.scheduler].add(what.mutant)
+    rows = []
+    for scheduler, mutants in found.items():
+        others = set().union(*(each for other, each in found.items() if other != scheduler))
+        numbers = (
+            len(mutants),
+            len(mutants & {mutant.id for mutant in grave}),
+            len(mutants - others),
+            len(plain[scheduler]),
+            sum(outcome.exhausted for outcome in plain[scheduler]),
+            sum(outcome.schedules for outcome in plain[scheduler]),
+        )
+        rows.append((code(scheduler), *(f"{number:,}" for number in numbers)))
+    return rows
+
+
+def _places(plan: HuntPlan, mutant: Mutant) -> str:
+    places = [f"{code(case.scenario)} on {code(case.driver)}" for case in plan.case if mutant.id in case.mutants]
+    return ", ".join(places) or "no case"
 
 
 def _row(mutant: Mutant, outcomes: Iterable[Outcome], best: Outcome | None) -> tuple[str, ...]:
