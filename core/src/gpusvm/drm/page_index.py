@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gpusvm.kernel import Kernel
 
 __all__ = [
+    "GAUGE",
     "INTERVAL_NODE_BYTES",
     "XA_NODE_BYTES",
     "AllPfns",
@@ -34,6 +35,9 @@ INTERVAL_NODE_BYTES: Final = 48
 
 XA_NODE_BYTES: Final = 576
 """struct xa_node (xarray.h) with 64 slots: 40 bytes of header and list, 512 of slots, 3 marks of 64 bits."""
+
+GAUGE: Final = "page_index_bytes"
+"""The gauge that counts the bytes of all indices of a machine."""
 
 _XA_CHUNK_SHIFT: Final = 6
 
@@ -104,6 +108,7 @@ class OffsetMap:
         self.kernel = kernel
         self.span = span
         self.costs = IndexCosts()
+        kernel.gauges.declare(GAUGE)
         self.lock = kernel.spinlock("page_index->lock")
         self._starts: list[int] = []
         self._runs: dict[int, tuple[int, Any]] = {}
@@ -132,7 +137,7 @@ class OffsetMap:
             for first, _ in _runs(self.span, pfns):
                 del self._starts[bisect_right(self._starts, first) - 1]
                 del self._runs[first]
-                self.costs.nodes -= 1
+                _node_gone(self)
             self.costs.erases += 1
 
 
@@ -149,6 +154,7 @@ class XArray:
         self.kernel = kernel
         self.span = span
         self.costs = IndexCosts()
+        kernel.gauges.declare(GAUGE)
         self.lock = kernel.spinlock("xa_lock")
         self._levels = max(1, -(-max(span.nr_pages - 1, 1).bit_length() // _XA_CHUNK_SHIFT))
         self._entries: dict[tuple[int, int], Any] = {}  # (shift, index >> shift): a slot that holds an entry
@@ -219,7 +225,7 @@ class XArray:
             if self._users[node]:
                 return
             del self._users[node]
-            self.costs.nodes -= 1
+            _node_gone(self)
             shift, index = shift + _XA_CHUNK_SHIFT, index >> _XA_CHUNK_SHIFT
 
 
@@ -242,15 +248,23 @@ def _runs(span: PfnSpan, pfns: Pfns) -> "list[tuple[int, int]]":
     return runs or [(offsets[0], offsets[-1] + 1)]
 
 
-def _node_added(index: PageIndex) -> None:
+def _node_added(index: "OffsetMap | XArray") -> None:
     costs = index.costs
     costs.nodes += 1
+    index.kernel.gauges.inc(GAUGE, index.node_bytes)
     if costs.nodes > costs.nodes_max:
         costs.nodes_max = costs.nodes
         costs.bytes_max = costs.nodes * index.node_bytes
 
 
+def _node_gone(index: "OffsetMap | XArray") -> None:
+    index.costs.nodes -= 1
+    index.kernel.gauges.dec(GAUGE, index.node_bytes)
+
+
 def _looked_up(kernel: "Kernel", costs: IndexCosts, loads: int) -> None:
     costs.lookups += 1
     costs.loads += loads
+    kernel.stats.page_lookups += 1
+    kernel.stats.page_lookup_loads += loads
     kernel.charge("page_index_load", loads)

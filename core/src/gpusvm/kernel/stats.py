@@ -22,3 +22,5 @@ class Stats:
     notifier_events: int = 0
     tlb_invalidations: int = 0
     copies: int = 0
+    page_lookups: int = 0  # in an index outside of the pages
+    page_lookup_loads: int = 0

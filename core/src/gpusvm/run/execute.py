@@ -11,12 +11,13 @@ import numpy as np
 
 from gpusvm.check import check_quiescent, watch_power
 from gpusvm.driver import Driver, read_spec
+from gpusvm.drm.page_index import GAUGE
 from gpusvm.errors import InputError, KernelError, ModelError
 from gpusvm.kernel import SeededChoices
 from gpusvm.machine import Machine, load_topology
 from gpusvm.run.costs import load_profile
 from gpusvm.run.power import power
-from gpusvm.run.spec import FaultLatency, Integrity, Objects, RunResult, RunSpec, StageNs
+from gpusvm.run.spec import FaultLatency, Integrity, Objects, PageIndexUse, RunResult, RunSpec, StageNs
 from gpusvm.workload import Trace, load
 from gpusvm.workload.replay import Replay
 
@@ -117,6 +118,7 @@ def _replay(machine: Machine, spec: RunSpec, trace: Trace, *, explicit: bool, na
         assumed_ns=0,
         pm=power(drivers, sim_ns),
         objects=_objects(machine),
+        page_index=_page_index(machine),
         integrity=Integrity(reads_checked=0, mismatches=0, known={}),
     )
 
@@ -159,6 +161,19 @@ def _objects(machine: Machine) -> Objects:
         zdds_max=peak.get("zdd"),
         ranges_max=peak.get("range"),
         notifiers_max=peak.get("notifier"),
+    )
+
+
+def _page_index(machine: Machine) -> PageIndexUse | None:
+    bytes_max = machine.gauges().get(GAUGE)
+    if bytes_max is None:
+        return None
+    stats = machine.kernel.stats
+    return PageIndexUse(
+        lookups=stats.page_lookups,
+        loads=stats.page_lookup_loads,
+        bytes_max=bytes_max,
+        ns=machine.kernel.charged["page_index_load"],
     )
 
 

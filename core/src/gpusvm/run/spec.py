@@ -146,6 +146,18 @@ class Objects(TypedDict):
     notifiers_max: int | None
 
 
+class PageIndexUse(TypedDict):
+    """What indices from pages to what holds them came to; None without one, when the pages say so themselves.
+
+    `loads` are those of lookups, each of which depends on the one before; `ns` is what was charged for them.
+    """
+
+    lookups: int
+    loads: int
+    bytes_max: int
+    ns: int
+
+
 class Integrity(TypedDict):
     """Reads compared with what the last ordered write left; `known` counts, per named quirk, mismatches it explains."""
 
@@ -186,6 +198,7 @@ class RunResult(TypedDict):
     assumed_ns: int
     pm: Pm | None
     objects: Objects
+    page_index: PageIndexUse | None
     integrity: Integrity
 
 
