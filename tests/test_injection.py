@@ -23,16 +23,6 @@ NOT_PASSED = {
     "page_index.xa_node": "pages lead to their objects by a pointer, not by an xarray (page_to_bo)",
 }
 
-# What is not mended yet: a huge page of the device comes home page by page, as there is no large folio, after fork.
-OPEN = {
-    "xe": [
-        f"{program}: alloc.folio fails on passing 12: error ModelError: device page 0x1000d is copied to RAM again, "
-        "where its contents are already"
-        for program in ("story", "story-iommu")
-    ]
-}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("driver", "found"),
@@ -46,9 +36,8 @@ OPEN = {
 )
 def test_everything_fails_once(driver: str, found: str) -> None:
     swept = sweep(driver, DRIVERS)
-    known = OPEN.get(driver, [])
-    assert [str(each) for each in swept.findings] == known
-    assert str(swept) == f"{driver}: {found}, {len(known)} findings"
+    assert [str(each) for each in swept.findings] == []
+    assert str(swept) == f"{driver}: {found}, 0 findings"
     if driver == "xe":
         assert swept.not_passed == sorted(NOT_PASSED)
 

@@ -133,7 +133,9 @@ class RamPages:
 
     def _check_not_retired(self, zdd: "Zdd") -> None:
         """Assert that no page is copied out whose contents are in RAM already, and may have changed there since."""
-        retired = self.device_pfns[zdd.retired(self._memory, self.device_pfns)]
+        # The mark is the folio's: what a tail has is left from when it was a page by itself.
+        heads = np.unique([self._memory.folio_head(pfn) for pfn in self.device_pfns.tolist()])
+        retired = heads[zdd.retired(self._memory, heads)]
         if len(retired):
             raise ModelError(f"device page {int(retired[0]):#x} is copied to RAM again, where its contents are already")
 
