@@ -82,7 +82,8 @@ class BoManager:
 
     The list is in the order of creation unless `bump` moves an object to its end: without bumps eviction is FIFO.
     `evict(bo)` moves the contents away, resv held; a KernelError of EBUSY or ENOSPC skips the object, any other ends
-    the walk. Charges bo_alloc; injection site ``bo.alloc`` (ENOMEM).
+    the walk. What-if: one that `makes_room` not leaves memory full. Charges bo_alloc; injection site ``bo.alloc``
+    (ENOMEM).
     """
 
     __slots__ = (
@@ -98,6 +99,7 @@ class BoManager:
         "evictions",
         "kernel",
         "live",
+        "makes_room",
         "name",
         "on_destroy",
         "page_shift",
@@ -115,6 +117,7 @@ class BoManager:
         contiguous: bool = True,
         top_down: bool = False,
         page_shift: int = 12,
+        makes_room: bool = True,
     ) -> None:
         self.kernel = kernel
         self.buddy = buddy
@@ -125,6 +128,7 @@ class BoManager:
         self.contiguous = contiguous
         self.top_down = top_down
         self.page_shift = page_shift
+        self.makes_room = makes_room
         self.evictions = 0
         self.live = 0
         self._head: Bo | None = None
@@ -216,7 +220,7 @@ class BoManager:
             pass
         # ttm_bo_alloc_resource: walk the list, and after each eviction try again
         done_seq = 0
-        bo = self._head
+        bo = self._head if self.makes_room else None
         while bo is not None and self.evict is not None:
             done_seq = bo.lru_seq
             # Until its memory is freed an object stays on the list, though its last reference may be gone. To lock it

@@ -61,7 +61,7 @@ def migrate_to_ram(memory: MemoryManagerApi, vmf: VmFault) -> None:
     moved = 0
     try:
         skip_retired_pages(memory, args.src, zdd)
-        ram = RamPages(memory, args.src, args.dst, zdd)
+        ram = RamPages(memory, args.src, args.dst, zdd, order_fallback=zdd.dpagemap.order_fallback)
         if ram.npages:
             ram.copy(zdd)
             moved = ram.npages

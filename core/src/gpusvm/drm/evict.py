@@ -62,7 +62,7 @@ def _evict_once(devmem: Devmem) -> None:
         if len(live):
             zdd = folio_zdd(memory, int(live[0]) >> MIGRATE_PFN_SHIFT)
             skip_retired_pages(memory, src, zdd)
-            ram = RamPages(memory, src, dst, None)
+            ram = RamPages(memory, src, dst, None, order_fallback=dpagemap.order_fallback)
             if ram.npages:
                 ram.copy(zdd)
                 moved = ram.npages

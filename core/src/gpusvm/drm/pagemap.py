@@ -49,7 +49,8 @@ class PagemapOps(Protocol):
 class DrmPagemap:
     """Be a device's memory as other devices and core see it (struct drm_pagemap).
 
-    What-if: with an `index` its pages lead to their allocations through that, and their zone_device_data stays unused.
+    What-if: with an `index` its pages lead to their allocations through that, and their zone_device_data stays unused;
+    without `order_fallback` a folio that finds none so large in RAM does not come home.
 
     It points to the dev_pagemap and embeds none: `pagemap.container` is what embeds both, for container_of. While it is
     active it holds the device and its driver's module, which a worker lets go of after the last put. With a `cache` it
@@ -66,6 +67,7 @@ class DrmPagemap:
         "kernel",
         "memory",
         "ops",
+        "order_fallback",
         "pagemap",
         "quirks",
     )
@@ -81,6 +83,7 @@ class DrmPagemap:
         quirks: DrmQuirks = AS_WRITTEN,
         holder: object = "driver",
         index: PageIndex | None = None,
+        order_fallback: bool = True,
     ) -> None:
         kernel = memory.kernel
         self.memory = memory
@@ -92,6 +95,7 @@ class DrmPagemap:
         self.container = container
         self.quirks = quirks
         self.index = index
+        self.order_fallback = order_fallback
         self.cache: PagemapCache | None = None
         self._dev_hold: _DevHold
         self._kref: Kref

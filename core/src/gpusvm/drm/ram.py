@@ -38,13 +38,17 @@ class RamPages:
     """Be the RAM that a migration brings device pages to: rows ready for a copy, and the destination words in `dst`.
 
     Takes the entries of `src` that migrate, those of `zdd` only if one is given. Each gets a folio of its own order;
-    if there is none so large, small pages for that span. ENOMEM, with nothing allocated then. `npages` may be 0.
+    if there is none so large, small pages for that span, but not without `order_fallback`. ENOMEM, with nothing
+    allocated then. `npages` may be 0.
     """
 
-    __slots__ = ("_dst", "_memory", "device_pfns", "npages", "order", "ram_pfns")
+    __slots__ = ("_dst", "_memory", "_order_fallback", "device_pfns", "npages", "order", "ram_pfns")
 
-    def __init__(self, memory: MemoryManagerApi, src: Words, dst: Words, zdd: "Zdd | None") -> None:
+    def __init__(
+        self, memory: MemoryManagerApi, src: Words, dst: Words, zdd: "Zdd | None", *, order_fallback: bool = True
+    ) -> None:
         self._memory = memory
+        self._order_fallback = order_fallback
         self._dst = dst
         geometry = memory.geometry
         head = int(src[0])
@@ -68,6 +72,7 @@ class RamPages:
             self.order = constant_u8(order, 1)
             self._dst[0] = ram << MIGRATE_PFN_SHIFT | MIGRATE_PFN_VALID | MIGRATE_PFN_COMPOUND
             return
+        self._fall_back(order)
         self.ram_pfns = self._alloc_small(self.npages)
         self.device_pfns = np.arange(pfn, pfn + self.npages, dtype=np.int64)
         self.order = constant_u8(0, self.npages)
@@ -106,6 +111,8 @@ class RamPages:
         small_at = np.concatenate([at[small], *[np.arange(i, i + (1 << pmd_order)) for i, _ in pieces]])
         small_pfns = np.concatenate([pfns[small], *[np.arange(p, p + (1 << pmd_order)) for _, p in pieces]])
         try:
+            if pieces:
+                self._fall_back(pmd_order)
             small_ram = self._alloc_small(len(small_at)) if len(small_at) else small_pfns
         except KernelError:
             for _, _, ram in large:
@@ -123,6 +130,11 @@ class RamPages:
         words = (self.ram_pfns.view(np.uint64) << _SHIFT) | _VALID
         words[self.order != 0] |= _COMPOUND
         self._dst[at[in_order]] = words
+
+    def _fall_back(self, order: int) -> None:
+        """Go on with small pages, or, where that is not done, refuse (ENOMEM)."""
+        if not self._order_fallback:
+            raise KernelError(ENOMEM, f"no folio of order {order}, and no small pages in its place")
 
     def _alloc_small(self, n: int) -> Pfns:
         pfns = self._memory.alloc_pages_bulk(n)

@@ -76,6 +76,8 @@ class NouveauPipeline(FaultPipeline):
         self._timeout_ns = device.host.tunables.hmm_timeout_ms * 1_000_000
         self._sticky = device.quirks.sticky_atomic == "as_written"
         self._ignore_own = device.quirks.exclusive_retry == "fixed"
+        self._batches = device.host.tunables.fault_batching
+        self._skips = device.host.tunables.fault_dedupe
         self._atomic = False  # the flag that a batch never clears
         self._installed = 0  # V, W and A of the entry written last, which a failed group leaves as they were
         self._served: list[FaultJob] = []
@@ -86,9 +88,11 @@ class NouveauPipeline(FaultPipeline):
         """Read all entries that are there when the worker runs, and sort them; GET is written back before they are
         served, so that the hardware can go on.
         """
-        batch = buffer.drain()
+        batch = buffer.drain(None if self._batches else 1)
         if batch:
             super().receive(batch)
+            if not self._batches:
+                return batch
             late = buffer.drain()  # what came while the interrupt was on its way
             self.kernel.charge("fault_buffer_entry", len(late))
             batch += late
@@ -244,7 +248,7 @@ class NouveauPipeline(FaultPipeline):
         """Skip a fault within the group if what the *first* fault wanted is installed, whatever this one wants."""
         group: _Group | None = job.scratch
         fault = job.fault
-        if group is None or other.inst != fault.inst or other.addr >= group.limit:
+        if group is None or not self._skips or other.inst != fault.inst or other.addr >= group.limit:
             return False
         installed, access = self._installed, fault.access
         if access == ACCESS_PREFETCH:

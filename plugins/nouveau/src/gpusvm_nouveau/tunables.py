@@ -35,6 +35,18 @@ class NouveauTunables:
         minimum=1,
         cite="nvkm/subdev/fault/gp100.c:gp100_fault_buffer_info",
     )
+    fault_batching: bool = tunable(
+        default=True,
+        doc="The worker takes all faults that are there, sorts them and replays once; else each is served by itself",
+        unit="flag",
+        cite="nouveau_svm.c:nouveau_svm_fault",
+    )
+    fault_dedupe: bool = tunable(
+        default=True,
+        doc="Faults of a batch that the one before them has served already are skipped; else each is looked up",
+        unit="flag",
+        cite="nouveau_svm.c:nouveau_svm_fault",
+    )
     hmm_timeout_ms: int = tunable(
         1000,
         "How long a fault is tried again when its page is invalidated under it, before it is cancelled",

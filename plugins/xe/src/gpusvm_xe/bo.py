@@ -79,6 +79,7 @@ class XeVram:
             name=f"{host.device.name} vram{index}",
             evict=self._evict,
             page_shift=self.page_shift,
+            makes_room=host.tunables.evict_order != "none",
         )
         self.power = power
         self.pm = pm

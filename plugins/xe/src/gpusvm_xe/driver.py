@@ -51,6 +51,8 @@ class XeDriver:
     quirks: XeQuirks
     shared: "XeShared"
     drm_quirks: DrmQuirks
+    migrate_lock: RwSemaphore
+    migrates_alone: bool
     validation: RwSemaphore
     tiles: list[XeTile]
     embedding: DrmEmbedding
@@ -73,6 +75,10 @@ class XeDriver:
         self.peers = host.peers
         others = [peer for peer in host.peers if isinstance(peer, XeDriver)]
         self.shared = others[0].shared if others else XeShared(kernel, host.owners or OwnerList())
+        lock = tunables.migrate_lock
+        # Whoever populates a second time takes it alone, unless nobody is to wait.
+        self.migrate_lock = kernel.rwsem("driver_migrate_lock") if lock == "device" else self.shared.migrate_lock
+        self.migrates_alone = lock != "none"
         # One domain of eviction for all tiles: xe->val.
         self.validation = kernel.rwsem("xe_validation")
         self.embedding = host.strategy("embedding", drm_embedding(tunables.embedding))
@@ -118,9 +124,19 @@ class XeDriver:
     def has_interconnect(self, peer1: Peer, peer2: Peer) -> bool:
         """Tell whether two pagemaps or VMs are of one device, or of two with a path between them
         (xe_has_interconnect).
+
+        What-if: with the tunable `owner` a device keeps to itself.
         """
-        spec: DeviceSpec = peer1.private.driver.spec
-        return spec.reaches(peer2.private.driver.spec)
+        one, other = peer1.private.driver, peer2.private.driver
+        if one is not other and any(isinstance(each, XeDriver) and each.keeps_to_itself for each in (one, other)):
+            return False
+        spec: DeviceSpec = one.spec
+        return spec.reaches(other.spec)
+
+    @property
+    def keeps_to_itself(self) -> bool:
+        """Tell whether nobody else may map its VRAM where it is, and it maps nobody's."""
+        return self.tunables.owner == "device"
 
     def page_index(self, pgmap: DevPagemap) -> PageIndex | None:
         """Return what leads from the pages of a new dev_pagemap to their zdds; None: their zone_device_data."""

@@ -71,6 +71,7 @@ class XeFaults(FaultPipeline):
         self._acked_failure = driver.quirks.acked_failure == "as_written"
         self._keeps_found = driver.quirks.last_fault_vma == "as_written"
         self._goes_home = driver.quirks.smem_stays == "fixed"
+        self._growth = driver.tunables.timeslice_growth
         self._endless_retry = driver.quirks.endless_retry
 
     # ---- queue ---------------------------------------------------------------------------------------------------
@@ -231,14 +232,14 @@ class XeFaults(FaultPipeline):
         try:
             alloc_vram(job.vm, job.unit.range, pagemap, job.timeslice_ms)
         except KernelError as error:
-            job.timeslice_ms *= 2
+            job.timeslice_ms *= self._growth
             self.note("migrate_failed", job, error.errno)
             if job.scratch.ctx.devmem_only:
                 if job.tries <= 0:
                     raise
                 return True  # get_pages brings a mixed range to one place, so that the next try can succeed
             raise Restart from error  # with the tries used up the memory is mapped where it is
-        job.timeslice_ms *= 2
+        job.timeslice_ms *= self._growth
         return True
 
     # ---- get_pages -----------------------------------------------------------------------------------------------
@@ -259,7 +260,7 @@ class XeFaults(FaultPipeline):
                 # was protected, every further attempt ends here again.
                 if error.errno != errno.EOPNOTSUPP and self._endless_retry == "fixed":
                     job.vm.garbage.dismiss(range_)
-                job.timeslice_ms *= 2
+                job.timeslice_ms *= self._growth
                 if job.tries > 0 or not ctx.devmem_only:
                     raise Restart from error
             # As written the error is dropped at the label that ends the function: the GPU is told that all is well.
@@ -273,7 +274,7 @@ class XeFaults(FaultPipeline):
 
     def bind(self, job: FaultJob) -> bool:
         if not job.vm.bind(job.unit, job.scratch.tile, job.scratch.vma):
-            job.timeslice_ms *= 2
+            job.timeslice_ms *= self._growth
             raise Restart
         self._served(job)
         return True

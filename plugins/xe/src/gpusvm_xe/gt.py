@@ -29,9 +29,9 @@ SIZES: Final = {4 << 10: "4K", 64 << 10: "64K", _2M: "2M"}
 
 # TLB_INVALIDATION_SEQNO_MAX
 _SEQNO_MAX: Final = 0x100000
-# A quarter of a second for the hardware, and two times the second that a full queue of commands takes
+# Two times the second that a full queue of commands takes, besides the time of the hardware itself
 # (xe_guc_tlb_inval.c:tlb_inval_timeout_delay, xe_guc_ct.c:xe_guc_ct_queue_proc_time_jiffies).
-_TIMEOUT_NS: Final = 250_000_000 + 2 * 1_000_000_000
+_QUEUED_NS: Final = 2 * 1_000_000_000
 
 
 def new_stats() -> dict[str, int]:
@@ -48,10 +48,12 @@ def new_stats() -> dict[str, int]:
 class XeGt:
     """Hold one GT, numbered over the whole device."""
 
-    def __init__(self, kernel: "Kernel", device: str, number: int, pm: "XeRuntimePm") -> None:
+    def __init__(
+        self, kernel: "Kernel", device: str, number: int, pm: "XeRuntimePm", *, tlb_min: int, tlb_timeout_ms: int
+    ) -> None:
         self.name = f"{device} gt{number}"
         self.stats = new_stats()
-        self.tlb = XeTlb(kernel, self.name, self.stats, pm)
+        self.tlb = XeTlb(kernel, self.name, self.stats, pm, least=tlb_min, timeout_ms=tlb_timeout_ms)
 
 
 class XeTlb(Tlb):
@@ -60,8 +62,19 @@ class XeTlb(Tlb):
     Injection sites: ``xe.tlb_inval_send``, the message cannot be sent; ``xe.tlb_inval_done``, it is never answered.
     """
 
-    def __init__(self, kernel: "Kernel", name: str, stats: dict[str, int], pm: "XeRuntimePm") -> None:
+    def __init__(
+        self,
+        kernel: "Kernel",
+        name: str,
+        stats: dict[str, int],
+        pm: "XeRuntimePm",
+        *,
+        least: int = _16M,
+        timeout_ms: int = 250,
+    ) -> None:
         super().__init__(kernel, name)
+        self.least = least
+        self.timeout_ns = timeout_ms * 1_000_000 + _QUEUED_NS
         self.stats = stats
         self.pm = pm
         self.outstanding = 0
@@ -82,7 +95,7 @@ class XeTlb(Tlb):
         if not self.outstanding:
             self.pm.guc_ct.get()
         self.outstanding += 1
-        self.invalidate(*normalize_invalidation_range(start, end), waits=False)
+        self.invalidate(*normalize_invalidation_range(start, end, self.least), waits=False)
         if kernel.inject("xe.tlb_inval_done"):
             return seqno
         self.seqno_recv = seqno
@@ -142,21 +155,21 @@ def wait_batch(batch: Batch) -> None:
     kernel.charge("tlb_invalidate")
     lost = [(tlb, seqno) for tlb, seqno in batch if seqno]
     if lost:  # their time runs at once
-        kernel.charge_ns("tlb_invalidate", _TIMEOUT_NS)
+        kernel.charge_ns("tlb_invalidate", lost[0][0].timeout_ns)
         for tlb, seqno in lost:
             tlb.give_up(seqno)
     for tlb, _ in batch:
         tlb.signal()
 
 
-def normalize_invalidation_range(start: int, end: int) -> tuple[int, int]:
-    """Widen to what the hardware can invalidate: an aligned power of two, from 2 MiB on at least 16 MiB
+def normalize_invalidation_range(start: int, end: int, least: int = _16M) -> tuple[int, int]:
+    """Widen to what the hardware can invalidate: an aligned power of two, from 2 MiB on at least 16 MiB, or `least`
     (xe_guc_tlb_inval.c).
     """
     length = 1 << max(end - start - 1, 0).bit_length()
     while True:
         if length >= _2M:
-            length = max(_16M, length)
+            length = max(least, length)
         first = start & -length
         if first + length >= end:
             return first, first + length

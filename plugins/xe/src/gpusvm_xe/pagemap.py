@@ -41,9 +41,6 @@ XE_INTERCONNECT_P2P: Final = DRM_INTERCONNECT_DRIVER + 1
 _DPA_BASE: Final = 0
 _IO_START: Final = 1 << 40
 
-# What every fault but an atomic one migrates with.
-_NO_TIMESLICE: Final = MigrateDetails()
-
 
 class XePagemap:
     """Hold one tile's dev_pagemap and drm_pagemap as siblings; it is the drm_pagemap's ops.
@@ -79,9 +76,14 @@ class XePagemap:
             quirks=driver.drm_quirks,
             holder=holder,
             index=driver.page_index(self.pagemap),
+            order_fallback=driver.tunables.order_fallback,
         )
         embedding.embed(self.pagemap, self.dpagemap, self)
         self.devmem_ops = XeDevmemOps(memory, vr, tile.engine, chunk_bytes=driver.tunables.copy_chunk, stats=tile.stats)
+        self._clears_first = driver.tunables.clear == "sync"
+        self._same = driver.tunables.same_pagemap
+        # What every fault but an atomic one migrates with.
+        self._no_timeslice = MigrateDetails(can_migrate_same_pagemap=self._same)
         self._mapped = self._unmapped = False
         self._destroyed = False
         self._destroy_work = Work(self._destroy, "xe_pagemap_destroy_work")
@@ -179,6 +181,8 @@ class XePagemap:
     def _migrate(self, bo: Bo, clear: EngineFence, start: int, end: int, mm: MmApi, timeslice_ms: int) -> None:
         """Migrate into a locked object; from here on its creation reference belongs to the pages, come what may."""
         driver = self.driver
+        if self._clears_first:
+            clear.wait()
         # The clear need not be over: the first copy depends on it.
         pending = clear if clear.due_ns > driver.kernel.now_ns else None
         devmem = Devmem(
@@ -190,7 +194,9 @@ class XePagemap:
         driver.pm.pages_present(bo)
         driver.power.job.get()  # the clear's, which the first copy waits for
         try:
-            details = MigrateDetails(timeslice_ms=timeslice_ms) if timeslice_ms else _NO_TIMESLICE
+            details = self._no_timeslice
+            if timeslice_ms:
+                details = MigrateDetails(timeslice_ms=timeslice_ms, can_migrate_same_pagemap=self._same)
             migrate_to_devmem(devmem, mm, start, end, details)
         finally:
             driver.power.job.put()

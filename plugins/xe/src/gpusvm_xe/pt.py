@@ -6,6 +6,7 @@ The CPU writes them under the notifier lock: for reading to bind, for writing to
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+import numpy as np
 from gpusvm.drm import DrmPagemap, GpuSvmRange
 from gpusvm.errors import KernelError
 from gpusvm.gpu import GpuPageTable
@@ -34,6 +35,8 @@ class XePt:
         self.page_shift = driver.memory.geometry.page_shift
         self.pmd_order = driver.memory.geometry.pmd_order
         self.roots = [GpuPageTable(vm.kernel, driver.memory, vm.mm) for _ in driver.tiles]
+        self._mixes = driver.tunables.allow_mixed
+        self._bumps = driver.tunables.evict_order == "lru"
         discrete = driver.spec.discrete
         atomics_in_ram = bool(driver.tunables.device_atomics_on_smem)
         self._perms = [
@@ -64,8 +67,9 @@ class XePt:
         # leaves over the bus. Protocols are numbers of the driver whose memory it is: those of others mean nothing.
         dpagemap = range_.pages.dpagemap
         vram = dpagemap is not None and dpagemap.drm is self.driver.device
-        assert not vram or int(addrs.proto[0]) == XE_INTERCONNECT_VRAM
-        perm = self._perms[vma.attr.atomic_access][0 if vram else 1]
+        assert not vram or self._mixes or int(addrs.proto[0]) == XE_INTERCONNECT_VRAM
+        perms = self._perms[vma.attr.atomic_access]
+        perm = perms[0 if vram else 1]
         vpn = range_.start >> self.page_shift
         root = self.roots[tile.index]
         kernel = self.kernel
@@ -75,13 +79,21 @@ class XePt:
             root.map_run(vpn, int(addrs.pfns[0]), addrs.npages, perm)
         else:
             leaves = addrs.npages
-            root.map_pages(vpn, addrs.page_pfns(), perm)
+            if vram and self._mixes:
+                each = np.where(addrs.proto == XE_INTERCONNECT_VRAM, np.uint8(perms[0]), np.uint8(perms[1]))
+                root.map_pages(vpn, addrs.page_pfns(), np.repeat(each, np.left_shift(1, addrs.order)))
+            else:
+                root.map_pages(vpn, addrs.page_pfns(), perm)
         if range_.pages.has_devmem_pages and range_.pages.protected is not None:
             for page in range_.pages.protected.tolist():
                 root.mark_stale(vpn + page, vpn + page + 1, "mm_s2")
         kernel.charge("bind_per_pte", leaves)
         range_.tile_present |= tile.bit
         range_.tile_invalidated &= ~tile.bit
+        if vram and self._bumps:
+            first = int(addrs.pfns[int((addrs.proto == XE_INTERCONNECT_VRAM).argmax())])
+            bo = self.driver.bo_mapping.bo_of(first)
+            bo.manager.bump(bo)
 
     def zap(self, range_: XeSvmRange) -> int:
         """Clear the PTEs of a range (xe_pt_zap_ptes_range: memset through the mapped page table); the mask of the tiles

@@ -149,7 +149,7 @@ def alloc_vram(vm: "XeVm", range_: GpuSvmRange, pagemap: DrmPagemap, timeslice_m
     state = gpusvm.scan_mm(range_, vm.ctx_fault.device_private_page_owner, pagemap.pagemap)
     if state == SCAN_EQUAL:
         return
-    lock = vm.driver.shared.migrate_lock
+    lock = vm.driver.migrate_lock
     attempts = vm.driver.tunables.populate_attempts
     lock.down_read()
     exclusive = False
@@ -163,7 +163,7 @@ def alloc_vram(vm: "XeVm", range_: GpuSvmRange, pagemap: DrmPagemap, timeslice_m
                     raise
             else:
                 return
-            if not exclusive:
+            if not exclusive and vm.driver.migrates_alone:
                 lock.up_read()
                 lock.down_write()
                 exclusive = True

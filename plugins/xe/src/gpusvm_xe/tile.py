@@ -35,10 +35,21 @@ class XeTile:
             host, self.engine, validation=driver.validation, index=index, power=driver.power, pm=driver.pm
         )
         self.cache: PagemapCache | None = None
-        per_tile = 2 if host.tunables.media_gt else 1
+        tunables = host.tunables
+        per_tile = 2 if tunables.media_gt else 1
         # What computes, and so faults, is the first.
         first = index * per_tile
-        self.gts = [XeGt(host.kernel, host.device.name, first + each, driver.power) for each in range(per_tile)]
+        self.gts = [
+            XeGt(
+                host.kernel,
+                host.device.name,
+                first + each,
+                driver.power,
+                tlb_min=tunables.tlb_min,
+                tlb_timeout_ms=tunables.tlb_timeout_ms,
+            )
+            for each in range(per_tile)
+        ]
         self.stats = self.gts[0].stats
 
     def create_cache(self, shrinker: PagemapShrinker) -> None:

@@ -68,6 +68,14 @@ class XeTunables:
         minimum=0,
         cite="xe_device.c:atomic_svm_timeslice_ms",
     )
+    timeslice_growth: int = tunable(
+        2,
+        "By what that time is multiplied after every attempt",
+        unit="count",
+        minimum=1,
+        maximum=16,
+        cite="xe_svm.c:__xe_svm_handle_pagefault",
+    )
     migrate_after: int = tunable(
         1,
         "Faults that a range takes before it migrates; atomics do not wait",
@@ -110,6 +118,67 @@ class XeTunables:
         unit="count",
         minimum=1,
         cite="drm_pagemap.c:drm_pagemap_evict_to_ram",
+    )
+    migrate_lock: str = tunable(
+        "global",
+        "Who waits while a range is evicted to be populated once more: migrations of all devices, of this one, or none",
+        unit="choice",
+        choices=("global", "device", "none"),
+        cite="xe_svm.c:xe_svm_alloc_vram, driver_migrate_lock",
+    )
+    same_pagemap: bool = tunable(
+        default=False,
+        doc="What of a range is in the tile's VRAM already moves to its new allocation; else the range goes home first",
+        unit="flag",
+        cite="xe_svm.c:xe_drm_pagemap_populate_mm; drm_pagemap.h:struct drm_pagemap_migrate_details",
+    )
+    allow_mixed: bool = tunable(
+        default=False,
+        doc="A range may be mapped partly in VRAM, partly in system memory, but for atomics; else it goes home first",
+        unit="flag",
+        cite="drm_gpusvm.h:struct drm_gpusvm_ctx",
+    )
+    evict_order: str = tunable(
+        "fifo",
+        "Which allocation makes room: the oldest, that which a fault mapped the longest ago, or none, VRAM stays full",
+        unit="choice",
+        choices=("fifo", "lru", "none"),
+        cite="ttm_bo.c:ttm_bo_alloc_resource; SVM's objects are never bumped",
+    )
+    order_fallback: bool = tunable(
+        default=True,
+        doc="A 2 MiB folio that comes home takes single pages where RAM has no large one; else the CPU gets SIGBUS",
+        unit="flag",
+        cite="drm_pagemap.c:drm_pagemap_migrate_populate_ram_pfn",
+    )
+    clear: str = tunable(
+        "async",
+        "Whether migrating into new VRAM begins while that is still being cleared: the copy waits, or populate does",
+        unit="choice",
+        choices=("async", "sync"),
+        cite="xe_svm.c:xe_drm_pagemap_populate_mm, pre_migrate_fence",
+    )
+    owner: str = tunable(
+        "clique",
+        "Who may map the VRAM where it is: xe devices with a path to it, or its device alone",
+        unit="choice",
+        choices=("clique", "device"),
+        cite="drm_pagemap_util.c:drm_pagemap_acquire_owner; xe_svm.c:xe_has_interconnect",
+    )
+    tlb_min: int = tunable(
+        16 * _M,
+        "The least that is invalidated in the TLB where it is more than 1 MiB",
+        unit="bytes",
+        minimum=2 * _M,
+        power_of_two=True,
+        cite="xe_guc_tlb_inval.c:normalize_invalidation_range",
+    )
+    tlb_timeout_ms: int = tunable(
+        250,
+        "How long an invalidation is waited for, besides the two seconds that a full queue of commands takes",
+        unit="ms",
+        minimum=1,
+        cite="xe_guc_tlb_inval.c:tlb_inval_timeout_delay",
     )
     copy_chunk: int = tunable(
         8 * _M,
@@ -254,5 +323,10 @@ def refuse(tunables: XeTunables, quirks: XeQuirks) -> list[str]:
         reasons.append(
             "page_to_bo=chunk: one dev_pagemap covers the VRAM of a tile, and many objects lie in it, so that it "
             "cannot lead to the one of a page"
+        )
+    if tunables.allow_mixed and tunables.need_64k:
+        reasons.append(
+            "allow_mixed=on, need_64k=on: a page of VRAM between pages of system memory is mapped by itself, and VRAM "
+            "is mapped in pages of 64 KiB at least"
         )
     return reasons + embedding_problems(tunables.embedding, "xe_pagemap")

@@ -105,7 +105,10 @@ class XeVm:
         owner = driver.shared.owners.acquire_owner(self.peer, driver.has_interconnect)
         threshold = tunables.check_pages_threshold if discrete else 0
         self.ctx_fault = GpuSvmCtx(
-            device_private_page_owner=owner, devmem_possible=discrete, check_pages_threshold=threshold
+            device_private_page_owner=owner,
+            devmem_possible=discrete,
+            check_pages_threshold=threshold,
+            allow_mixed=tunables.allow_mixed,
         )
         self.ctx_atomic = GpuSvmCtx(
             device_private_page_owner=owner,
