@@ -97,6 +97,6 @@ def test_the_gpu_and_pages_of_a_process_that_has_ended(quirks):
         table.access(vpn, write)  # to a page that is somebody else's by now
         assert set(contents.tainted_pfns.values()) == {"no_release"}
     b.machine.processes.clear()
-    b.vm.close()
+    b.machine.close(b.process)
     b.close()
     assert contents.mismatch_count == 0
