@@ -23,6 +23,7 @@ NOT_PASSED = {
     "page_index.xa_node": "pages lead to their objects by a pointer, not by an xarray (page_to_bo)",
 }
 
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("driver", "found"),

@@ -12,7 +12,7 @@ from attrs import Factory, evolve, field, frozen
 
 from gpusvm.driver.capabilities import Capabilities
 from gpusvm.driver.refusals import Refusals
-from gpusvm.driver.strategy import NO_STRATEGIES, build_strategy, strategy_problems
+from gpusvm.driver.strategy import build_strategy, strategy_problems
 from gpusvm.errors import InputError, nearest
 from gpusvm.kernel import Kernel, Module
 from gpusvm.mm.api import MemoryManagerApi
@@ -76,7 +76,7 @@ class Host:
     peers: "list[Driver]" = Factory(list)
     policy: "FaultPolicy | None" = None
     owners: "OwnerList | None" = None
-    strategies: Mapping[str, Callable[..., Any]] = NO_STRATEGIES
+    strategies: Mapping[str, Callable[..., Any]] = Factory(dict)
     """The user's classes, by the key that `DriverInfo.strategies` has for them (`DriverInfo.variant`)."""
 
     def strategy(self, key: str, default: Any, *args: Any) -> Any:
@@ -126,7 +126,7 @@ class DriverInfo:
     tiles_max: int = 1
     integrated: bool = False
     awake_with_pages: bool = False
-    strategies: Mapping[str, type] = NO_STRATEGIES
+    strategies: Mapping[str, type] = Factory(dict)
     unload: Literal["last_first", "first_first", "never"] = "last_first"
 
     def variant(self, **classes: type) -> Self:

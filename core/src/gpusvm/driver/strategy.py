@@ -6,8 +6,6 @@ class is built once for each device (or dev_pagemap), with the arguments that th
 
 import importlib
 import re
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from gpusvm.driver.signatures import protocol_problems
@@ -16,12 +14,10 @@ from gpusvm.errors import InputError, nearest
 if TYPE_CHECKING:
     from gpusvm.driver.contract import Host
 
-__all__ = ["CLASS_NAME", "NO_STRATEGIES", "build_strategy", "load_strategy", "strategy_problems"]
+__all__ = ["CLASS_NAME", "build_strategy", "load_strategy", "strategy_problems"]
 
 CLASS_NAME: Final = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<name>[A-Za-z_][\w.]*)\Z")
 """How a spec string names a class: ``package.module:Class``."""
-
-NO_STRATEGIES: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 def load_strategy(where: str, value: str, protocol: type) -> type:

@@ -231,7 +231,7 @@ def able_to_sleep(lab: Lab, **options: Any) -> "Bench":
 
 def close(bench: "Bench") -> None:
     """Close the device; the process goes on."""
-    bench.vm.close()
+    bench.machine.close(bench.process)
     bench.process.vms.clear()
     bench.kernel.settle()
 
