@@ -75,7 +75,10 @@ def test_the_page_draws_power_and_says_it(comparison):
     )
     assert "<title>xe, gpu0, D3cold: 1.00 ms to 26.7 ms</title>" in text
     assert "<title>xe, gpu0, bo, 96 at most: 53.4 ms to 107 ms</title>" in text
-    assert "<p>nouveau, gpu0: D0 50 %, D3hot 50 %; 2 resumes; held by ioctl &lt; 1 %; at the end by nobody</p>" in text
+    assert (
+        "<p>nouveau, gpu0: D0 50 %, D3hot 50 %; 2 resumes; held by ioctl &lt; 1 %; when the program ended by nobody</p>"
+        in text
+    )
 
 
 def test_without_power_management_there_is_no_picture_of_it(comparison):

@@ -65,7 +65,9 @@ def test_a_line_says_how_long_how_often_and_why(triad):
         "holders": [],
         "references": [{"holder": "vm", "count": 3, "since_ns": [10, 20, 30]}],
     }
-    assert power_texts([run]) == ["xe, gpu0: D0 100 %; 0 resumes; held by nobody; at the end 3 of vm (since 10 ns)"]
+    assert power_texts([run]) == [
+        "xe, gpu0: D0 100 %; 0 resumes; held by nobody; when the program ended 3 of vm (since 10 ns)"
+    ]
 
 
 def test_a_driver_without_power_management_has_neither(triad):

@@ -25,9 +25,9 @@ def test_power_is_a_line_for_each_device(comparison):
     assert [line for line in lines if ", gpu0: " in line][:2] == [
         (
             "xe, gpu0: D0 88 %, D3cold 12 %; 1 resume; held by vm 88 %, bo 50 %; "
-            "at the end 1 of vm (since 26.7 ms), 2 of bo (since 160 ms)"
+            "when the program ended 1 of vm (since 26.7 ms), 2 of bo (since 160 ms)"
         ),
-        "nouveau, gpu0: D0 50 %, D3hot 50 %; 2 resumes; held by ioctl < 1 %; at the end by nobody",
+        "nouveau, gpu0: D0 50 %, D3hot 50 %; 2 resumes; held by ioctl < 1 %; when the program ended by nobody",
     ]
 
 

@@ -88,9 +88,7 @@ class RangeUnit:
         return self.range.pages.notifier_seq
 
     def commit(self, write: Callable[[], None]) -> bool:
-        """Write under the notifier lock, for read, if the range's pages are still valid
-        (drm_gpusvm_range_pages_valid).
-        """
+        """Write under the notifier lock, for read, if the range's pages are still valid."""
         lock = self.gpusvm.notifier_lock
         lock.down_read()
         try:

@@ -375,7 +375,9 @@ class GpuSvm:
         self.notifier_lock.up_read()
 
     def range_pages_valid(self, range_: GpuSvmRange) -> bool:
-        """Tell whether a range's pages can be bound: the last check before that, with the notifier lock held."""
+        """Tell whether a range's pages can be bound: the last check before that, with the notifier lock held
+        (drm_gpusvm_range_pages_valid).
+        """
         return range_.pages.has_dma_mapping
 
     def range_unmap_pages(self, range_: GpuSvmRange, ctx: GpuSvmCtx) -> None:

@@ -123,7 +123,7 @@ def _held_text(device: PmDevice, sim_ns: int) -> str:
         f"{each['count']} of {each['holder']} (since {value_text(each['since_ns'][0], 'ns')})"
         for each in device["references"]
     )
-    return f"held by {held or 'nobody'}; at the end {left or 'by nobody'}"
+    return f"held by {held or 'nobody'}; when the program ended {left or 'by nobody'}"
 
 
 def _share(ns: int, sim_ns: int) -> str:

@@ -103,7 +103,7 @@ class NouveauPipeline(FaultPipeline):
         """`take` has waited for the interrupt."""
 
     def run(self, batch: Sequence[GpuFault]) -> None:
-        """Serve a batch that `take` sorted."""
+        """Serve a batch that `take` sorted (nouveau_svm_fault)."""
         self._atomic = False
         self._installed = 0
         super().run(batch)
@@ -203,7 +203,9 @@ class NouveauPipeline(FaultPipeline):
         svmm.vmm.map_leaf(addr >> self._page_shift, group.exclusive, 1, READ | WRITE | ATOMIC | REMOTE)
 
     def _map(self, svmm: "NouveauSvmm", addr: int, group: _Group) -> None:
-        """Turn the word of hmm_range_fault into an entry (nouveau_hmm_convert_pfn) and write it."""
+        """Turn the word of hmm_range_fault into an entry, and write it (nouveau_range_fault,
+        nouveau_hmm_convert_pfn).
+        """
         word = group.word
         vpn = addr >> self._page_shift
         if not word & HMM_PFN_VALID:  # a prefetch of a page that is not there writes an invalid entry

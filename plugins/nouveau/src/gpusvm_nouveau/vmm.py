@@ -37,7 +37,9 @@ class Vmm:
         self._large: dict[int, int] = {}  # first page of each 2 MiB leaf -> its permissions
 
     def map_leaf(self, vpn: int, pfn: int, pages: int, perm: int) -> None:
-        """Write one leaf of 1 page or of a PMD (gp100_vmm_pgt_pfn, gp100_vmm_pd0_pfn). EFAULT if DMA mapping fails."""
+        """Write one leaf of 1 page or of a PMD (nvkm_vmm_pfn_map, gp100_vmm_pgt_pfn, gp100_vmm_pd0_pfn). EFAULT if DMA
+        mapping fails.
+        """
         self._clear(vpn, vpn + pages)
         large = pages != 1
         if perm & REMOTE:

@@ -77,14 +77,18 @@ class XeFaults(FaultPipeline):
     # ---- queue ---------------------------------------------------------------------------------------------------
 
     def take(self, buffer: "FaultBuffer[GpuFault]") -> Sequence[GpuFault]:
-        """Take the oldest fault alone, passing over those that a reset squashed (xe_pagefault_queue_work)."""
+        """Take the oldest fault alone, passing over those that a reset squashed (xe_pagefault_queue_pop)."""
         while (fault := buffer.take()) is not None:
             if fault.inst != SQUASHED:
                 return (fault,)
         return ()
 
+    def serve(self, job: FaultJob) -> int:
+        """Serve one fault (xe_pagefault_service, xe_svm_handle_pagefault, __xe_svm_handle_pagefault)."""
+        return super().serve(job)
+
     def begin(self, job: FaultJob) -> bool:
-        """Find the VM by its asid and lock it, and the VMA in it (xe_pagefault_service)."""
+        """Find the VM by its asid and lock it, and the VMA in it."""
         access = job.fault.access
         if access & FAULT_NACK == FAULT_NACK:
             raise KernelError(errno.EFAULT, "the GPU asked for a refusal")
@@ -112,7 +116,7 @@ class XeFaults(FaultPipeline):
         return vma
 
     def _go_by_attributes(self, job: FaultJob) -> None:
-        """Decide whether the fault needs VRAM, and how often to try (xe_svm_handle_pagefault)."""
+        """Decide whether the fault needs VRAM, and how often to try: the head of xe_svm_handle_pagefault."""
         vm, service, tunables = job.vm, job.scratch, self.driver.tunables
         if (
             access_type(job.fault.access) == ACCESS_ATOMIC
@@ -140,7 +144,7 @@ class XeFaults(FaultPipeline):
 
     def _save(self, job: FaultJob, answer: int) -> None:
         """Keep a fault that failed for who asks the VM, and say so in the log, but for a prefetch, which is counted
-        (xe_pagefault_queue_work, xe_pagefault_save_to_vm).
+        (xe_pagefault_save_to_vm).
         """
         fault = job.fault
         vm = self.driver.vms.get(fault.inst & ASID_MASK)
@@ -163,9 +167,7 @@ class XeFaults(FaultPipeline):
     # ---- gc ------------------------------------------------------------------------------------------------------
 
     def collect_garbage(self, job: FaultJob) -> bool:
-        """Process pending unmaps first, so that no range of theirs is found (__xe_svm_handle_pagefault); begin anew if
-        VMAs changed.
-        """
+        """Process pending unmaps first, so that no range of theirs is found; begin anew if VMAs changed."""
         if self.kernel.explored:
             job.vm.assert_locked("__xe_svm_handle_pagefault")
         while job.vm.garbage.collect():
