@@ -55,7 +55,8 @@ def refreshed(text: str, *, long: bool = False) -> str:
 
 def _run(arguments: list[str], folder: Path, *, status: int) -> str:
     command = [str(Path(sys.executable).with_name("gpusvm")), *arguments]
-    environment = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1"}
+    # The pages call it by `uv run`, and what it says of itself goes by how it was called.
+    environment = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "UV_RUN_RECURSION_DEPTH": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)  # noqa: S603 - the page's own commands
     if done.returncode != status:
         raise RuntimeError(f"gpusvm {shlex.join(arguments)}: exit status {done.returncode}: {done.stderr.strip()}")
