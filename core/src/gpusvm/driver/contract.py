@@ -12,7 +12,7 @@ from attrs import Factory, evolve, field, frozen
 
 from gpusvm.driver.capabilities import Capabilities
 from gpusvm.driver.refusals import Refusals
-from gpusvm.driver.strategy import build_strategy, strategy_problems
+from gpusvm.driver.strategy import strategy_problems
 from gpusvm.errors import InputError, nearest
 from gpusvm.kernel import Kernel, Module
 from gpusvm.mm.api import MemoryManagerApi
@@ -81,7 +81,8 @@ class Host:
 
     def strategy(self, key: str, default: Any, *args: Any) -> Any:
         """Return what to use for `key`: the user's class built with `args` if there is one, and else `default`."""
-        return build_strategy(self, key, default, *args)
+        chosen = self.strategies.get(key)
+        return default if chosen is None else chosen(*args)
 
     def fault_policy(self, driver: Any) -> "FaultPolicy | None":
         """Return what decides about migration in place of the driver's own rule: `policy`, or the user's class for

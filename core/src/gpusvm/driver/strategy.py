@@ -6,17 +6,14 @@ class is built once for each device (or dev_pagemap), with the arguments that th
 
 import importlib
 import re
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from gpusvm.driver.signatures import protocol_problems
 from gpusvm.errors import InputError, nearest
 
-if TYPE_CHECKING:
-    from gpusvm.driver.contract import Host
+__all__ = ["load_strategy", "strategy_problems"]
 
-__all__ = ["CLASS_NAME", "build_strategy", "load_strategy", "strategy_problems"]
-
-CLASS_NAME: Final = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<name>[A-Za-z_][\w.]*)\Z")
+_CLASS_NAME: Final = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<name>[A-Za-z_][\w.]*)\Z")
 """How a spec string names a class: ``package.module:Class``."""
 
 
@@ -24,7 +21,7 @@ def load_strategy(where: str, value: str, protocol: type) -> type:
     """Import the class that a spec string names. InputError, beginning with `where`, if there is none, or if it cannot
     be called as `protocol` says.
     """
-    named = CLASS_NAME.match(value)
+    named = _CLASS_NAME.match(value)
     if named is None:
         raise InputError(f"{where}: expected MODULE:CLASS, got {value!r}")
     try:
@@ -48,9 +45,3 @@ def strategy_problems(candidate: object, protocol: type) -> list[str]:
     if not isinstance(candidate, type):
         return [f"expected a class, got {candidate!r}"]
     return [problem for _, problem in protocol_problems(candidate, protocol)]
-
-
-def build_strategy(host: "Host", key: str, default: Any, *args: Any) -> Any:
-    """Return what a driver is to use for `key`: the user's class built with `args`, or `default`."""
-    chosen = host.strategies.get(key)
-    return default if chosen is None else chosen(*args)
