@@ -94,4 +94,13 @@ def test_every_capability_has_to_be_declared():
 
 def test_of_a_driver_info_only_what_it_refuses_knows_and_leaves_to_users_is_optional():
     optional = [each.name for each in attrs.fields(DriverInfo) if each.default is not attrs.NOTHING]
-    assert optional == ["refuse", "refusals", "tiles_max", "integrated", "awake_with_pages", "strategies", "unload"]
+    assert optional == [
+        "refuse",
+        "refusals",
+        "with_settings",
+        "tiles_max",
+        "integrated",
+        "awake_with_pages",
+        "strategies",
+        "unload",
+    ]

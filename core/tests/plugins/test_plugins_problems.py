@@ -195,6 +195,11 @@ class TestDeclarations:
     def test_a_refuse_that_cannot_be_called(self, told_of_info):
         assert told_of_info("refuse=()") == ["refuse: expected a function of (tunables, quirks), got ()"]
 
+    def test_settings_that_cannot_be_called(self, told_of_info):
+        assert told_of_info("with_settings=None") == [
+            "with_settings: expected a function of (info, tunables, quirks), got None"
+        ]
+
     def test_an_order_of_removal_that_there_is_not(self, told_of_info):
         assert told_of_info("unload=None") == ["unload: expected one of last_first, first_first, never, got None"]
 

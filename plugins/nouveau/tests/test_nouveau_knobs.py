@@ -1,8 +1,11 @@
 """What-if knobs of nouveau, each by the event that it changes."""
 
+import errno
+
 import pytest
-from gpusvm.driver import ACCESS_READ, ACCESS_WRITE
+from gpusvm.driver import ACCESS_READ, ACCESS_WRITE, read_spec
 from gpusvm.testing.bench import Fault
+from gpusvm_nouveau.info import INFO
 
 PAGE, PMD = 4 << 10, 2 << 20
 
@@ -43,3 +46,23 @@ def test_a_fault_that_is_there_three_times_is_served_once_or_each_time(bench, ev
     answered = raise_all(b, *[(addr, ACCESS_WRITE)] * 3)
     assert [fault.errno for fault in answered] == [0] * 3
     assert len(events(b, "tlb_invalidate")) == maps
+
+
+@pytest.mark.parametrize(("asks", "faults", "fresh"), [("read", 2, False), ("write", 1, True)])
+def test_a_read_fault_asks_to_read_or_to_write(bench, asks, faults, fresh):
+    """Asking to write gives a page that nobody wrote to its process at once, and the write behind finds it mapped."""
+    b = bench(f"nouveau:read_faults={asks}", thp="never")
+    addr = b.map(PMD)
+    assert b.gpu_read(addr) == 1
+    assert (b.mm.page_table.entry(addr).pfn != b.memory.zero_pfn) is fresh
+    assert 1 + b.gpu_write(addr) == faults
+
+
+@pytest.mark.parametrize(("asks", "answer"), [("read", 0), ("write", errno.EPERM)])
+def test_a_read_of_read_only_memory_is_refused_where_reads_ask_to_write(bench, asks, answer):
+    b = bench(f"nouveau:read_faults={asks}", thp="never")
+    addr = b.map(PMD)
+    b.cpu_write(addr)
+    b.mm.mprotect(addr, PMD, 1)
+    assert b.fault(addr, ACCESS_READ).errno == answer
+    assert read_spec(f"nouveau:read_faults={asks}", {"nouveau": INFO}).info.refusals.read_needs_write is (answer != 0)

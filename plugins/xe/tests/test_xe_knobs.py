@@ -1,8 +1,10 @@
 """What-if knobs of xe, each by the event that it changes."""
 
+import errno
+
 import numpy as np
 import pytest
-from gpusvm.driver import ACCESS_ATOMIC, ACCESS_WRITE, read_spec
+from gpusvm.driver import ACCESS_ATOMIC, ACCESS_WRITE, NEVER, read_spec
 from gpusvm.errors import CpuSignal, InputError
 from gpusvm.gpu import REMOTE
 from gpusvm.machine import Machine, load_topology
@@ -242,3 +244,31 @@ def test_a_mixture_needs_small_pages_of_vram():
         "driver spec 'xe:allow_mixed=on,need_64k=on': allow_mixed=on, need_64k=on: a page of VRAM between pages of "
         "system memory is mapped by itself, and VRAM is mapped in pages of 64 KiB at least"
     )
+
+
+@pytest.mark.parametrize(("fallback", "answer"), [("system", 0), ("nack", errno.EBUSY)])
+def test_a_fault_whose_memory_cannot_move_is_served_where_it_is_or_refused(bench, fallback, answer):
+    spec = f"xe:fallback={fallback}"
+    b = bench(spec, thp="never")
+    addr = written(b)
+    pfn = pin(b, addr)
+    assert b.fault(addr).errno == answer
+    perms = b.vm.page_table.perms(addr // PAGE, addr // PAGE + 512)
+    assert int(np.count_nonzero(perms & REMOTE)) == (0 if answer else 512)
+    b.memory.folio_put(pfn)
+    assert (answer in read_spec(spec, {"xe": INFO}).info.refusals.access.contended) is (answer != 0)
+
+
+@pytest.mark.parametrize("fallback", ["system", "nack"])
+def test_a_driver_that_makes_no_room_says_so_and_refuses_what_needs_it(bench, fallback):
+    spec = f"xe:evict_order=none,fallback={fallback}"
+    b = bench(spec, vram_bytes=PMD)
+    addr = written(b, 2)
+    b.gpu_write(addr)
+    info = read_spec(spec, {"xe": INFO}).info
+    assert str(info.capabilities.eviction) == "no: evict_order=none: what is in VRAM stays until it is freed"
+    assert b.fault(addr + PMD, ACCESS_ATOMIC).errno == errno.ENOMEM
+    assert errno.ENOMEM in info.refusals.atomic.crowded
+    assert b.fault(addr + PMD).errno == (errno.ENOMEM if fallback == "nack" else 0)
+    assert (errno.ENOMEM in info.refusals.access.crowded) is (fallback == "nack")
+    assert INFO.refusals.atomic.crowded == NEVER

@@ -11,7 +11,8 @@ from gpusvm.driver import format_size, read_spec
 from gpusvm.errors import InputError
 from gpusvm.plugins import load_drivers
 from gpusvm_xe.plugin import INFO
-from gpusvm_xe.tunables import XeQuirks, XeTunables
+from gpusvm_xe.quirks import XeQuirks
+from gpusvm_xe.tunables import XeTunables
 
 SOURCES = [path for path in Path(gpusvm_xe.__file__).parent.glob("*.py") if path.name != "tunables.py"]
 
@@ -60,6 +61,7 @@ def test_the_defaults_are_the_kernels():
         "migrate_after": 1,
         "tries": 1,
         "atomic_tries": 3,
+        "fallback": "system",
         "device_atomics_on_smem": 1,
         "populate_attempts": 2,
         "evict_attempts": 3,

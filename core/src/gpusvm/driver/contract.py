@@ -95,6 +95,10 @@ def _nothing_to_refuse(tunables: Any, quirks: Any) -> Sequence[str]:
     return ()
 
 
+def _as_declared(info: "DriverInfo", tunables: Any, quirks: Any) -> "DriverInfo":
+    return info
+
+
 @frozen(kw_only=True)
 class DriverInfo:
     """Describe a driver without building it.
@@ -103,6 +107,8 @@ class DriverInfo:
     are frozen attrs classes that can be built without arguments (fields from `gpusvm.driver.tunable` and `.quirk`).
     `embedding`, `bo_mapping` and `pm` are one line each. `refuse` takes (tunables, quirks) and returns one sentence for
     every combination that cannot work, with the reason. `refusals` states the errnos that programs may get.
+    Where `refusals`, `capabilities` or `awake_with_pages` are others with other settings, `with_settings` takes (info,
+    tunables, quirks) and returns the info as they make it; what it is declared here holds for the defaults.
     With `awake_with_pages` it promises that the device is awake while a page of it is in an address space.
     `tiles_max` is how many tiles of a device it knows to tell apart (its Vms are `TiledVm` if they are several), and
     `integrated` says that it also drives devices that are not discrete. `strategies` are the keys for which a user may
@@ -124,6 +130,7 @@ class DriverInfo:
     abi: tuple[int, int] = field()
     refuse: Callable[[Any, Any], Sequence[str]] = _nothing_to_refuse
     refusals: Refusals = field(factory=Refusals)
+    with_settings: "Callable[[DriverInfo, Any, Any], DriverInfo]" = _as_declared
     tiles_max: int = 1
     integrated: bool = False
     awake_with_pages: bool = False

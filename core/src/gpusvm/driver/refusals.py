@@ -45,8 +45,12 @@ class Errnos:
     """The process was killed for want of memory, and its pages taken away."""
     unplugged: AbstractSet[int] = _errnos(ENODEV)
     """The device went away."""
+    peer_unplugged: AbstractSet[int] = _errnos()
+    """Another device or its driver went away, to whose memory what is wanted may have to go."""
     contended: AbstractSet[int] = _errnos(EBUSY, EAGAIN)
     """Others used, moved or held pages in reach, or wanted room on the device."""
+    crowded: AbstractSet[int] = _errnos()
+    """More memory was mapped than the device has room for, and nothing leaves it for others."""
     touched: AbstractSet[int] | None = field(default=None, converter=optional(_frozenset))
     """Pages in reach were read or written by CPUs, and no more than that; None: as for `contended`."""
     failed: AbstractSet[int] = _errnos(ENOMEM, EBUSY, EFAULT, EINVAL, EIO, ENOSPC)

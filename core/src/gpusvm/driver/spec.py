@@ -35,7 +35,8 @@ class DriverSpec:
     """Hold one spec string, read against the driver that it names.
 
     `text` is the normalised string. `tunables`, `quirks` and `mm_quirks` are instances of the classes of the driver
-    and of the mm, complete with defaults. `populate` is "explicit" when the program asks for migration itself.
+    and of the mm, complete with defaults, and `info` is the driver's as these settings make it. `populate` is
+    "explicit" when the program asks for migration itself.
     """
 
     text: str
@@ -129,7 +130,7 @@ def read_spec(
     normalised = ",".join(f"{key}={shortest[key]}" for key in sorted(shortest))
     return DriverSpec(
         text=f"{name}:{normalised}" if normalised else name,
-        info=info.variant(**strategies),
+        info=info.with_settings(info, built, chosen[info.quirks]).variant(**strategies),
         tunables=built,
         quirks=chosen[info.quirks],
         mm_quirks=chosen[mm_quirks],

@@ -128,6 +128,8 @@ def _reasons(world: World, actor: Actor, attempt: Attempt) -> set[str]:
         true.add("killed")
     if world.is_unplugged(step.file):
         true.add("unplugged")
+    if world.is_peer_unplugged(step.file):
+        true.add("peer_unplugged")
     if attempt.in_use or world.is_in_use(step.file):
         true.add("in_use")
     if world.is_unloaded:
@@ -145,9 +147,11 @@ def _reasons(world: World, actor: Actor, attempt: Attempt) -> set[str]:
             true.add("touched" if other.step.kind.name in _CPU_ACCESSES else "contended")
     if world.holds_pages:
         true.add("contended")
-    if attempt.met and world.is_crowded:
-        # What has to leave the device to make room may be what somebody else is busy with.
-        true.add("contended")
+    if world.is_crowded:
+        true.add("crowded")
+        if attempt.met:
+            # What has to leave the device to make room may be what somebody else is busy with.
+            true.add("contended")
     if attempt.met and world.machine.memory.quirks.mm_q12 == "as_written":
         true.add("locked_exclusive")
     return true

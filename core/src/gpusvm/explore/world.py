@@ -108,6 +108,7 @@ class World:
         self.actors: dict[str, Actor] = {}
         self._attempts: list[Attempt] = []
         self._unplugged: set[int] = set()
+        self._unbound: set[int] = set()
         self._frozen = False
         self._freezer = self.kernel.waitqueue("freezer")
         main = self.start(MAIN_PROCESS)
@@ -333,6 +334,10 @@ class World:
     def is_unplugged(self, file: int) -> bool:
         return file % self.scenario.devices in self._unplugged
 
+    def is_peer_unplugged(self, file: int) -> bool:
+        """Tell whether a device that the file is not of went away, or its driver goes or went."""
+        return bool((self._unplugged | self._unbound) - {file % self.scenario.devices})
+
     def is_in_use(self, file: int) -> bool:
         """Tell whether any process has the device of a file open."""
         device, devices = file % self.scenario.devices, self.scenario.devices
@@ -370,6 +375,7 @@ class World:
 
     def shutdown(self, file: int) -> None:
         """Remove the driver; the teardown leaves it alone then."""
+        self._unbound.add(file % self.scenario.devices)
         self.machine.remove(file % self.scenario.devices)
 
     @property

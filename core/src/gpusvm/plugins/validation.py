@@ -81,6 +81,9 @@ def info_findings(
     for kind in ("tunables", "quirks"):
         found += [Finding(text, place) for text in _settings(info, kind)]
     found += _make(info, place)
+    if not callable(info.with_settings):
+        expected = "a function of (info, tunables, quirks)"
+        found.append(Finding(f"with_settings: expected {expected}, got {_short(info.with_settings)}", place))
     if not callable(info.refuse):
         found.append(Finding(f"refuse: expected a function of (tunables, quirks), got {_short(info.refuse)}", place))
     if info.unload not in _UNLOAD:

@@ -44,6 +44,7 @@ __all__ = ["NouveauPipeline", "sort_key"]
 # nouveau_svm.c:nouveau_svm_fault_priority, indexed by access: prefetch, read, write, atomic, weakest first.
 _PRIORITY: Final = (1, 2, 3, 0)
 _REQUEST: Final = (HMM_PFN_REQ_FAULT, HMM_PFN_REQ_FAULT | HMM_PFN_REQ_WRITE, 0, 0)
+_REQUEST_WRITE: Final = (_REQUEST[1], *_REQUEST[1:])
 
 
 def sort_key(fault: GpuFault) -> tuple[int, int, int]:
@@ -76,6 +77,7 @@ class NouveauPipeline(FaultPipeline):
         self._timeout_ns = device.host.tunables.hmm_timeout_ms * 1_000_000
         self._sticky = device.quirks.sticky_atomic == "as_written"
         self._ignore_own = device.quirks.exclusive_retry == "fixed"
+        self._request = _REQUEST if device.host.tunables.read_faults == "read" else _REQUEST_WRITE
         self._batches = device.host.tunables.fault_batching
         self._skips = device.host.tunables.fault_dedupe
         self._atomic = False  # the flag that a batch never clears
@@ -170,7 +172,7 @@ class NouveauPipeline(FaultPipeline):
                 lock.up_read()
             return True
         try:
-            words = window.read_pages(_REQUEST[job.fault.access], self.device.device)
+            words = window.read_pages(self._request[job.fault.access], self.device.device)
         except KernelError as error:
             if error.errno == errno.EBUSY:
                 raise Restart from error

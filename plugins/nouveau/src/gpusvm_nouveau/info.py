@@ -44,6 +44,13 @@ _ACCESS = Errnos(
     failed={ENOMEM, EFAULT},
 )
 
+
+def _with_settings(info: DriverInfo, tunables: NouveauTunables, quirks: NouveauQuirks) -> DriverInfo:
+    if tunables.read_faults == "write":
+        return evolve(info, refusals=evolve(info.refusals, read_needs_write=True))
+    return info
+
+
 INFO = DriverInfo(
     name="nouveau",
     summary="drivers/gpu/drm/nouveau on Pascal: a fault maps the page where it is, migration is by request",
@@ -89,4 +96,5 @@ INFO = DriverInfo(
         ),
         reach_block=False,
     ),
+    with_settings=_with_settings,
 )

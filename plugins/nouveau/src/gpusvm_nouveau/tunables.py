@@ -35,6 +35,13 @@ class NouveauTunables:
         minimum=1,
         cite="nvkm/subdev/fault/gp100.c:gp100_fault_buffer_info",
     )
+    read_faults: str = tunable(
+        "read",
+        "What a read fault asks the CPU's page table for: to read, or to write, so that a write finds it done",
+        unit="choice",
+        choices=("read", "write"),
+        cite="nouveau_svm.c:nouveau_svm_fault",
+    )
     fault_batching: bool = tunable(
         default=True,
         doc="The worker takes all faults that are there, sorts them and replays once; else each is served by itself",

@@ -26,8 +26,9 @@ from gpusvm_xe.faults import XeFaults
 from gpusvm_xe.pagefault import SQUASHED, queue_capacity
 from gpusvm_xe.plugin import INFO
 from gpusvm_xe.pm import XeRuntimePm
+from gpusvm_xe.quirks import XeQuirks
 from gpusvm_xe.tile import XeTile
-from gpusvm_xe.tunables import XeQuirks, XeTunables
+from gpusvm_xe.tunables import XeTunables
 from gpusvm_xe.vm import XeVm
 
 __all__ = ["XeDriver"]

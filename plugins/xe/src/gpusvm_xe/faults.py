@@ -71,6 +71,7 @@ class XeFaults(FaultPipeline):
         self._acked_failure = driver.quirks.acked_failure == "as_written"
         self._keeps_found = driver.quirks.last_fault_vma == "as_written"
         self._goes_home = driver.quirks.smem_stays == "fixed"
+        self._nacks = driver.tunables.fallback == "nack"
         self._growth = driver.tunables.timeslice_growth
         self._endless_retry = driver.quirks.endless_retry
 
@@ -240,6 +241,8 @@ class XeFaults(FaultPipeline):
                 if job.tries <= 0:
                     raise
                 return True  # get_pages brings a mixed range to one place, so that the next try can succeed
+            if self._nacks and job.tries <= 0:
+                raise
             raise Restart from error  # with the tries used up the memory is mapped where it is
         job.timeslice_ms *= self._growth
         return True

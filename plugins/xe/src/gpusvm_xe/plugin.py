@@ -1,26 +1,15 @@
 """What xe declares: Intel's driver for Xe GPUs, the only user of drm_gpusvm and drm_pagemap in Linux 7.3.4."""
 
-from errno import EBUSY, EFAULT, EINVAL, ENODEV, ENOENT, ENOMEM, EOPNOTSUPP, EPERM
 from typing import TYPE_CHECKING
 
-from gpusvm.driver import (
-    NEVER,
-    Capabilities,
-    DriverInfo,
-    DrmEmbedding,
-    Errnos,
-    FaultPolicy,
-    Host,
-    Refusals,
-    RuntimePmPolicy,
-    no,
-    yes,
-)
+from gpusvm.driver import Capabilities, DriverInfo, DrmEmbedding, FaultPolicy, Host, RuntimePmPolicy, no, yes
 from gpusvm.driver.operations import OperationTarget
 from gpusvm.drm import PageIndex
 from gpusvm.plugins import hookimpl
 
-from gpusvm_xe.tunables import XeQuirks, XeTunables, refuse
+from gpusvm_xe.quirks import XeQuirks
+from gpusvm_xe.refusals import REFUSALS, with_settings
+from gpusvm_xe.tunables import XeTunables, refuse
 
 if TYPE_CHECKING:
     from gpusvm.driver import Driver
@@ -68,46 +57,8 @@ INFO = DriverInfo(
         "page_to_bo": PageIndex,
         "place": FaultPolicy,
     },
-    # xe_pagefault.c:xe_pagefault_service, xe_svm.c:__xe_svm_handle_pagefault. A read or write is tried again for as
-    # long as mappings change under it, and is served from system memory where the device's cannot be had.
-    refusals=Refusals(
-        access=Errnos(
-            unmapped={ENOENT},
-            forbidden={EPERM},
-            closed={ENOENT, EINVAL},
-            exited={EFAULT},
-            killed={EFAULT},
-            unplugged=NEVER,
-            contended=NEVER,
-            failed={ENOMEM},
-        ),
-        # An atomic needs VRAM, and after the last try the error of migration or get_pages is the answer.
-        atomic=Errnos(
-            unmapped={ENOENT, EINVAL, EFAULT},
-            forbidden={EPERM, EFAULT},
-            closed={ENOENT, EINVAL},
-            exited={EFAULT},
-            killed={EFAULT},
-            unplugged={ENODEV},
-            contended={EBUSY, ENOMEM, EFAULT, EOPNOTSUPP},
-            # A CPU cannot take the pages away between the migration and its use: it has to wait for the timeslice.
-            touched={EBUSY, ENOMEM, EOPNOTSUPP},
-            failed={ENOMEM, EBUSY, EFAULT},
-        ),
-        # What cannot be brought is no error (ENODATA is kept from the program).
-        populate=Errnos(
-            unmapped=NEVER,
-            forbidden={EPERM},
-            closed={ENOENT},
-            exited={EFAULT},
-            killed=NEVER,
-            unplugged={ENODEV},
-            contended=NEVER,
-            failed={ENOMEM},
-        ),
-        reach_block=True,
-        read_needs_write=True,
-    ),
+    refusals=REFUSALS,
+    with_settings=with_settings,
 )
 
 
