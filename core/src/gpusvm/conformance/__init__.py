@@ -1,1 +1,1 @@
-"""The room of the conformance suite, empty so far: where the drivers must differ or agree is tested in `tests/`."""
+"""Hold drivers to rules: the conformance suite, the questions of `gpusvm characterize`, failures, and old bugs."""

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
+from gpusvm.conformance.lab import Quirks
 from gpusvm.conformance.probes import PROBES, Observation
-from gpusvm.conformance.probes.probe import Quirks
 from gpusvm.errors import InputError
 
 if TYPE_CHECKING:

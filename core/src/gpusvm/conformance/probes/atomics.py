@@ -5,7 +5,7 @@ from errno import EOPNOTSUPP
 from typing import TYPE_CHECKING, Final
 
 from gpusvm.conformance.probes.probe import Lab, applies, probe
-from gpusvm.conformance.probes.scene import (
+from gpusvm.conformance.scene import (
     ELSEWHERE,
     PAGE,
     able_to_do_atomics,

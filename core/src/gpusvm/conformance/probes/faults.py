@@ -4,7 +4,7 @@ from errno import ENOMEM
 from typing import Final
 
 from gpusvm.conformance.probes.probe import Lab, NotApplicableError, probe
-from gpusvm.conformance.probes.scene import (
+from gpusvm.conformance.scene import (
     ELSEWHERE,
     PAGE,
     PMD_PAGES,

@@ -9,7 +9,7 @@ import numpy as np
 
 from gpusvm.check import Checker
 from gpusvm.conformance.probes.probe import Lab, NotApplicableError, applies, probe
-from gpusvm.conformance.probes.scene import (
+from gpusvm.conformance.scene import (
     ELSEWHERE,
     PAGE,
     PMD,

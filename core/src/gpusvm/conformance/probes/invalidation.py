@@ -4,7 +4,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from gpusvm.conformance.probes.probe import Lab, applies, probe
-from gpusvm.conformance.probes.scene import (
+from gpusvm.conformance.scene import (
     PAGE,
     PMD_PAGES,
     able_to_populate,

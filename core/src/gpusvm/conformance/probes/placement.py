@@ -3,7 +3,7 @@
 from typing import Final
 
 from gpusvm.conformance.probes.probe import Lab, applies, probe
-from gpusvm.conformance.probes.scene import (
+from gpusvm.conformance.scene import (
     ELSEWHERE,
     PAGE,
     PMD,

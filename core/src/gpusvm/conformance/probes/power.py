@@ -1,7 +1,7 @@
 """S32 to S37: runtime PM, sleep and the device's end while its pages are in use."""
 
 from gpusvm.conformance.probes.probe import Lab, applies, probe
-from gpusvm.conformance.probes.scene import (
+from gpusvm.conformance.scene import (
     PMD,
     PMD_PAGES,
     able_to_sleep,

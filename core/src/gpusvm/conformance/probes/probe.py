@@ -1,59 +1,23 @@
 """Say what a probe is: one question about how a driver behaves, answered by doing it."""
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final
 
-from attrs import Factory, define, frozen
+from attrs import frozen
 
+from gpusvm.conformance.lab import Lab, NotApplicableError, Quirks
 from gpusvm.conformance.probes.expectation import expectations
 from gpusvm.errors import GpusvmError, ModelError
 
 if TYPE_CHECKING:
     from gpusvm.driver import DriverInfo, DriverSpec
-    from gpusvm.testing import Bench
 
 __all__ = ["PROBES", "Lab", "NotApplicableError", "Observation", "Probe", "probe"]
 
 PROBES: Final[dict[str, "Probe"]] = {}
 """All probes by id, in the order of their numbers."""
 
-Quirks = Literal["as_written", "fixed"]
-
 _NOT_APPLICABLE: Final = "n/a: "
-
-
-class NotApplicableError(Exception):
-    """End a probe that makes no sense for a driver; the message is what was seen of that, in a few words."""
-
-
-@define
-class Lab:
-    """Give a probe machines with the driver that is asked; `close` tears all of them down, and so checks them."""
-
-    driver: str
-    drivers: "Mapping[str, DriverInfo]"
-    quirks: Quirks = "as_written"
-    _benches: "list[Bench]" = Factory(list)
-
-    def bench(self, *, hardware: str = "single", **options: Any) -> "Bench":
-        """Return a `gpusvm.testing.Bench` with the driver on every device of a topology; `options` are its."""
-        from gpusvm.machine import load_topology
-        from gpusvm.testing import Bench
-
-        topology = load_topology(hardware)
-        made = Bench(self.driver, drivers=self.drivers, quirks=self.quirks, topology=topology, **options)
-        self._benches.append(made)
-        return made
-
-    def close(self) -> None:
-        """Tear every machine down. ModelError if anything is left, or a read was wrong."""
-        while self._benches:
-            self._benches.pop().close()
-
-    def abandon(self) -> None:
-        """Leave every machine as it is, after something broke in one."""
-        while self._benches:
-            self._benches.pop().kernel.close()
 
 
 @frozen(kw_only=True)

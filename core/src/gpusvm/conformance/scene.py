@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from attrs import define
 
-from gpusvm.conformance.probes.probe import Lab, NotApplicableError
+from gpusvm.conformance.lab import Lab, NotApplicableError
 from gpusvm.driver import CallerFaults
 from gpusvm.errors import KernelError, ModelError, errno_name
 from gpusvm.mm.api import HMM_PFN_REQ_FAULT, PROT_READ, PROT_WRITE, HmmRange

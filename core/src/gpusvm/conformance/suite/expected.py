@@ -1,0 +1,118 @@
+"""Read what a driver says of itself: which checks it fails, and why, in the `conformance.toml` beside its plugin."""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from attrs import Factory, field, fields, frozen
+
+from gpusvm.conformance.suite.check import SPEC_VERSION, version
+from gpusvm.documents import structure
+from gpusvm.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from gpusvm.driver import DriverSpec
+    from gpusvm.plugins import LoadedDriver
+
+__all__ = ["FILE", "Expected", "Statement", "read_statement"]
+
+FILE: Final = "conformance.toml"
+
+
+@frozen(kw_only=True)
+class Expected:
+    """State that a driver fails a check, and why.
+
+    `kind` is a defect of the driver (`bug`), what it means to do (`by-design`) or what it will do one day (`not-yet`).
+    With a `quirk` (of the driver, or of the mm) it does so only while that is as written. `driver` names the one that
+    is meant where a plugin has several.
+    """
+
+    check: str
+    kind: Literal["bug", "by-design", "not-yet"]
+    reason: str
+    ref: str
+    quirk: str | None = None
+    driver: str | None = None
+
+    def applies(self, spec: "DriverSpec") -> bool:
+        """Tell whether the driver, as it is set up, still does so."""
+        if self.quirk is None:
+            return True
+        owner = spec.quirks if _has(spec.quirks, self.quirk) else spec.mm_quirks
+        return bool(getattr(owner, self.quirk) == "as_written")
+
+
+@frozen(kw_only=True)
+class Statement:
+    """Hold what a driver states: the version of the suite that it `targets`, and its expected failures by check."""
+
+    targets: str = SPEC_VERSION
+    expected: Mapping[str, Expected] = field(factory=dict)
+    source: str | None = None
+
+
+@frozen(kw_only=True)
+class _File:
+    spec: str = SPEC_VERSION
+    expected: tuple[Expected, ...] = Factory(tuple)
+
+
+def read_statement(loaded: "LoadedDriver", spec: "DriverSpec") -> Statement:
+    """Return what a driver states; a driver without a file passes everything, of the suite as it is now.
+
+    The file is `conformance.toml` in the package of the plugin, or `NAME.conformance.toml` beside `NAME.py` for a
+    plugin of one file. InputError, in one line with every problem, for a file that is not as it should be.
+    """
+    path = _path(loaded)
+    if path is None:
+        return Statement()
+    source = f"{loaded.plugin or spec.name}: {path.name}"
+    try:
+        document = tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: {error}") from None
+    file = structure(document, _File, source=str(path))
+    mine = [each for each in file.expected if each.driver in {None, spec.name}]
+    problems = [*_version_problems(file.spec), *(p for each in mine for p in _entry_problems(each, spec))]
+    names = [each.check for each in mine]
+    problems += [f"check {name!r} is stated twice" for name in sorted(set(names)) if names.count(name) > 1]
+    if problems:
+        raise InputError(f"{path}: {'; '.join(problems)}")
+    return Statement(targets=file.spec, expected={each.check: each for each in mine}, source=source)
+
+
+def _path(loaded: "LoadedDriver") -> Path | None:
+    if loaded.path is None:
+        return None
+    plugin = Path(loaded.path)
+    found = plugin.with_name(FILE) if loaded.distribution else plugin.with_name(f"{plugin.stem}.{FILE}")
+    return found if found.is_file() else None
+
+
+def _version_problems(stated: str) -> list[str]:
+    try:
+        wanted = version(stated)
+    except ValueError as error:
+        return [f"spec: {error}"]
+    ours = version(SPEC_VERSION)
+    if wanted > ours or wanted[0] != ours[0]:
+        return [f"spec: it targets {stated}, and this gpusvm-core has {SPEC_VERSION}"]
+    return []
+
+
+def _entry_problems(each: Expected, spec: "DriverSpec") -> list[str]:
+    found = [f"{each.check}: {name}: say it" for name in ("reason", "ref") if not getattr(each, name).strip()]
+    if each.quirk is not None and not (_has(spec.quirks, each.quirk) or _has(spec.mm_quirks, each.quirk)):
+        known = [*_names(spec.quirks), *_names(spec.mm_quirks)]
+        found.append(f"{each.check}: unknown quirk {each.quirk!r}; {nearest(each.quirk, known)}")
+    return found
+
+
+def _has(quirks: Any, name: str) -> bool:
+    return name in _names(quirks)
+
+
+def _names(quirks: Any) -> list[str]:
+    return [each.name for each in fields(type(quirks))]

@@ -1,0 +1,112 @@
+"""Judge how a check ended: what status that is, why in one line, and where."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from traceback import extract_tb
+from types import FrameType
+from typing import Final
+
+from attrs import frozen
+
+from gpusvm.conformance.lab import NotApplicableError
+from gpusvm.conformance.suite.check import Check, version
+from gpusvm.conformance.suite.expected import Expected, Statement
+from gpusvm.conformance.suite.status import Status
+from gpusvm.driver import Capabilities
+from gpusvm.errors import GpusvmError
+
+__all__ = ["LIMIT_S", "HangError", "Verdict", "before", "judged", "limited"]
+
+LIMIT_S: Final = 60.0
+"""How long one check may take."""
+
+_FOUND = (AssertionError, GpusvmError, NotApplicableError)
+_AGAIN_S: Final = 1.0
+
+
+class HangError(BaseException):  # nothing that runs in a check may take it for an error of its own
+    """End a check that has run for too long; the message says where it was."""
+
+
+@frozen(kw_only=True)
+class Verdict:
+    """Hold a status and the reason for it in one line, with the reference of whoever gives it."""
+
+    status: Status
+    reason: str
+    ref: str
+
+
+def before(check: Check, capabilities: Capabilities, statement: Statement) -> Verdict | None:
+    """Say why a check is not run on a driver: by what the driver states, and by nothing else. None: it runs."""
+    if version(check.since) > version(statement.targets):
+        reason = f"since spec {check.since}, and the driver targets {statement.targets}"
+        return Verdict(status=Status.NOT_RUN, reason=reason, ref=check.ref)
+    lacking = [name for name in check.requires if not getattr(capabilities, name)]
+    if lacking:
+        reason = "; ".join(f"{name}: {getattr(capabilities, name).how}" for name in lacking)
+        return Verdict(status=Status.UNSUPPORTED, reason=reason, ref=check.ref)
+    return None
+
+
+def judged(check: Check, error: BaseException | None, expected: Expected | None) -> Verdict:
+    """Judge a check that ran: `error` is what it ended in, `expected` what the driver states of it."""
+    if error is None and expected is None:
+        return Verdict(status=Status.PASS, reason="", ref=check.ref)
+    if error is None:
+        assert expected is not None
+        reason = f"it passes, and is stated to fail ({expected.kind}): {expected.reason}"
+        return Verdict(status=Status.XPASS, reason=reason, ref=expected.ref)
+    if not isinstance(error, _FOUND):
+        return Verdict(status=Status.ERROR, reason=_said(error), ref=check.ref)
+    if expected is not None:
+        return Verdict(status=Status.XFAIL, reason=f"{expected.kind}: {expected.reason}", ref=expected.ref)
+    return Verdict(status=Status.FAIL, reason=_said(error), ref=check.ref)
+
+
+def _said(error: BaseException) -> str:
+    """Say an error in one line, with the place where it arose."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else ""
+    if isinstance(error, HangError):
+        return text
+    if not isinstance(error, GpusvmError | NotApplicableError) and not (isinstance(error, AssertionError) and text):
+        text = f"{type(error).__name__}: {text}".removesuffix(": ")
+    where = extract_tb(error.__traceback__)
+    return f"{text} ({place(where[-1].filename, where[-1].lineno)})" if where else text
+
+
+def place(filename: str, line: int | None) -> str:
+    """Say a place by the package that the file is in, which is the same wherever that is installed."""
+    path = Path(filename)
+    parts = [path.name]
+    while (path.parent / "__init__.py").is_file():
+        path = path.parent
+        parts.insert(0, path.name)
+    return f"{'/'.join(parts)}:{line}"
+
+
+@contextlib.contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Raise HangError inside the block once it has run for so long, and again as long as it goes on.
+
+    Only the main thread of a process on POSIX can be interrupted so; elsewhere there is no limit.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def end(_signal: int, frame: FrameType | None) -> None:
+        at = "?" if frame is None else place(frame.f_code.co_filename, frame.f_lineno)
+        raise HangError(f"no end after {seconds:g} s, at {at}")
+
+    was = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, was)
