@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from generators import (
+    conformance,
     console,
     contract,
     costs,
@@ -47,6 +48,7 @@ PAGES: Final[dict[str, Callable[[Path], str]]] = {
     "invariants.md": invariants.page,
     "mutants.md": mutants.page,
     "scenarios.md": scenarios.page,
+    "conformance.md": conformance.page,
 }
 
 

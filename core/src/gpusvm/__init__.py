@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from gpusvm.compare import Comparison, InterruptedComparison, ProcessExecutor, SerialExecutor
     from gpusvm.compare.comparing import compare
     from gpusvm.conformance.characterizing import Characterization, characterize
+    from gpusvm.conformance.conforming import conform
     from gpusvm.conformance.injection import inject
+    from gpusvm.conformance.suite.conformance import Conformance, InterruptedConformance
     from gpusvm.errors import GpusvmError, InputError, KernelError, ModelError, PluginError
     from gpusvm.plugins import Registry, load_drivers, survey_drivers
     from gpusvm.report.explained import explain
@@ -22,9 +24,11 @@ if TYPE_CHECKING:
 __all__ = [
     "Characterization",
     "Comparison",
+    "Conformance",
     "GpusvmError",
     "InputError",
     "InterruptedComparison",
+    "InterruptedConformance",
     "KernelError",
     "ModelError",
     "PluginError",
@@ -33,6 +37,7 @@ __all__ = [
     "SerialExecutor",
     "characterize",
     "compare",
+    "conform",
     "explain",
     "inject",
     "load_drivers",
@@ -46,9 +51,11 @@ __all__ = [
 _HOMES = {
     "Characterization": "gpusvm.conformance.characterizing",
     "Comparison": "gpusvm.compare",
+    "Conformance": "gpusvm.conformance.suite.conformance",
     "GpusvmError": "gpusvm.errors",
     "InputError": "gpusvm.errors",
     "InterruptedComparison": "gpusvm.compare",
+    "InterruptedConformance": "gpusvm.conformance.suite.conformance",
     "KernelError": "gpusvm.errors",
     "ModelError": "gpusvm.errors",
     "PluginError": "gpusvm.errors",
@@ -56,6 +63,7 @@ _HOMES = {
     "Registry": "gpusvm.plugins",
     "SerialExecutor": "gpusvm.compare",
     "characterize": "gpusvm.conformance.characterizing",
+    "conform": "gpusvm.conformance.conforming",
     "explain": "gpusvm.report.explained",
     "inject": "gpusvm.conformance.injection",
     "load_drivers": "gpusvm.plugins",

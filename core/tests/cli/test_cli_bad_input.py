@@ -235,7 +235,7 @@ class TestNewDriver:
 def test_a_command(refused):
     assert refused("comapre") == (
         'gpusvm: Unknown command "comapre". Did you mean "compare"? '
-        "Available commands: compare, characterize, drivers, explain, explore, inject, replay, trace, ..."
+        "Available commands: compare, characterize, conform, drivers, explain, explore, inject, replay, ..."
     )
 
 

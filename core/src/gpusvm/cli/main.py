@@ -8,6 +8,7 @@ from cyclopts import App, CycloptsError
 
 from gpusvm.cli.characterize import characterize
 from gpusvm.cli.compare import compare
+from gpusvm.cli.conform import conform
 from gpusvm.cli.drivers import drivers
 from gpusvm.cli.explain import explain
 from gpusvm.cli.explore import explore
@@ -39,6 +40,7 @@ app = App(
 )
 app.command(compare)
 app.command(characterize)
+app.command(conform)
 app.command(drivers)
 app.command(explain)
 app.command(explore)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 if TYPE_CHECKING:
     from gpusvm.compare import Progress, ProgressListener
     from gpusvm.conformance.characterizing import Listener as CharacterizationListener
+    from gpusvm.conformance.conforming import Listener as ConformanceListener
     from gpusvm.conformance.injection import Listener as InjectionListener
     from gpusvm.explore.exploring import ExplorationProgress, Listener
     from gpusvm.realkernel import CheckProgress, CheckProgressListener
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "characterization_shown",
     "check_progress_shown",
+    "conformance_shown",
     "eta_text",
     "exploration_shown",
     "injection_shown",
@@ -60,6 +62,13 @@ def check_progress_shown() -> "Iterator[CheckProgressListener | None]":
 def characterization_shown() -> "Iterator[CharacterizationListener | None]":
     """Do so for questions to drivers: each is one."""
     with _bar("questions", quiet=False) as update:
+        yield update
+
+
+@contextmanager
+def conformance_shown() -> "Iterator[ConformanceListener | None]":
+    """Do so for checks of drivers: each is one."""
+    with _bar("checks", quiet=False) as update:
         yield update
 
 

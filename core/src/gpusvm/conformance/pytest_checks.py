@@ -2,17 +2,18 @@
 
 from collections import Counter
 from collections.abc import Generator, Iterator
-from fnmatch import fnmatchcase
 from typing import Final
 
 import pytest
 
 from gpusvm.conformance.pytest_plugin import PROPERTY, Cells
-from gpusvm.conformance.suite.check import PROFILES, Check, check_of
+from gpusvm.conformance.suite.catalogue import catalogue, choose
+from gpusvm.conformance.suite.check import Check, check_of
 from gpusvm.conformance.suite.column import Column, read_columns
+from gpusvm.conformance.suite.statements import check_statements
 from gpusvm.conformance.suite.status import Status
 from gpusvm.conformance.suite.verdict import Verdict, before, judged, limited
-from gpusvm.errors import InputError, PluginError, nearest
+from gpusvm.errors import InputError, PluginError
 from gpusvm.plugins import Installed
 
 __all__ = ["REGISTRY", "Checks", "columns", "summary"]
@@ -80,27 +81,20 @@ class Checks:
     def _select(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         if self._problem is not None:
             raise self._problem
-        ids = _no_repeat(items)
-        wanted: list[str] = config.getoption("gpusvm_check")
-        profiles: list[str] = config.getoption("gpusvm_profile")
-        for name in profiles:
-            if name not in PROFILES:
-                raise pytest.UsageError(f"unknown profile {name!r}; {nearest(name, PROFILES)}")
-        for glob in wanted:
-            if not any(fnmatchcase(id_, glob) for id_ in ids):
-                raise pytest.UsageError(f"no check is called {glob!r}; {_nearest(glob, ids)}")
-
-        def selected(item: pytest.Item) -> bool:
-            check = _check(item)
-            return check is None or (
-                (not wanted or any(fnmatchcase(check.id, glob) for glob in wanted))
-                and (not profiles or check.profile in profiles)
+        checks = _no_repeat(items)
+        try:
+            if {check.id for check in catalogue()} <= checks.keys():
+                check_statements(columns(config), list(checks.values()))
+            chosen = choose(
+                checks.values(), globs=config.getoption("gpusvm_check"), profiles=config.getoption("gpusvm_profile")
             )
-
-        left = [item for item in items if not selected(item)]
+        except InputError as error:
+            raise pytest.UsageError(str(error)) from None
+        ids = {check.id for check in chosen}
+        left = [item for item in items if _id(item) not in {None, *ids}]
         if left:
             config.hook.pytest_deselected(items=left)
-            items[:] = [item for item in items if selected(item)]
+            items[:] = [item for item in items if item not in left]
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
@@ -200,20 +194,20 @@ def _check_and_column(item: pytest.Item) -> tuple[Check, Column] | None:
     return (check, column) if isinstance(column, Column) else None
 
 
-def _no_repeat(items: list[pytest.Item]) -> list[str]:
-    """Return the ids of the checks. UsageError if two functions have one."""
+def _id(item: pytest.Item) -> str | None:
+    check = _check(item)
+    return None if check is None else check.id
+
+
+def _no_repeat(items: list[pytest.Item]) -> dict[str, Check]:
+    """Return the checks by id. UsageError if two functions have one."""
     found: dict[str, Check] = {}
     for item in items:
         check = _check(item)
         if check is not None and found.setdefault(check.id, check) is not check:
             places = f"{found[check.id].place} and {check.place}"
             raise pytest.UsageError(f"two checks are called {check.id!r}: {places}")
-    return list(found)
-
-
-def _nearest(glob: str, ids: list[str]) -> str:
-    known = ids if len(ids) <= 10 else sorted({id_.partition(".")[0] + ".*" for id_ in ids})
-    return nearest(glob, ids) if "did you" in nearest(glob, ids) else nearest(glob, known)
+    return found
 
 
 def summary(cells: Cells) -> Iterator[str]:

@@ -3,6 +3,8 @@
 from gpusvm.report.call_graph_diagram import sequence_diagram
 from gpusvm.report.call_graph_text import explained_document, print_explained
 from gpusvm.report.characterized import print_characterization
+from gpusvm.report.conformed import checks_document, print_changes, print_checks, print_conformance
+from gpusvm.report.conformed_html import conformance_fragment, conformance_page
 from gpusvm.report.drivers import print_survey, survey_document
 from gpusvm.report.explanation import print_explanation, print_repeated, repeated_document
 from gpusvm.report.explored import print_explorations, print_scenarios, scenarios_document
@@ -15,13 +17,19 @@ from gpusvm.report.terminal import print_comparison
 from gpusvm.report.trace import print_trace_info
 
 __all__ = [
+    "checks_document",
+    "conformance_fragment",
+    "conformance_page",
     "draw_explanation",
     "explained_document",
     "fragment",
     "page",
+    "print_changes",
     "print_characterization",
     "print_check",
+    "print_checks",
     "print_comparison",
+    "print_conformance",
     "print_explained",
     "print_explanation",
     "print_explorations",

@@ -11,7 +11,7 @@ from gpusvm.report.units import conditions_text, row_texts
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["fragment", "page"]
+__all__ = ["environment", "fragment", "page"]
 
 
 def page(comparison: Comparison) -> str:
@@ -25,11 +25,12 @@ def fragment(comparison: Comparison) -> str:
 
 
 def _render(name: str, comparison: Comparison) -> str:
-    return _environment().get_template(name).render(comparison=comparison, sections=_sections(comparison))
+    return environment().get_template(name).render(comparison=comparison, sections=_sections(comparison))
 
 
 @functools.cache
-def _environment() -> "Environment":
+def environment() -> "Environment":
+    """Return what renders the templates."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     return Environment(

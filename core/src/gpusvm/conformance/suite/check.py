@@ -3,12 +3,12 @@
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Final, Literal, TypeVar, get_args
 
 from attrs import fields, frozen
 
 from gpusvm.conformance.lab import Lab
+from gpusvm.conformance.suite.place import place
 from gpusvm.driver import Capabilities
 from gpusvm.errors import ModelError, nearest
 
@@ -85,7 +85,7 @@ def check(
             requires=tuple(dict.fromkeys((*own, *requires))),
             ref=ref,
             rule=_rule(function),
-            place=place_of(function),
+            place=place(function.__code__.co_filename, function.__code__.co_firstlineno),
             run=function,
         )
         setattr(function, _ATTRIBUTE, made)
@@ -98,13 +98,6 @@ def check_of(function: object) -> Check | None:
     """Return the check that a function was made, None if it is none."""
     found = getattr(function, _ATTRIBUTE, None)
     return found if isinstance(found, Check) else None
-
-
-def place_of(function: Function) -> str:
-    """Say where a function is defined, by its package and not by where that is installed."""
-    code = function.__code__
-    package = function.__module__.split(".")[:-1]
-    return f"{'/'.join((*package, Path(code.co_filename).name))}:{code.co_firstlineno}"
 
 
 def _rule(function: Function) -> str:

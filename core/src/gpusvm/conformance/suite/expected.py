@@ -63,7 +63,7 @@ def read_statement(loaded: "LoadedDriver", spec: "DriverSpec") -> Statement:
     """Return what a driver states; a driver without a file passes everything, of the suite as it is now.
 
     The file is `conformance.toml` in the package of the plugin, or `NAME.conformance.toml` beside `NAME.py` for a
-    plugin of one file. InputError, in one line with every problem, for a file that is not as it should be.
+    plugin that lies in none. InputError, in one line with every problem, for a file that is not as it should be.
     """
     path = _path(loaded)
     if path is None:
@@ -87,7 +87,8 @@ def _path(loaded: "LoadedDriver") -> Path | None:
     if loaded.path is None:
         return None
     plugin = Path(loaded.path)
-    found = plugin.with_name(FILE) if loaded.distribution else plugin.with_name(f"{plugin.stem}.{FILE}")
+    in_package = plugin.with_name("__init__.py").is_file()
+    found = plugin.with_name(FILE if in_package else f"{plugin.stem}.{FILE}")
     return found if found.is_file() else None
 
 

@@ -4,7 +4,6 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from traceback import extract_tb
 from types import FrameType
 from typing import Final
@@ -13,7 +12,9 @@ from attrs import frozen
 
 from gpusvm.conformance.lab import NotApplicableError
 from gpusvm.conformance.suite.check import Check, version
+from gpusvm.conformance.suite.defects import DEFECTS
 from gpusvm.conformance.suite.expected import Expected, Statement
+from gpusvm.conformance.suite.place import place
 from gpusvm.conformance.suite.status import Status
 from gpusvm.driver import Capabilities
 from gpusvm.errors import GpusvmError
@@ -44,6 +45,9 @@ def before(check: Check, capabilities: Capabilities, statement: Statement) -> Ve
     """Say why a check is not run on a driver: by what the driver states, and by nothing else. None: it runs."""
     if version(check.since) > version(statement.targets):
         reason = f"since spec {check.since}, and the driver targets {statement.targets}"
+        return Verdict(status=Status.NOT_RUN, reason=reason, ref=check.ref)
+    if check.id in DEFECTS:
+        reason = f"a defect of the suite: {DEFECTS[check.id]}"
         return Verdict(status=Status.NOT_RUN, reason=reason, ref=check.ref)
     lacking = [name for name in check.requires if not getattr(capabilities, name)]
     if lacking:
@@ -77,16 +81,6 @@ def _said(error: BaseException) -> str:
         text = f"{type(error).__name__}: {text}".removesuffix(": ")
     where = extract_tb(error.__traceback__)
     return f"{text} ({place(where[-1].filename, where[-1].lineno)})" if where else text
-
-
-def place(filename: str, line: int | None) -> str:
-    """Say a place by the package that the file is in, which is the same wherever that is installed."""
-    path = Path(filename)
-    parts = [path.name]
-    while (path.parent / "__init__.py").is_file():
-        path = path.parent
-        parts.insert(0, path.name)
-    return f"{'/'.join(parts)}:{line}"
 
 
 @contextlib.contextmanager

@@ -1,0 +1,176 @@
+"""Run the conformance suite on drivers, through pytest, and hold what each cell came to."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from gpusvm.conformance.lab import Quirks
+from gpusvm.conformance.pytest_checks import REGISTRY
+from gpusvm.conformance.pytest_plugin import CELLS, Cells
+from gpusvm.conformance.suite.catalogue import PACKAGE, catalogue, choose, forget
+from gpusvm.conformance.suite.check import Check
+from gpusvm.conformance.suite.column import Column, read_columns
+from gpusvm.conformance.suite.conformance import Conformance, InterruptedConformance, Result, chosen_profiles
+from gpusvm.conformance.suite.statements import check_statements
+from gpusvm.conformance.suite.status import Status
+from gpusvm.conformance.suite.verdict import LIMIT_S
+from gpusvm.errors import InputError, ModelError
+from gpusvm.plugins import Installed
+
+if TYPE_CHECKING:
+    from gpusvm.plugins import Registry
+
+__all__ = ["Listener", "conform"]
+
+Listener = Callable[[int, int, str], None]
+"""Hear how many of how many cells are there, and which was the last."""
+
+_SETTINGS: Final = Path(__file__).with_name("pytest.ini")
+
+# What would change which checks run and how, if whoever calls has set it for tests of his own.
+_FOREIGN: Final = ("PYTEST_ADDOPTS", "PYTEST_PLUGINS")
+
+
+def conform(
+    drivers: str | Sequence[str] = (),
+    *,
+    profiles: Sequence[str] = (),
+    checks: Sequence[str] = (),
+    quirks: Quirks = "as_written",
+    jobs: int = 0,
+    limit_s: float = LIMIT_S,
+    without: Sequence[str] = (),
+    registry: "Registry | None" = None,
+    progress: Listener | None = None,
+) -> Conformance:
+    """Run the checks of some profiles, by default all, on drivers, by their specs, by default all that are installed.
+
+    `checks` are ids or globs of ids. `jobs` is the number of processes, 0 for this one: then a `registry` of drivers
+    that are not installed can be given, and a check that ends its process ends this one. A check that takes longer than
+    `limit_s` is an error.
+
+    InputError, in one line, for a driver, profile or check that there is not, for what is wrong in a driver's
+    `conformance.toml`, and, where no check is left out, for an entry of that file that no check can meet.
+    InterruptedConformance, a KeyboardInterrupt, holds what had been run.
+    """
+    if jobs and registry is not None:
+        raise InputError("conform(): a registry does not travel to other processes; use jobs=0")
+    if jobs < 0:
+        raise InputError(f"expected 0 or more jobs, got {jobs}")
+    if limit_s <= 0:
+        raise InputError(f"expected a limit of more than 0 s, got {limit_s:g}")
+    installed = Installed(tuple(without), registry)
+    texts = [drivers] if isinstance(drivers, str) else list(drivers)
+    columns = read_columns(texts, installed.registry(), quirks=quirks)
+    chosen = choose(catalogue(), globs=checks, profiles=profiles)
+    if not chosen:
+        raise InputError("no check is of these profiles and has such an id")
+    if len(chosen) == len(catalogue()):
+        check_statements(columns, chosen)
+    run = _Run(installed, len(chosen) * len(columns), progress)
+    interrupted = _pytest(run, columns, chosen, quirks=quirks, jobs=jobs, limit_s=limit_s, without=without)
+    conformance = Conformance(
+        quirks=quirks,
+        columns=columns,
+        checks=tuple(chosen),
+        profiles=chosen_profiles(profiles),
+        complete=not checks,
+        results=tuple(_results(run.cells, columns, chosen)),
+    )
+    if interrupted:
+        raise InterruptedConformance(conformance)
+    return conformance
+
+
+class _Run:
+    """Be the plugin through which pytest is given the drivers, and its cells are heard of."""
+
+    def __init__(self, installed: Installed, total: int, progress: Listener | None) -> None:
+        self.cells: Cells = {}
+        self._installed = installed
+        self._total = total
+        self._progress = progress
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_configure(self, config: pytest.Config) -> None:
+        config.stash[REGISTRY] = self._installed
+        self.cells = config.stash[CELLS]
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        if self._progress is not None and nodeid in self.cells:
+            cell = self.cells[nodeid]
+            self._progress(len(self.cells), self._total, f"{cell['check']}: {cell['driver']}")
+
+
+def _pytest(
+    run: _Run,
+    columns: Sequence[Column],
+    chosen: Sequence[Check],
+    *,
+    quirks: Quirks,
+    jobs: int,
+    limit_s: float,
+    without: Sequence[str],
+) -> bool:
+    """Run pytest; whether it was interrupted."""
+    arguments = ["--pyargs", PACKAGE, "-c", str(_SETTINGS), "--noconftest", "--disable-plugin-autoload"]
+    arguments += ["-p", "gpusvm.conformance.pytest_plugin", "-p", "no:terminal", "-p", "no:cacheprovider"]
+    arguments += ["-p", "no:faulthandler", "--capture=sys", f"--gpusvm-quirks={quirks}"]
+    arguments += [f"--gpusvm-limit-s={limit_s}"]
+    arguments += [f"--gpusvm-driver={column.driver}" for column in columns]
+    arguments += [f"--gpusvm-without={name}" for name in without]
+    if len(chosen) < len(catalogue()):
+        arguments += [f"--gpusvm-check={check.id}" for check in chosen]
+    if jobs:
+        arguments += ["-p", "xdist.plugin", f"--numprocesses={jobs}", "--dist=worksteal"]
+    forget()
+    with _undisturbed():
+        code = pytest.main(arguments, plugins=[run])
+    if code not in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED}:
+        raise ModelError(f"the suite could not be run: pytest ended with {pytest.ExitCode(code).name}")
+    return code == pytest.ExitCode.INTERRUPTED
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let nothing of whoever calls change the run, and the run nothing of his."""
+    kept = {name: os.environ.pop(name) for name in _FOREIGN if name in os.environ}
+    path, modules = list(sys.path), sys.dont_write_bytecode
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
+        sys.path[:], sys.dont_write_bytecode = path, modules
+
+
+def _results(cells: Cells, columns: Sequence[Column], chosen: Sequence[Check]) -> Generator[Result]:
+    found = {(cell["check"], cell["driver"]): cell for cell in cells.values()}
+    for check in chosen:
+        for column in columns:
+            cell = found.get((check.id, column.driver))
+            yield _result(cell) if cell is not None else _unheard_of(check, column)
+
+
+def _result(cell: dict[str, Any]) -> Result:
+    return Result(
+        check=cell["check"],
+        driver=cell["driver"],
+        status=Status(cell["status"]),
+        reason=cell["reason"],
+        ref=cell["ref"],
+        seconds=cell["seconds"],
+        details=cell["details"],
+        trace=tuple(cell["trace"]),
+    )
+
+
+def _unheard_of(check: Check, column: Column) -> Result:
+    reason = "the run ended before it"
+    return Result(
+        check=check.id, driver=column.driver, status=Status.NOT_RUN, reason=reason, ref=check.ref, seconds=0.0
+    )

@@ -1,0 +1,79 @@
+"""Write down what the conformance suite consists of."""
+
+import inspect
+from itertools import groupby
+from pathlib import Path
+
+from gpusvm.conformance.suite import PROFILES, SPEC_VERSION, Check, Status
+from gpusvm.conformance.suite.catalogue import catalogue
+from gpusvm.conformance.suite.defects import DEFECTS
+
+from generators.markdown import NOTICE, cell, code, table
+
+__all__ = ["page"]
+
+HEAD = f"""\
+# The conformance suite
+
+{NOTICE}
+
+Version {SPEC_VERSION}. The minor number grows with each check that is added, the major one when a check comes to
+mean something else. An id stays what it is. [How to run the suite](../how-to/conform.md); `gpusvm conform --list`
+prints this list.
+
+## What it measures
+
+A check boots machines of the model with the driver on their devices, touches memory from the CPUs and the GPU, and
+looks at what both see: the contents of memory, which are compared with what was written last at each read, where
+pages are, what the GPU has mapped and with which permissions, which errnos come back, and what the device's power
+is. While it runs every invariant of the model is checked ([which](invariants.md)), locks are watched by lockdep,
+and at its end every machine is torn down: a reference, a mapping, a page or a work that is left is a failure of the
+check. It never looks into the driver's own state, and never at its name. What depends on the order of tasks is left
+to [exploration](../how-to/explore.md).
+
+## Profiles
+
+A driver claims a profile by a capability that it declares; `core` is every driver's. It conforms to a profile if
+each of its checks ran and came to `pass`, to a failure that the driver states, or to a capability that it declares
+to lack.
+
+"""
+
+
+def page(_root: Path) -> str:
+    """Return docs/reference/conformance.md."""
+    checks = catalogue()
+    rows = []
+    for profile, capability in PROFILES.items():
+        number = sum(check.profile == profile for check in checks)
+        rows.append([code(profile), "" if capability is None else code(capability), str(number)])
+    lines = [HEAD.rstrip(), "", *table(("profile", "claimed by", "checks"), rows), ""]
+    lines += ["## Statuses", "", f"{' '.join(inspect.getdoc(Status).split())}", ""]  # type: ignore[union-attr]  # it has one
+    failing = ", ".join(code(each.value) for each in Status if each.is_failure)
+    lines += [f"With {failing} the exit code is 1.", ""]
+    lines += ["## Checks", ""]
+    for area, found in groupby(sorted(checks, key=_area), _area):
+        lines += [f"### {area}", ""]
+        lines += table(("check", "rule", "since", "profile", "requires", "from"), map(_row, found))
+        lines.append("")
+    lines += ["## Known to judge wrongly", ""]
+    if DEFECTS:
+        lines += table(("check", "why no driver is held to it"), [[code(id_), why] for id_, why in DEFECTS.items()])
+    else:
+        lines.append("No check is.")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _area(check: Check) -> str:
+    return check.id.partition(".")[0]
+
+
+def _row(check: Check) -> list[str]:
+    return [
+        code(check.id),
+        cell(check.rule),
+        check.since,
+        check.profile,
+        ", ".join(map(code, check.requires)),
+        cell(check.ref),
+    ]
