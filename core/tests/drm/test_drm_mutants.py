@@ -1,6 +1,7 @@
 """Each mutant of drm_gpusvm and drm_pagemap shows by its own trigger, and nothing of it is left afterwards."""
 
 import pytest
+from gpusvm.check import Checker
 from gpusvm.conformance.mutants import load
 from gpusvm.errors import CpuSignal, KernelError, ModelError
 from gpusvm.kernel import Kernel
@@ -87,6 +88,25 @@ def gs_12(make):
     m.files[0].fault(BASE * PAGE, migrate=False)
     m.kernel.arm("gpusvm.evict")
     assert m.files[0].range_evict(BASE * PAGE) == -12
+    return m
+
+
+def gs_16(make):
+    m = make()
+    m.mmap(BASE, 1)
+    m.write(BASE)
+    walk = m.memory.hmm_range_fault_unlocked_timeout
+
+    def freed_since(hmm_range, timeout_ns):
+        walk(hmm_range, timeout_ns)
+        m.memory.hmm_range_fault_unlocked_timeout = walk
+        m.mm.madvise(BASE * PAGE, PAGE, MADV_DONTNEED)
+
+    m.memory.hmm_range_fault_unlocked_timeout = freed_since
+    checker = Checker(m.memory, collect=True).attach()
+    m.files[0].fault(BASE * PAGE, migrate=False)
+    checker.detach()
+    assert checker.findings == [], "a page is mapped that is free"
     return m
 
 
@@ -229,6 +249,7 @@ TRIGGERS = {
     "GS-08": (gs_08, "device pages for somebody who cannot reach them\n"),
     "GS-10": (gs_10, "the CPU has not waited for the timeslice\n"),
     "GS-12": (gs_12, "ledger: not given back\n  'mm_users'"),
+    "GS-16": (gs_16, "a page is mapped that is free\n"),
     "DP-01": (dp_01, "device page 0x10000 is copied to RAM again, where its contents are already"),
     "DP-02": (dp_02, "ledger: not given back\n  'dma' held by 'tiny0': 16"),
     "DP-03": (first_of_two_copies_fails, "folio"),

@@ -6,11 +6,22 @@ Where breaking one rule breaks another by necessity, `also` says which and why.
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from attrs import frozen
 from gpusvm.check import INVARIANTS, QUIESCENT, RULES, Checker, InvariantError, violations
+from gpusvm.drm import (
+    DRM_INTERCONNECT_DRIVER,
+    DrmDevice,
+    DrmPagemap,
+    GpuSvm,
+    GpuSvmCtx,
+    GpuSvmPages,
+    constant_u8,
+)
+from gpusvm.drm import pages as pages_of_gpusvm
 from gpusvm.drm.dma import DmaDevice
 from gpusvm.errors import KernelError, LockdepError, ModelError
 from gpusvm.gpu import READ, WRITE, GpuPageTable
@@ -828,6 +839,59 @@ def mirror_entries(b: Broken) -> None:
     GpuPageTable(one.kernel, one.memory, one.mm).map_run(BASE // PAGE, one.memory.zero_pfn, 1, READ | WRITE)
 
 
+# --- 56 to 58, what drm_gpusvm maps and drm_pagemap moves
+
+
+def got(one, pages: int, *, owner=None, drm=None) -> GpuSvmPages:
+    """Get pages of the process for a device, as a driver without ranges does, which is told of nothing."""
+    gpusvm = GpuSvm(one.kernel, one.memory, "core", None)
+    notifier = one.memory.mmu_interval_notifier_insert(one.mm, one.va(64), PAGE, Deaf())
+    mapped = GpuSvmPages(drm or DrmDevice(one.kernel, "gpu"))
+    ctx = GpuSvmCtx(device_private_page_owner=owner, allow_mixed=True)
+    pages_of_gpusvm.get_pages(gpusvm, mapped, one.mm, notifier, one.va(0), one.va(pages), ctx)
+    return mapped
+
+
+class Deaf:
+    """A notifier of addresses where nothing happens."""
+
+    def invalidate(self, *_) -> bool:
+        return True
+
+
+@breaks(56, "gpu has a free page mapped for DMA [pfn 0x0, task 'main']")
+def dma_free_page(b: Broken) -> None:
+    one = b.machine()
+    one.map(2)
+    got(one, 2)
+    one.mm.munmap(BASE, PAGE)
+
+
+class Provider:
+    """A pagemap whose pages any device maps by their numbers."""
+
+    def device_map(self, dpagemap, dev, pfns, order, direction):
+        return pfns.view(np.uint64), constant_u8(DRM_INTERCONNECT_DRIVER, len(pfns))
+
+
+@breaks(57, "gpu is given device pages for somebody who can take none [pfn 0x10000, task 'main']")
+def page_owner(b: Broken) -> None:
+    one = on_device(b)
+    owner = one.device.pgmap.owner
+    b.monkeypatch.setattr(pages_of_gpusvm, "page_owner", lambda *_: owner)
+    dpagemap = DrmPagemap(one.memory, DrmDevice(one.kernel, "gpu"), one.device.pgmap, Provider())
+    b.monkeypatch.setattr(pages_of_gpusvm, "page_zdd", lambda *_: SimpleNamespace(dpagemap=dpagemap))
+    got(one, 1, drm=dpagemap.drm)
+
+
+@breaks(58, "a CPU fault takes pages from gpu 5000000 ns before their timeslice is over [task 'main']")
+def timeslice(b: Broken) -> None:
+    one = b.machine()
+    kernel = one.kernel
+    devmem = SimpleNamespace(timeslice_expiration_ns=kernel.now_ns + 5_000_000, drm=DrmDevice(kernel, "gpu"))
+    b.checker.cpu_fault_takes(devmem)
+
+
 # --- what is done with them
 
 
@@ -873,7 +937,7 @@ def test_invariant_at_rest(broken: Broken, number: int) -> None:
 
 
 def test_every_invariant_has_functions_and_is_broken_here() -> None:
-    assert list(INVARIANTS) == list(range(1, 56))
+    assert list(INVARIANTS) == list(range(1, 59))
     assert [number for number in INVARIANTS if not RULES[number]] == []
     assert sorted(BREAKS) == list(INVARIANTS)
 

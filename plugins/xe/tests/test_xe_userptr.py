@@ -1,15 +1,20 @@
 """Memory that a program binds by itself on xe: got like a range's, never migrated, unmapped whole."""
 
 import errno
+from contextlib import nullcontext
 
 import pytest
+from gpusvm.check import Checker
+from gpusvm.conformance.mutants import load
 from gpusvm.driver import ACCESS_ATOMIC, ACCESS_WRITE
+from gpusvm.driver.operations import OperationHost, PageWords
 from gpusvm.errors import KernelError, ModelError
 from gpusvm.explore import random_walk
 from gpusvm.gpu import ATOMIC, READ, REMOTE, WRITE
 from gpusvm.mm import Geometry
 from gpusvm.mm.api import MADV_DONTNEED
 from gpusvm.testing import Bench, Fault
+from gpusvm_xe.operations import OPERATIONS
 from gpusvm_xe.plugin import INFO
 from gpusvm_xe.userptr import XeUserptr
 
@@ -166,6 +171,71 @@ def test_what_cannot_be_got_is_not_bound(bench, error, answer):
     b.vm.gpusvm.get_pages = get_pages
     assert caught.value.errno == answer
     assert b.vm.userptrs == []
+
+
+def test_a_program_binds_it_by_the_operation_of_scenarios(bench):
+    b = bench(thp="never")
+    addr = b.map(PMD)
+    b.cpu_write(addr, 512)
+    host = OperationHost(
+        memory=b.memory,
+        mm=b.mm,
+        drivers=[b.driver],
+        vms=[b.vm],
+        words=PageWords(b.memory),
+        address=lambda _, page: addr + page * PAGE,
+    )
+    OPERATIONS.start(host).execute("userptr", [0, 0, 3, 5])
+    assert [(each.start, each.end) for each in b.vm.userptrs] == [(addr + 3 * PAGE, addr + 8 * PAGE)]
+
+
+@pytest.fixture
+def checked(bench):
+    """Return a bench with 2 MiB that the program has bound by itself before a checker, whose findings it collects."""
+    b = bench(thp="never")
+    checker = Checker(b.memory, collect=True).attach()
+    addr = b.map(PMD)
+    b.cpu_write(addr, 512)
+    b.vm.bind_userptr(addr, addr + PMD)
+    yield b, addr, checker
+    checker.detach()
+
+
+def found(checker):
+    checker.flush()
+    said = {violation.what for violation in checker.findings}
+    checker.findings.clear()
+    return said
+
+
+FREE = {"gpu0 has a free page mapped for DMA"}
+BOUND = {"a device has a free page mapped"}
+
+
+@pytest.mark.parametrize(("mutant", "said"), [(None, set()), ("XU-02", FREE)])
+def test_an_invalidation_leaves_nothing_mapped_for_dma(checked, mutant, said):
+    b, addr, checker = checked
+    b.fault(addr)
+    with load(mutant).active() if mutant else nullcontext():
+        b.mm.munmap(addr, PAGE)
+    assert found(checker) == said
+
+
+@pytest.mark.parametrize(("mutant", "said"), [(None, set()), ("XU-01", FREE | BOUND)])
+def test_what_a_walk_found_before_an_invalidation_is_not_mapped_after_it(checked, monkeypatch, mutant, said):
+    b, addr, checker = checked
+    b.mm.madvise(addr, PAGE, MADV_DONTNEED)
+    walk = b.memory.hmm_range_fault_unlocked_timeout
+
+    def dropped_since(*how):
+        walk(*how)
+        monkeypatch.undo()
+        b.mm.madvise(addr, PAGE, MADV_DONTNEED)
+
+    monkeypatch.setattr(b.memory, "hmm_range_fault_unlocked_timeout", dropped_since)
+    with load(mutant).active() if mutant else nullcontext():
+        assert b.fault(addr).errno == 0
+    assert found(checker) == said
 
 
 def test_a_prefetch_of_it_is_not_modelled(bound):

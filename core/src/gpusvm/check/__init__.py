@@ -1,4 +1,4 @@
-"""The 55 invariants of the mm and of what mirrors it, by number, and what checks them in a machine."""
+"""The 58 invariants of the mm and of what mirrors it, by number, and what checks them in a machine."""
 
 from gpusvm.check.checker import Checker
 from gpusvm.check.invariants import ALWAYS, EVENT, INVARIANTS, QUIESCENT, Invariant

@@ -9,7 +9,7 @@ driver's folio_free, for one, may be preempted there in explored mode) nothing i
 from collections.abc import Mapping
 from typing import Any, Self
 
-from gpusvm.check import exclusivity, lifetime, mapping, migration, mirror, notifier, power, zone_device
+from gpusvm.check import exclusivity, lifetime, mapping, migration, mirror, notifier, power, svm, zone_device
 from gpusvm.check.operations import Migration, Operation
 from gpusvm.check.quiescent import FOLIO_RULES, check_entry, violations
 from gpusvm.check.shadow import (
@@ -30,6 +30,7 @@ from gpusvm.check.shadow import (
 )
 from gpusvm.check.sweep import unusual_folio
 from gpusvm.check.violation import InvariantError, Violation
+from gpusvm.drm import Devmem, GpuSvmPages
 from gpusvm.errors import LockdepError, ModelError
 from gpusvm.gpu import GpuPageTable
 from gpusvm.kernel import Task
@@ -78,6 +79,7 @@ class Checker:
         self._deferred = False
         self._half: dict[Task, None] = {}
         self._written: list[tuple[GpuPageTable, int, int]] = []
+        self._pages: dict[GpuSvmPages, None] = {}  # what drm_gpusvm has mapped
         self._turn = 0
         self._heard = False  # something was told since the state was last looked at
         self._freeing: dict[Task, int] = {}
@@ -429,11 +431,12 @@ class Checker:
                     heads[base + i - off[i]] = each
                 elif unusual_folio(each, i) or base + i == zero:
                     heads[base + i] = each
-            if mirrored:
+            if mirrored or self._pages:
                 refs = zone.m_refcount
                 freed += [base + i for i in touched if not refs[i - off[i]]]
         if freed:
             mirror.mirror_named(shadow, freed)
+            svm.pages_freed(shadow, self._pages, freed)
         for change in changes:
             if stale:
                 change.new = self._now(change)
@@ -582,6 +585,24 @@ class Checker:
     def mirror_written(self, table: GpuPageTable, vpn: int, end_vpn: int) -> None:
         self._heard = True
         self._written.append((table, vpn, end_vpn))
+
+    # --- drm_gpusvm and drm_pagemap
+
+    def pages_got(self, pages: GpuSvmPages, owner: object | None) -> None:
+        """Hear that get_pages has mapped pages, for a caller who takes device pages of `owner`."""
+        self._pages[pages] = None
+        svm.pages_present(self.shadow, pages)
+        svm.pages_of_the_owner(self.shadow, pages, owner)
+        self._tell()
+
+    def pages_unmapped(self, pages: GpuSvmPages) -> None:
+        """Hear that they are mapped no longer."""
+        self._pages.pop(pages, None)
+
+    def cpu_fault_takes(self, devmem: Devmem) -> None:
+        """Hear that a CPU fault is going to bring pages of an allocation home."""
+        svm.timeslice_kept(self.shadow, devmem)
+        self._tell()
 
     # --- address spaces
 

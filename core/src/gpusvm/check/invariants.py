@@ -1,4 +1,4 @@
-"""List the 55 invariants: number, name, rule, when it is checked, where it comes from, and how a test breaks it.
+"""List the 58 invariants: number, name, rule, when it is checked, where it comes from, and how a test breaks it.
 
 `ALWAYS` rules are about state: they hold whenever no page-table-lock section is open, and in explored runs they are
 checked after every section, for what it touched. `EVENT` rules are about behaviour: they are checked where it happens,
@@ -40,6 +40,7 @@ GROUPS: Final = {
     "lifetime": "Address spaces, accounting and locks",
     "power": "Power",
     "mirror": "Page tables of devices",
+    "svm": "Pages that drm_gpusvm maps and drm_pagemap moves",
 }
 
 
@@ -538,6 +539,33 @@ def _rules() -> dict[int, Invariant]:
         "At rest an entry of a device's page table names the page that the process has at the address, and is writable "
         "only if the process may write the page without a fault.",
         "the device has a writable entry where the process has the zero page",
+    )
+
+    group("svm")
+    rule(
+        56,
+        "dma-free-page",
+        "AE",
+        "drivers/gpu/drm/drm_gpusvm.c:drm_gpusvm_get_pages, drm_gpusvm_unmap_pages",
+        "No page that drm_gpusvm has mapped for a device is free: an invalidation unmaps it before the mm lets it go, "
+        "and what was found before an invalidation is not mapped after it.",
+        "pages are mapped for a device, and freed without a word to it",
+    )
+    rule(
+        57,
+        "page-owner",
+        "E",
+        "drivers/gpu/drm/drm_gpusvm.c:drm_gpusvm_get_pages, struct drm_gpusvm_ctx",
+        "Who gets pages is given device pages of no other owner than he named, and none if he named none.",
+        "get_pages is made to ask for the owner of the device, for a caller who can take no device pages",
+    )
+    rule(
+        58,
+        "timeslice",
+        "E",
+        "drivers/gpu/drm/drm_pagemap.c:__drm_pagemap_migrate_to_ram",
+        "A CPU fault takes home nothing of what was brought to a device for a timeslice before that is over.",
+        "it is told that a CPU fault takes pages 5 ms before their timeslice is over",
     )
     return rules
 

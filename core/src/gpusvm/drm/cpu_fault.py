@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gpusvm.drm.observer import tell
 from gpusvm.drm.ram import RamPages, retire_migrated_pages, skip_retired_pages
 from gpusvm.drm.zdd import page_zdd
 from gpusvm.mm.api import (
@@ -63,6 +64,8 @@ def migrate_to_ram(memory: MemoryManagerApi, vmf: VmFault) -> None:
         skip_retired_pages(memory, args.src, zdd)
         ram = RamPages(memory, args.src, args.dst, zdd, order_fallback=zdd.dpagemap.order_fallback)
         if ram.npages:
+            if kernel.observer is not None:
+                tell(kernel.observer, "cpu_fault_takes", devmem)
             ram.copy(zdd)
             moved = ram.npages
     finally:

@@ -17,6 +17,7 @@ from gpusvm.drm.addr import (
 )
 from gpusvm.drm.device import DrmDevice
 from gpusvm.drm.dma import IovaState
+from gpusvm.drm.observer import tell
 from gpusvm.drm.zdd import Zdd, page_zdd
 from gpusvm.errors import KernelError, ModelError
 from gpusvm.mm.api import (
@@ -28,6 +29,7 @@ from gpusvm.mm.api import (
     Bools,
     HmmRange,
     IntervalNotifier,
+    MemoryManagerApi,
     MmApi,
     Pfns,
     Words,
@@ -97,6 +99,8 @@ class GpuSvmPages:
             self.drm.dma.unmap_pages(system_rows)
         self.has_dma_mapping = False
         self.has_devmem_pages = False
+        if self.drm.kernel.observer is not None:
+            tell(self.drm.kernel.observer, "pages_unmapped", self)
         dpagemap = self.dpagemap
         if dpagemap is not None:
             device = addrs if not system_rows else addrs.rows(addrs.proto != DRM_INTERCONNECT_SYSTEM)
@@ -161,7 +165,7 @@ def get_pages(
         try:
             if pages.unmapped:
                 raise KernelError(EFAULT, f"[{start:#x}, {end:#x}) is unmapped")
-            if memory.mmu_interval_read_retry(notifier, hmm_range.notifier_seq):
+            if found_is_stale(memory, notifier, hmm_range):
                 now_ns = kernel.current.time_ns
                 due_ns = begun_ns + HMM_RANGE_DEFAULT_TIMEOUT_NS
                 kernel.retried(by_chance=True, deadlines=(due_ns, now_ns + time_left(begun_ns, now_ns)))
@@ -171,6 +175,13 @@ def get_pages(
             return
         finally:
             lock.up_read()
+
+
+def found_is_stale(memory: MemoryManagerApi, notifier: IntervalNotifier, hmm_range: HmmRange) -> bool:
+    """Tell whether an invalidation came since HMM looked. Nothing holds the pages that it found: they may be used under
+    the lock that invalidations take, and only if this says no.
+    """
+    return memory.mmu_interval_read_retry(notifier, hmm_range.notifier_seq)
 
 
 def time_left(begun_ns: int, now_ns: int) -> int:
@@ -284,6 +295,8 @@ def _map(gpusvm: "GpuSvm", pages: GpuSvmPages, words: Words, ctx: "GpuSvmCtx") -
         may_write = ctx.read_only or flags & HMM_PFN_WRITE
         pages.protected = None if may_write else np.flatnonzero(words & _WRITE == 0)
     pages.has_dma_mapping = True
+    if kernel.observer is not None:
+        tell(kernel.observer, "pages_got", pages, ctx.device_private_page_owner)
 
 
 def _map_rows(

@@ -49,6 +49,11 @@ class XeOperations:
         self.vms[dev].populate(*self._span(slot, page, n), region=region)
         return Answer()
 
+    def userptr(self, dev: int, slot: int, page: int, n: int) -> Answer:
+        """Bind memory by itself, at its own addresses."""
+        self.vms[dev].bind_userptr(*self._span(slot, page, n))
+        return Answer()
+
     def mirror(self, dev: int, autoreset: int) -> Answer:
         """Bind the whole address space anew."""
         vm = self.vms[dev]
@@ -72,6 +77,7 @@ OPERATIONS = OperationTarget(
         "prefer_own": ("dev", "slot", "page", "n"),
         "atomics": ("dev", "slot", "page", "n", "whose"),
         "prefetch": ("dev", "slot", "page", "n", "region"),
+        "userptr": ("dev", "slot", "page", "n"),
         "mirror": ("dev", "autoreset"),
     },
     start=XeOperations,

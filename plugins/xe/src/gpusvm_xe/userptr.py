@@ -127,14 +127,14 @@ class XeUserptr:
         with self.vm.gpusvm.notifier_lock.write():
             self.memory.mmu_interval_set_seq(sub, cur_seq)
             if not self.tile_present:
-                self.pages.unmap()
+                self._unmap()
                 return True, None
             batch = self._zap()
             if not self._finishing:
                 self._finishing = True
                 return True, batch
             wait_batch(batch)
-            self.pages.unmap()
+            self._unmap()
             return True, None
 
     def invalidate_finish(self, token: Batch) -> None:
@@ -142,7 +142,13 @@ class XeUserptr:
         with self.vm.gpusvm.notifier_lock.write():
             wait_batch(token)
             self._finishing = False
-            self.pages.unmap()
+            self._unmap()
+
+    def _unmap(self) -> None:
+        """Take back what the device may reach by DMA, as soon as it has no entries for it any more: the pages may be
+        somebody else's by the next fault.
+        """
+        self.pages.unmap()
 
     def _zap(self) -> Batch:
         """Clear the PTEs of all tiles and tell their TLBs (xe_vm_invalidate_vma_submit)."""

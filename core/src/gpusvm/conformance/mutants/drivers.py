@@ -23,6 +23,14 @@ def _always(garbage: Any) -> bool:
     return True
 
 
+def _never_of_userptr(guard: Any) -> Any:
+    # Who had pages of his own had the walk in one place, and their use in another.
+    def found_is_stale(memory: Any, notifier: Any, hmm_range: Any) -> bool:
+        return type(notifier.ops).__name__ != "XeUserptr" and bool(guard(memory, notifier, hmm_range))
+
+    return found_is_stale
+
+
 def _always_done(guard: Any) -> Any:
     def _copy_home(dmem: Any, *how: Any) -> Any:
         return guard(dmem, *how) or SimpleNamespace(through_ns=0, pages=0, rows=0)
@@ -62,6 +70,30 @@ DRIVERS: Final = (
             Swap("gpusvm_xe.garbage:GarbageCollector.stop", instead(_flush_only)),
             Swap("gpusvm_xe.garbage:GarbageCollector.wants", instead(_always)),
         ),
+    ),
+    Mutant(
+        id="XU-01",
+        title="What the walk found for a userptr is mapped without the lock that invalidations take",
+        where="xe_hmm.c:xe_hmm_userptr_populate_range",
+        fix="0a98219bcc96; CVE-2025-21939",
+        evidence="C",
+        importance="S",
+        oracle=("I-LIFE", "I-SEQ"),
+        scope="xe",
+        drivers=("xe",),
+        swaps=(Swap("gpusvm.drm.pages:found_is_stale", _never_of_userptr),),
+    ),
+    Mutant(
+        id="XU-02",
+        title="An invalidation of a userptr takes the device's entries back, and leaves its mapping for DMA",
+        where="xe_vm.c:vma_userptr_invalidate",
+        fix="333b89063361",
+        evidence="C",
+        importance="S",
+        oracle=("I-PTE", "I-DMA"),
+        scope="xe",
+        drivers=("xe",),
+        swaps=(Swap("gpusvm_xe.userptr:XeUserptr._unmap", gone),),
     ),
     Mutant(
         id="NV-01",

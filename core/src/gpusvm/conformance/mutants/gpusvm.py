@@ -96,7 +96,7 @@ GPUSVM: Final = (
         importance="S",
         oracle=("I-RES",),
         scope="drm",
-        drivers=(),
+        drivers=("xe",),
         swaps=(Swap("gpusvm.drm.pages:page_owner", instead(_fixed_owner)),),
     ),
     Mutant(
@@ -123,5 +123,17 @@ GPUSVM: Final = (
         drivers=("xe",),
         swaps=(Swap("gpusvm.drm.gpusvm:evict_without_memory", gone),),
         needs_failure=True,
+    ),
+    Mutant(
+        id="GS-16",
+        title="What HMM found is mapped though an invalidation came since",
+        where="drm_gpusvm.c:drm_gpusvm_get_pages",
+        fix="before it was merged",
+        evidence="V",
+        importance="B",
+        oracle=("I-SEQ",),
+        scope="drm",
+        drivers=("xe",),
+        swaps=(Swap("gpusvm.drm.pages:found_is_stale", never),),
     ),
 )
