@@ -38,6 +38,7 @@ class _Device:
     d3cold_capable: bool
     tiles: int = field(default=1, validator=validators.ge(1))
     iommu: bool = False
+    late_clears: bool = False
 
 
 @frozen(kw_only=True)
@@ -243,6 +244,7 @@ class Machine:
                             d3cold_capable=device.d3cold_capable,
                             tiles=device.tiles,
                             iommu=device.iommu,
+                            late_clears=device.late_clears,
                         ),
                         link=link,
                         tunables=spec.tunables,

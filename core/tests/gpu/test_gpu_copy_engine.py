@@ -51,3 +51,21 @@ def test_without_costs_nothing_takes_time() -> None:
     kernel = Kernel()
     e = CopyEngine(kernel, Link(kernel), shape="gather")
     assert (e.copy(H2D, PMD, 1), e.clear(PMD), e.busy_ns) == (0, 0, 0)
+
+
+def test_what_is_done_later_is_done_in_order_and_before_the_next_copy() -> None:
+    e = engine("gather")
+    done: list[str] = []
+    e.later(lambda: done.append("first"))
+    e.later(lambda: done.append("second"))
+    assert done == []
+    e.copy(H2D, PMD, 1)
+    assert done == ["first", "second"]
+
+
+def test_what_is_done_later_is_done_by_a_worker_if_nothing_follows() -> None:
+    e = engine("gather")
+    done: list[str] = []
+    e.later(lambda: done.append(e.kernel.current.name))
+    e.kernel.settle()
+    assert done == ["kworker/copy engine:0"]

@@ -35,7 +35,7 @@ from gpusvm.errors import LockdepError, ModelError
 from gpusvm.gpu import GpuPageTable
 from gpusvm.kernel import Task
 from gpusvm.mm import MemoryManager, MmStruct
-from gpusvm.mm.api import DevicePower, DevPagemap, HmmRange, MigrateVma, MmuNotifierRange, Words
+from gpusvm.mm.api import DevicePower, DevPagemap, HmmRange, IntervalNotifier, MigrateVma, MmuNotifierRange, Words
 from gpusvm.mm.hmm_dma import HmmDmaMap
 from gpusvm.mm.mmu_notifier import MmuIntervalNotifier
 from gpusvm.mm.page import PG_LOCKED, Index, Zone
@@ -79,7 +79,7 @@ class Checker:
         self._deferred = False
         self._half: dict[Task, None] = {}
         self._written: list[tuple[GpuPageTable, int, int]] = []
-        self._pages: dict[GpuSvmPages, None] = {}  # what drm_gpusvm has mapped
+        self._pages: dict[GpuSvmPages, object] = {}  # what drm_gpusvm has mapped, and the notifier that watches it
         self._turn = 0
         self._heard = False  # something was told since the state was last looked at
         self._freeing: dict[Task, int] = {}
@@ -588,9 +588,9 @@ class Checker:
 
     # --- drm_gpusvm and drm_pagemap
 
-    def pages_got(self, pages: GpuSvmPages, owner: object | None) -> None:
+    def pages_got(self, pages: GpuSvmPages, sub: IntervalNotifier, owner: object | None) -> None:
         """Hear that get_pages has mapped pages, for a caller who takes device pages of `owner`."""
-        self._pages[pages] = None
+        self._pages[pages] = sub
         svm.pages_present(self.shadow, pages)
         svm.pages_of_the_owner(self.shadow, pages, owner)
         self._tell()
@@ -671,6 +671,8 @@ class Checker:
 
     def subscription_removing(self, sub: MmuIntervalNotifier) -> None:
         self._heard = True
+        # Whoever watches memory no longer unmaps it next (drm_gpusvm_fini).
+        self._pages = {pages: each for pages, each in self._pages.items() if each is not sub}
         live = self._subs.get(sub.mm, [])
         if sub in live:
             live.remove(sub)

@@ -46,6 +46,10 @@ class DeviceSpec:
     tiles: int = 1
     iommu: bool = False
     """An IOMMU stands between the device and system memory: what is mapped together can have consecutive addresses."""
+    late_clears: bool = False
+    """What clears device memory does so when it gets to it, whatever is in the memory by then; otherwise at once, and
+    only its time passes.
+    """
 
     def reaches(self, other: "DeviceSpec") -> bool:
         """Tell whether another device is this one, or there is a path between the two."""

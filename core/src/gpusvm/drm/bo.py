@@ -12,13 +12,15 @@ from gpusvm.kernel import Kernel, Kref, Work
 
 if TYPE_CHECKING:
     from gpusvm.drm.devmem import Devmem
+    from gpusvm.drm.fence import Fence
 
 
 class Bo:
     """Be one allocation of device memory. Built by BoManager.create.
 
     `blocks` are the places [(first page, pages), …], empty once it was evicted. `resv` is its lock (dma_resv).
-    `devmem` and `container` are the driver's: what the object is used for, and what embeds it.
+    `devmem` and `container` are the driver's: what the object is used for, and what embeds it. `busy` is what the
+    device has still to do there before the memory can be somebody else's.
     """
 
     __slots__ = (
@@ -26,6 +28,7 @@ class Bo:
         "_next",
         "_prev",
         "blocks",
+        "busy",
         "container",
         "devmem",
         "evictable",
@@ -45,6 +48,7 @@ class Bo:
         self.pinned = False
         self.devmem: Devmem | None = None
         self.container: Any = None
+        self.busy: Fence | None = None
         self.resv = kernel.mutex("dma_resv")
         self.lru_seq = 0  # 0: not on the list
         self._prev: Bo | None = None
@@ -279,6 +283,8 @@ class BoManager:
             bo.blocks = []
 
     def _destroy(self, bo: Bo) -> None:
+        if bo.busy is not None:
+            bo.busy.wait()  # ttm_bo_delayed_delete
         if bo.lru_seq:
             self._unlink(bo)
         self._free_blocks(bo)

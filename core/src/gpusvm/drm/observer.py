@@ -5,6 +5,8 @@ A listener looks and does not sleep, and need not have every method.
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from gpusvm.mm.api import IntervalNotifier
+
 if TYPE_CHECKING:
     from gpusvm.drm.devmem import Devmem
     from gpusvm.drm.pages import GpuSvmPages
@@ -13,8 +15,10 @@ if TYPE_CHECKING:
 class DrmObserver(Protocol):
     """Hear what becomes of pages."""
 
-    def pages_got(self, pages: "GpuSvmPages", owner: object | None) -> None:
-        """Note that get_pages has mapped pages, for a caller who takes device pages of `owner`, or none."""
+    def pages_got(self, pages: "GpuSvmPages", notifier: IntervalNotifier, owner: object | None) -> None:
+        """Note that get_pages has mapped pages which `notifier` watches, for a caller who takes device pages of
+        `owner`, or none.
+        """
 
     def pages_unmapped(self, pages: "GpuSvmPages") -> None:
         """Note that they are mapped no longer."""

@@ -171,6 +171,8 @@ def get_pages(
                 kernel.retried(by_chance=True, deadlines=(due_ns, now_ns + time_left(begun_ns, now_ns)))
                 continue
             _map(gpusvm, pages, hmm_range.hmm_pfns, ctx)
+            if kernel.observer is not None:
+                tell(kernel.observer, "pages_got", pages, notifier, ctx.device_private_page_owner)
             pages.notifier_seq = hmm_range.notifier_seq
             return
         finally:
@@ -295,8 +297,6 @@ def _map(gpusvm: "GpuSvm", pages: GpuSvmPages, words: Words, ctx: "GpuSvmCtx") -
         may_write = ctx.read_only or flags & HMM_PFN_WRITE
         pages.protected = None if may_write else np.flatnonzero(words & _WRITE == 0)
     pages.has_dma_mapping = True
-    if kernel.observer is not None:
-        tell(kernel.observer, "pages_got", pages, ctx.device_private_page_owner)
 
 
 def _map_rows(

@@ -60,6 +60,7 @@ class _Document:
     ram_pages: int = 128
     devices: int = 1
     iommu: bool = False
+    late_clears: bool = False
     files: int = 1
     cpus: int = 0
     preemptive: bool = True
@@ -74,8 +75,8 @@ class Scenario:
     drivers that it is meant for (empty: all). `standard` ones are what rates are measured on: two or three tasks of
     one process on one range and one device. `vram_pages` and
     `ram_pages` are the sizes of the machine, a PMD has ``1 << pmd_order`` pages. Each of `devices` has
-    the same driver, with `iommu` behind an IOMMU, and every process opens each of them `files` times: ``@N`` is file N,
-    on device ``N % devices``.
+    the same driver, with `iommu` behind an IOMMU, with `late_clears` memory that is cleared when an engine gets to it,
+    and every process opens each of them `files` times: ``@N`` is file N, on device ``N % devices``.
     With `cpus` the tasks share so many CPUs, and without `preemptive` keep them (`gpusvm.kernel.cpus`); 0: each has
     its own. `settings` are options for a driver's spec string, by its name. `end` runs after all tasks.
     """
@@ -94,6 +95,7 @@ class Scenario:
     ram_pages: int = 128
     devices: int = 1
     iommu: bool = False
+    late_clears: bool = False
     files: int = 1
     cpus: int = 0
     preemptive: bool = True
@@ -194,6 +196,7 @@ def read_scenarios(text: str, *, source: str) -> list[Scenario]:
             ram_pages=read.ram_pages,
             devices=read.devices,
             iommu=read.iommu,
+            late_clears=read.late_clears,
             files=read.files,
             cpus=read.cpus,
             preemptive=read.preemptive,

@@ -86,7 +86,7 @@ class World:
         self.info = found.info
         self._target = _operation_target(drivers, name)
         single = load_topology("single")
-        one = evolve(single.device[0], iommu=scenario.iommu)
+        one = evolve(single.device[0], iommu=scenario.iommu, late_clears=scenario.late_clears)
         devices = [evolve(one, name=f"gpu{index}") for index in range(scenario.devices)]
         topology = evolve(single, ram_bytes=scenario.ram_pages * geometry.page_size, device=tuple(devices))
         driver = scaled(found, geometry, {**settings, **options})

@@ -1,9 +1,11 @@
 """A copy engine: one in-order queue, and two ways of moving memory that is in many pieces."""
 
+from collections import deque
+from collections.abc import Callable
 from typing import Final, Literal
 
 from gpusvm.gpu.link import D2H, H2D, Link
-from gpusvm.kernel import Kernel
+from gpusvm.kernel import Kernel, Work
 
 __all__ = ["D2D", "CopyEngine", "Direction", "Shape"]
 
@@ -20,7 +22,7 @@ class CopyEngine:
     a command for each piece (nouveau's copy class). Nothing sleeps in `copy` and `clear`: they return the time in ns at
     which the engine will be through, and `wait` sleeps up to one. The engine's time is accounted under the constants
     that it rests on (`Kernel.account`). What the pages hold is moved by whoever knows the pages
-    (`MemoryManagerApi.copy_pages`), not here.
+    (`MemoryManagerApi.copy_pages`), not here; when the engine gets to a command, `later` tells.
     """
 
     def __init__(self, kernel: Kernel, link: Link, *, shape: Shape, name: str = "copy") -> None:
@@ -31,6 +33,9 @@ class CopyEngine:
         self._events = {direction: f"copy_{shape}_{direction}" for direction in (H2D, D2H, D2D)}
         self.busy_until_ns = 0
         self.busy_ns = 0
+        self._later: deque[Callable[[], None]] = deque()
+        self._work = Work(self._catch_up, f"{name} engine")
+        self._workqueue = kernel.workqueue(f"{name} engine")
 
     def copy(self, direction: Direction, nbytes: int, pieces: int, *, after_ns: int = 0, chained: bool = False) -> int:
         """Queue one copy of `nbytes` in `pieces`, not before `after_ns`; the time in ns at which it is done.
@@ -38,6 +43,8 @@ class CopyEngine:
         The base cost of a copy is of one that is waited for. A `chained` command follows another at once, and costs
         what one more piece costs an engine that copies piece by piece, in place of the base.
         """
+        if self._later:
+            self._catch_up()
         kernel = self.kernel
         costs = kernel.costs
         ns = costs.copy_ns(self.shape, direction, nbytes, pieces) if costs is not None else 0
@@ -76,6 +83,17 @@ class CopyEngine:
         self.busy_until_ns = max(kernel.now_ns, self.busy_until_ns) + ns
         self.busy_ns += ns
         return self.busy_until_ns
+
+    def later(self, effect: Callable[[], None]) -> None:
+        """Do `effect` when the engine gets to the command queued last: at some later step of an explored kernel, and
+        not after what it is given next. It does not sleep.
+        """
+        self._later.append(effect)
+        self._workqueue.queue(self._work)
+
+    def _catch_up(self) -> None:
+        while self._later:
+            self._later.popleft()()
 
     def wait(self, until_ns: int) -> None:
         """Sleep until `until_ns`, if that is still to come."""

@@ -699,5 +699,8 @@ class MemoryManagerApi(Protocol):
     def clear_pages(self, pfns: Pfns) -> None:
         """Zero pages."""
 
+    def clear_frames(self, pfns: Pfns) -> None:
+        """Zero memory as an engine does, which does not know whether it is in use."""
+
     def clear_folio(self, pfn: int, nr_pages: int) -> None:
         """Zero consecutive pages."""

@@ -540,11 +540,11 @@ class Contents:
         else:
             self.tainted_pfns[dst] = quirk
 
-    def clear(self, pfns: Pfns) -> None:
-        """Zero pages."""
+    def clear(self, pfns: Pfns, *, in_use: bool = True) -> None:
+        """Zero pages, which are to be `in_use`."""
         if self.mode == "none":
             return
-        if self.pages.owner is not None:
+        if in_use and self.pages.owner is not None:
             self.pages.owner.check("clears", pfns)
         for zone, index, _ in self.pages.split(pfns):
             zone.token[index] = 0

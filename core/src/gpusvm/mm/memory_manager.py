@@ -522,6 +522,10 @@ class MemoryManager:
         """Zero pages."""
         self.contents.clear(pfns)
 
+    def clear_frames(self, pfns: Pfns) -> None:
+        """Zero memory as an engine does, which does not know whether it is in use."""
+        self.contents.clear(pfns, in_use=False)
+
     def clear_folio(self, pfn: int, nr_pages: int) -> None:
         """Zero consecutive pages."""
         self.contents.clear_folio(pfn, nr_pages)

@@ -6,6 +6,7 @@ eviction list are never bumped, so the oldest goes first.
 """
 
 import errno
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -86,6 +87,7 @@ class XeVram:
         # Allocations share it, whatever tile they are for; one that found no room takes it alone and tries once more
         # (xe_validation.c).
         self.validation = validation
+        self._late = host.device.late_clears
         self._need_64k = host.tunables.need_64k
         self._evict_attempts = host.tunables.evict_attempts
         self._passes_over = host.quirks.evict_all_stops == "fixed"
@@ -99,8 +101,20 @@ class XeVram:
         bo = self.bos.create(size_pages)
         # A device object without system pages behind it "needs clear" (xe_bo_move): holes then read as zero.
         with self.power.bo_move():
-            fence = EngineFence(self.kernel, "bo_clear", self.engine.clear(size_pages << self.page_shift))
+            due_ns = self.engine.clear(size_pages << self.page_shift)
+            fence = EngineFence(self.kernel, "bo_clear", due_ns, late=self._late)
+        if self._late:
+            bo.busy = fence
         return bo, fence
+
+    def clear_late(self, fence: EngineFence, clear: Callable[[], None]) -> None:
+        """Have the engine clear an object when it gets to it, which may be after the object has pages."""
+
+        def effect() -> None:
+            clear()
+            fence.signal()
+
+        self.engine.later(effect)
 
     @staticmethod
     def pfns(bo: Bo, pagemap: DevPagemap) -> Pfns:

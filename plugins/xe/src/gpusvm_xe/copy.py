@@ -31,16 +31,26 @@ _COPY_KB: Final = {
 
 
 class EngineFence(Fence):
-    """Stand for a command of an engine, of which it is known when it will be done."""
+    """Stand for a command of an engine, of which it is known when it will be done, unless it is `late`: then the engine
+    signals it.
+    """
 
-    __slots__ = ("due_ns",)
+    __slots__ = ("due_ns", "late")
 
-    def __init__(self, kernel: "Kernel", name: str, due_ns: int) -> None:
+    def __init__(self, kernel: "Kernel", name: str, due_ns: int, *, late: bool = False) -> None:
         super().__init__(kernel, name)
         self.due_ns = due_ns
+        self.late = late
+
+    @property
+    def is_pending(self) -> bool:
+        """Tell whether the command is still to be waited for."""
+        return not self.signaled if self.late else self.due_ns > self.kernel.now_ns
 
     def wait(self) -> int:
         """Sleep until the command is done."""
+        if self.late:
+            return super().wait()
         now = self.kernel.now_ns
         if self.due_ns > now:
             self.kernel.sleep_ns(self.due_ns - now)
@@ -99,7 +109,7 @@ class XeDevmemOps:
         engine = self.engine
         after_ns = 0
         if fence is not None:
-            if isinstance(fence, EngineFence):
+            if isinstance(fence, EngineFence) and not fence.late:
                 after_ns = fence.due_ns
             else:
                 fence.wait()

@@ -6,6 +6,7 @@ xe_pagemap holds the dev_pagemap and the drm_pagemap side by side; the drm_pagem
 
 import errno
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -181,10 +182,12 @@ class XePagemap:
     def _migrate(self, bo: Bo, clear: EngineFence, start: int, end: int, mm: MmApi, timeslice_ms: int) -> None:
         """Migrate into a locked object; from here on its creation reference belongs to the pages, come what may."""
         driver = self.driver
+        if clear.late:
+            self.vr.clear_late(clear, partial(self._clear, self.vr.pfns(bo, self.pagemap)))
         if self._clears_first:
             clear.wait()
         # The clear need not be over: the first copy depends on it.
-        pending = clear if clear.due_ns > driver.kernel.now_ns else None
+        pending = clear if clear.is_pending else None
         devmem = Devmem(
             driver.device, mm, self.devmem_ops, self.dpagemap, end - start, pre_migrate_fence=pending, container=bo
         )
@@ -202,6 +205,11 @@ class XePagemap:
             driver.power.job.put()
             bo.resv.unlock()
             self._drop(bo)
+
+    def _clear(self, pfns: Pfns) -> None:
+        """Zero what the pages hold, if there are any, in use or not: the engine does not know."""
+        if self._mapped and not self._unmapped:
+            self.memory.clear_frames(pfns)
 
     @staticmethod
     def _hold(bo: Bo) -> None:

@@ -1,6 +1,6 @@
 """With which errnos xe may refuse programs, and what of what it declares its settings change."""
 
-from errno import EBUSY, EFAULT, EINVAL, ENODEV, ENOENT, ENOMEM, EOPNOTSUPP, EPERM
+from errno import EBUSY, EFAULT, EINVAL, EIO, ENODEV, ENOENT, ENOMEM, ENOSPC, EOPNOTSUPP, EPERM, EPIPE
 from typing import TYPE_CHECKING, Final
 
 from attrs import evolve
@@ -51,6 +51,8 @@ REFUSALS: Final = Refusals(
         contended=NEVER,
         failed={ENOMEM},
     ),
+    # xe_vm_madvise.c tells the program where a message to the TLBs could not be sent.
+    ioctl=Errnos(failed={ENOMEM, EBUSY, EFAULT, EINVAL, EIO, ENOSPC, EPIPE}),
     reach_block=True,
     read_needs_write=True,
 )

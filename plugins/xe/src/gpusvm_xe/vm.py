@@ -180,7 +180,7 @@ class XeVm:
         One of the two at a time. GPU-VMAs are split where it begins and ends; ranges that are cut come home and are
         removed, the others are zapped where anything changed. EINVAL for numbers that make no sense, ENOENT for a VM
         that is closed and for a file that is none of an xe device or has no such region, ENODEV if that device or the
-        VM's own is unplugged, ENOLINK without a path to it, ENOMEM.
+        VM's own is unplugged, ENOLINK without a path to it, EPIPE where a TLB cannot be told, ENOMEM.
         """
         what = preferred_location if atomic is None else atomic
         if what is None or (atomic is not None and preferred_location is not None):

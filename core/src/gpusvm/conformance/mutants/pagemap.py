@@ -110,7 +110,7 @@ PAGEMAP: Final = (
         importance="S",
         oracle=("I-DATA",),
         scope="drm",
-        drivers=(),
+        drivers=("xe",),
         swaps=(Swap("gpusvm.drm.migrate:pre_migrate_fence", gone),),
     ),
     Mutant(
