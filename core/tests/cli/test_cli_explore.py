@@ -383,7 +383,7 @@ def test_the_list(gpusvm):
         (["--jobs", "0"], "--jobs: expected 1 or more, got 0"),
         (["--seconds", "0"], "--seconds: expected more than 0, got 0"),
         (["--scheduler", "randon"], "scheduler 'randon': unknown scheduler 'randon'; did you mean 'random'?"),
-        (["--mutant", "GS-1"], "unknown mutant 'GS-1', did you mean 'GS-12'?"),
+        (["--mutant", "GS-1"], "unknown mutant 'GS-1', did you mean 'GS-16'?"),
         (["--driver", "acne"], "driver spec 'acne': unknown driver 'acne'; did you mean 'acme'?"),
     ],
 )
@@ -428,7 +428,7 @@ def test_no_scenario_is_for_the_driver(refused, race):
         (
             "failures   0",
             "mutant     GS-1",
-            "unknown mutant 'GS-1', did you mean 'GS-12'?",
+            "unknown mutant 'GS-1', did you mean 'GS-16'?",
         ),
         ("gpusvm finding 1", "gpusvm finding 2", "{file}:1: expected format 1, got '2'"),
     ],
