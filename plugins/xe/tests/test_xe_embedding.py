@@ -118,3 +118,18 @@ def test_what_cannot_work_is_refused_with_the_reason(spec, reason):
     with pytest.raises(InputError) as refused:
         read_spec(spec, {"xe": INFO})
     assert str(refused.value) == f"driver spec {spec!r}: {reason}"
+
+
+def test_without_zone_device_data_each_folio_is_looked_up_when_freed_and_marks_have_a_bitmap(bench):
+    b = bench("xe:page_to_bo=offset", thp="never")
+    addr = b.map(PMD)
+    b.cpu_write(addr, 512)
+    b.gpu_write(addr)
+    costs, marks = b.driver.tiles[0].dpagemap.index.costs, "page_marks_bytes"
+    lookups = costs.lookups
+    assert b.kernel.gauges.now[marks] == 512 // 8
+    b.mm.munmap(addr, 16 * PAGE)
+    assert costs.lookups - lookups == 16
+    b.mm.munmap(addr + 16 * PAGE, PMD - 16 * PAGE)
+    assert costs.lookups - lookups == 512
+    assert (b.kernel.gauges.now[marks], b.kernel.gauges.peak[marks]) == (0, 512 // 8)

@@ -71,6 +71,7 @@ METRICS = (
     Metric("page_index.lookups", "page lookups in an index", "count", "page to object"),
     Metric("page_index.loads", "dependent loads of these", "count", "page to object"),
     Metric("page_index.bytes_max", "size of the index at most", "bytes", "page to object"),
+    Metric("page_index.marks_bytes_max", "marks of pages that left", "bytes", "page to object"),
     Metric("page_index.ns", "time of the lookups", "ns", "page to object"),
     Metric("integrity.reads_checked", "reads checked", "count", "integrity", less_is_better=False),
     Metric("integrity.mismatches", "mismatches", "count", "integrity"),

@@ -228,7 +228,9 @@ class PagemapDevOps:
         i = 0
         while i < n:
             zdd = folio_zdd(memory, int(pfns[i]))
-            if i == 0 or n - i > 8:
+            if zdd.by_index:  # each folio is freed by itself, and so looked up by itself
+                count = 1
+            elif i == 0 or n - i > 8:
                 mine = zdd.covers(pfns[i:])
                 count = int(mine.argmin()) if not mine.all() else n - i
             else:

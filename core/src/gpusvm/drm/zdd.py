@@ -1,6 +1,6 @@
 """drivers/gpu/drm/drm_pagemap.c:struct drm_pagemap_zdd, as of Linux 7.3.4: from a device page to its allocation."""
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import numpy as np
 
@@ -12,6 +12,14 @@ if TYPE_CHECKING:
     from gpusvm.drm.devmem import Devmem
     from gpusvm.drm.page_index import PageIndex
     from gpusvm.drm.pagemap import DrmPagemap, PagemapDevOps
+
+MARKS_GAUGE: Final = "page_marks_bytes"
+"""The gauge that counts the bytes of what marks pages that have left, where zone_device_data has no bit for that."""
+
+
+def marks_bytes(nr_pages: int) -> int:
+    """Return the size of a bitmap for the pages of an allocation, in whole words of 64 bits."""
+    return -(-nr_pages // 64) * 8
 
 
 def page_zdd(memory: MemoryManagerApi, pfn: int) -> "Zdd":
@@ -72,6 +80,11 @@ class Zdd:
         self._retired: set[int] = set()  # the marks of folios, where there is no zone_device_data to have them
         self._lo = self._hi = 0  # no pages yet
         self._pfns: Pfns | None = None  # sorted, only if they are not simply [lo, hi)
+
+    @property
+    def by_index(self) -> bool:
+        """Tell whether pages lead here through an index, and not by themselves."""
+        return self._index is not None
 
     def set_pfns(self, pfns: Pfns) -> None:
         """Remember which pages the allocation consists of, before they are live. ENOMEM of an index outside of them."""
@@ -137,7 +150,9 @@ class Zdd:
         kernel = dpagemap.kernel
         kernel.gauges.dec("zdd")
         if self._index is not None and self._hi:
-            self._index.detach(self._all_pfns())
+            pfns = self._all_pfns()
+            self._index.detach(pfns)
+            kernel.gauges.dec(MARKS_GAUGE, marks_bytes(len(pfns)))
         devmem.detached.complete_all()
         devmem.release()
         drop_dpagemap(dpagemap)
@@ -148,8 +163,10 @@ class Zdd:
         return np.arange(self._lo, self._hi, dtype=np.int64) if self._pfns is None else self._pfns
 
     def _enter(self, index: "PageIndex") -> None:
+        pfns = self._all_pfns()
         try:
-            index.attach(self, self._all_pfns())
+            index.attach(self, pfns)
         except KernelError:
             self._lo = self._hi = 0
             raise
+        self.dpagemap.kernel.gauges.inc(MARKS_GAUGE, marks_bytes(len(pfns)))

@@ -12,6 +12,7 @@ import numpy as np
 from gpusvm.check import check_quiescent, watch_power
 from gpusvm.driver import Driver, read_spec
 from gpusvm.drm.page_index import GAUGE
+from gpusvm.drm.zdd import MARKS_GAUGE
 from gpusvm.errors import InputError, KernelError, ModelError
 from gpusvm.kernel import SeededChoices
 from gpusvm.machine import Machine, load_topology
@@ -173,6 +174,7 @@ def _page_index(machine: Machine) -> PageIndexUse | None:
         lookups=stats.page_lookups,
         loads=stats.page_lookup_loads,
         bytes_max=bytes_max,
+        marks_bytes_max=machine.gauges().get(MARKS_GAUGE),
         ns=machine.kernel.charged["page_index_load"],
     )
 

@@ -150,11 +150,13 @@ class PageIndexUse(TypedDict):
     """What indices from pages to what holds them came to; None without one, when the pages say so themselves.
 
     `loads` are those of lookups, each of which depends on the one before; `ns` is what was charged for them.
+    `marks_bytes_max` is the size of what marks pages that have left outside of them; None if nothing does.
     """
 
     lookups: int
     loads: int
     bytes_max: int
+    marks_bytes_max: int | None
     ns: int
 
 
