@@ -34,6 +34,7 @@ WITH_OUTPUTS: Final = (
     ROOT / "docs" / "how-to" / "explore.md",
     ROOT / "docs" / "how-to" / "explain.md",
     ROOT / "docs" / "explanation" / "chunk-sizes.md",
+    ROOT / "docs" / "explanation" / "pagemap-embedding.md",
 )
 
 PAGES: Final[dict[str, Callable[[Path], str]]] = {
