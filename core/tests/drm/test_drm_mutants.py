@@ -32,6 +32,15 @@ def gs_03(make):
     return m
 
 
+def gs_04(make):
+    m = make(iommu=True)
+    m.mmap(BASE, 16)
+    m.write(BASE, 16)
+    m.kernel.arm("dma.link")
+    assert m.files[0].fault(BASE * PAGE, migrate=False)[-1] == "get(-14)"
+    return m
+
+
 def gs_05(make):
     m = make(thp="always", notifier_size=64 << 10)
     m.mmap(BASE, 512)
@@ -244,6 +253,7 @@ def dp_14(make):
 TRIGGERS = {
     "GS-01": (gs_01, "ledger: not given back\n  'dma' held by 'tiny0': 15"),
     "GS-03": (gs_03, "what was mapped before the error stays mapped\nassert 8 == 0"),
+    "GS-04": (gs_04, "ledger: not given back\n  'iova' held by 'tiny0': 1"),
     "GS-05": (gs_05, "get_pages maps 512 pages for a range of 16"),
     "GS-06": (gs_06, "get_pages goes on after its time\n"),
     "GS-08": (gs_08, "device pages for somebody who cannot reach them\n"),

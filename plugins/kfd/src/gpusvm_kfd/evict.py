@@ -12,6 +12,8 @@ from gpusvm.errors import KernelError
 from gpusvm_kfd.migrate import vram_to_ram
 
 if TYPE_CHECKING:
+    from gpusvm.mm.api import MmApi
+
     from gpusvm_kfd.svm_bo import SvmRangeBo
     from gpusvm_kfd.svm_range import SvmRange
 
@@ -33,7 +35,7 @@ def evict_svm_bo(svm_bo: "SvmRangeBo") -> None:
             mm.mmap_lock.up_read()
         else:
             busy = True
-        mm.mmput_async()
+        _put_user(mm)
     if not busy and svm_bo.kref.count != 1:
         if svm_bo.device.exact:
             busy = True
@@ -42,6 +44,11 @@ def evict_svm_bo(svm_bo: "SvmRangeBo") -> None:
     svm_bo.unref("evict")
     if busy:
         raise KernelError(EBUSY, "an object of a range that is busy, or in use elsewhere")
+
+
+def _put_user(mm: "MmApi") -> None:
+    """Drop the user: an object is reserved, and whatever the end of a process takes must not come after that."""
+    mm.mmput_async()
 
 
 def _empty(svm_bo: "SvmRangeBo") -> bool:

@@ -4,8 +4,25 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 from gpusvm.conformance.mutants.mutant import Mutant, Swap, gone, instead
+from gpusvm.mm.api import MMU_NOTIFY_RELEASE
 
 __all__ = ["DRIVERS"]
+
+
+def _hold_while_told(guard: Any) -> Any:
+    # Whoever is told of a change used to make sure first that the process has not ended.
+    def invalidate(svms: Any, prange: Any, range_: Any, cur_seq: int) -> bool:
+        if range_.event == MMU_NOTIFY_RELEASE or not prange.notifier.mm.mmget_not_zero():
+            return True
+        done: bool = guard(svms, prange, range_, cur_seq)
+        prange.notifier.mm.mmput()
+        return done
+
+    return invalidate
+
+
+def _put_at_once(mm: Any) -> None:
+    mm.mmput()
 
 
 def _begin_once(window: Any) -> int:
@@ -17,6 +34,10 @@ def _begin_once(window: Any) -> int:
 
 def _flush_only(garbage: Any) -> None:
     garbage.work.flush()
+
+
+def _mapped_anywhere(vm: Any, range_: Any, _dpagemap: Any) -> bool:
+    return bool(range_.bound == vm.driver.tile_mask)
 
 
 def _always(garbage: Any) -> bool:
@@ -70,6 +91,18 @@ DRIVERS: Final = (
             Swap("gpusvm_xe.garbage:GarbageCollector.stop", instead(_flush_only)),
             Swap("gpusvm_xe.garbage:GarbageCollector.wants", instead(_always)),
         ),
+    ),
+    Mutant(
+        id="XE-04",
+        title="A prefetch passes over what is mapped, wherever that is",
+        where="xe_svm.c:xe_svm_range_validate",
+        fix="2cfcea7a7457 and 7987b93e3a11, 6.18-rc; 7c0c19c076ff, 7.0",
+        evidence="T+V",
+        importance="A",
+        oracle=("I-RES",),
+        scope="xe",
+        drivers=("xe",),
+        swaps=(Swap("gpusvm_xe.prefetch:_is_there", instead(_mapped_anywhere)),),
     ),
     Mutant(
         id="XU-01",
@@ -131,6 +164,30 @@ DRIVERS: Final = (
         scope="nouveau",
         drivers=("nouveau",),
         swaps=(Swap("gpusvm_nouveau.dmem:NouveauDmem._evacuate", gone),),
+    ),
+    Mutant(
+        id="KF-01",
+        title="A notifier drops the last user of an address space, and takes down what it is in the middle of",
+        where="kfd_svm.c:svm_range_cpu_invalidate_pagetables",
+        fix="fa582c6f3684, and cf234231fcbc; CVE-2025-38520",
+        evidence="C",
+        importance="S",
+        oracle=("I-LOCK", "I-LEAK"),
+        scope="kfd",
+        drivers=("kfd",),
+        swaps=(Swap("gpusvm_kfd.svms:SvmRangeList.invalidate", _hold_while_told),),
+    ),
+    Mutant(
+        id="KF-01b",
+        title="An eviction drops the last user of an address space, with an object of it reserved",
+        where="kfd_svm.c:svm_range_evict_svm_bo",
+        fix="fa582c6f3684, and cf234231fcbc; CVE-2025-38520",
+        evidence="C",
+        importance="A",
+        oracle=("I-LOCK",),
+        scope="kfd",
+        drivers=("kfd",),
+        swaps=(Swap("gpusvm_kfd.evict:_put_user", instead(_put_at_once)),),
     ),
     Mutant(
         id="KF-05",

@@ -18,6 +18,17 @@ def _pages_mapped_late(guard: Any) -> Any:
     return pages_mapped
 
 
+def _destroy_linked(guard: Any) -> Any:
+    # What is linked was taken for what was reserved.
+    def iova_destroy(dma: Any, state: Any) -> None:
+        if state.linked_bytes == state.size_bytes:
+            guard(dma, state)
+        else:
+            dma.unmap_pages(state.rows)
+
+    return iova_destroy
+
+
 def _whole_mapping(word: int, _left: int) -> int:
     return (word >> HMM_PFN_ORDER_SHIFT) & 0x1F
 
@@ -57,6 +68,19 @@ GPUSVM: Final = (
             Swap("gpusvm.drm.pages:meet_provider", gone),
             Swap("gpusvm.drm.pages:pages_mapped", _pages_mapped_late),
         ),
+    ),
+    Mutant(
+        id="GS-04",
+        title="Of a reservation of device addresses only what is linked is given back",
+        where="drm_gpusvm.c:__drm_gpusvm_unmap_pages",
+        fix="by 7.3.4",
+        evidence="V",
+        importance="A",
+        oracle=("I-DMA",),
+        scope="drm",
+        drivers=("xe", "svmdev"),
+        swaps=(Swap("gpusvm.drm.dma:DmaDevice.iova_destroy", _destroy_linked),),
+        needs_failure=True,
     ),
     Mutant(
         id="GS-05",

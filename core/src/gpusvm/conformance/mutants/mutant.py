@@ -13,7 +13,7 @@ from gpusvm.errors import InputError, ModelError
 __all__ = ["Mutant", "Swap", "gone", "instead", "never"]
 
 Grade = Literal["S", "A", "B"]
-Scope = Literal["mm", "drm", "driver", "xe", "nouveau", "dmirror"]
+Scope = Literal["mm", "drm", "driver", "xe", "nouveau", "dmirror", "kfd"]
 
 # Where something is replaced at this moment, and by which mutant.
 _REPLACED: Final[dict[str, str]] = {}

@@ -7,6 +7,7 @@ from gpusvm.errors import KernelError
 from gpusvm.explore.operation import operation
 from gpusvm.explore.permissions import UNMAPPED
 from gpusvm.explore.place import Place
+from gpusvm.kernel import is_freed
 from gpusvm.mm.api import MADV_COLLAPSE, MADV_DONTNEED, MREMAP_FIXED, MREMAP_MAYMOVE
 from gpusvm.mm.swap import swap_out
 
@@ -62,6 +63,11 @@ def collapse(at: Place, first: int, pages: int) -> None:
 @operation(by="machine")
 def swap(at: Place, first: int, pages: int) -> None:
     """Push pages of system memory out to swap, one by one, as reclaim does; what it cannot have it leaves."""
+    mm = at.mm
+    if is_freed(mm):
+        return  # the process has ended
+    mm.mmgrab()  # what reclaim goes by are pages, which may outlive their user
     for page in range(first, first + pages):
         with suppress(KernelError):
-            swap_out(at.memory, at.mm, at.address(page))
+            swap_out(at.memory, mm, at.address(page))
+    mm.mmdrop()
