@@ -6,7 +6,7 @@ back, or it fails with the holder named.
 
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from errno import ENODEV, ENOENT
+from errno import ENODEV, ENOENT, EOPNOTSUPP
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -319,10 +319,13 @@ class Machine:
         return engines
 
     def unplug(self, device: int = 0) -> None:
-        """Take a device away while it is in use, for drivers with that capability. Nothing if it has no driver."""
+        """Take a device away while it is in use. Nothing if it has no driver; EOPNOTSUPP if that cannot let it go."""
         with self._device_locks[device]:
             if device not in self.removed:
-                self.drivers[device].unplug()  # type: ignore[attr-defined]  # of a driver that has the capability
+                unplug = getattr(self.drivers[device], "unplug", None)
+                if unplug is None:
+                    raise KernelError(EOPNOTSUPP, f"{self._driver_names[device]} cannot let go of a device in use")
+                unplug()
 
     def remove(self, device: int = 0) -> None:
         """Take the driver from a device, as writing to the driver's `unbind` in sysfs does. Twice does nothing.

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from gpusvm.driver import CallerFaults, GpuFault
+from gpusvm.driver import ACCESS_PREFETCH, ACCESS_READ, CallerFaults, GpuFault
 from gpusvm.drm import (
     DMA_BIDIRECTIONAL,
     DRM_INTERCONNECT_SYSTEM,
@@ -134,7 +134,8 @@ class SvmdevFile:
     def is_mapped(self, fault: GpuFault) -> bool:
         """Tell whether a fault is served already."""
         vpn = fault.addr >> self._page_shift
-        need = int(NEED_OF_OP[fault.access])
+        access = ACCESS_READ if fault.access == ACCESS_PREFETCH else fault.access
+        need = int(NEED_OF_OP[access])
         return int(self.page_table.perms(vpn, vpn + 1)[0]) & need == need
 
     def map(self, range_: GpuSvmRange) -> None:
