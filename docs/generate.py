@@ -7,6 +7,7 @@ behind them; with `--long-outputs` also those that take minutes.
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -43,7 +44,7 @@ PAGES: Final[dict[str, Callable[[Path], str]]] = {
     "drivers.md": drivers.page,
     "knobs.md": knobs.page,
     "mm-quirks.md": mm_quirks.page,
-    "drm-and-xe-facts.md": facts.page,
+    **{name: partial(facts.page, name) for name in facts.PAGES},
     "costs.md": costs.page,
     "lock-order.md": locks.page,
     "invariants.md": invariants.page,

@@ -95,7 +95,7 @@ PLANTED = {
         ("populate-fault", "nouveau:quirk.migrate_seq=as_written", 6),
         "I-DATA",
         (
-            "1 reads did not see the last write; main read page 0x100000000 of p at 204000 ns and found version 1 by "
+            "1 reads did not see the last write; main read page 0x100000000 of p at 218000 ns and found version 1 by "
             "writer 0 in pfn 0x10005 instead of version 5 by writer 0"
         ),
     ),
@@ -127,7 +127,7 @@ PLANTED = {
     "deadlock": (
         NouveauPipeline,
         {"take": loses_late_faults},
-        ("fault-together", "nouveau", 2),
+        ("fault-together", "nouveau", 24),
         "I-PROG",
         """\
 deadlock: nothing can run

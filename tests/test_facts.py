@@ -1,4 +1,4 @@
-"""What docs/reference/drm-and-xe-facts.md names is there, has the value that it says, and is tested or left out on
+"""What the pages of facts in docs/reference name is there, has the value that they say, and is tested or left out on
 purpose.
 """
 
@@ -43,3 +43,11 @@ def test_a_fact_that_is_not_so_is_named(monkeypatch, change, problem):
     section = facts.Section(title="", kernel="", facts=(FACT, attrs.evolve(FACT, **change)))
     monkeypatch.setattr(facts, "read_facts", lambda: [section])
     assert facts.problems(ROOT) == [problem]
+
+
+@pytest.mark.parametrize("name", facts.PAGES)
+def test_a_page_has_the_sections_of_its_file_alone(name):
+    text = facts.page(name, ROOT)
+    titles = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
+    assert titles == [section.title for section in facts.read_facts(name)]
+    assert len(titles) < len(facts.read_facts())

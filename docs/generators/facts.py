@@ -1,4 +1,4 @@
-"""Write down, fact by fact, what drm_gpusvm, drm_pagemap and xe do, where the model does it, and who would notice."""
+"""Write down, fact by fact, what Linux does, where the model does it, and who would notice if it did no longer."""
 
 import ast
 import pkgutil
@@ -10,21 +10,40 @@ from attrs import frozen
 
 from generators.markdown import NOTICE, code, table
 
-__all__ = ["Fact", "Section", "page", "problems", "read_facts"]
+__all__ = ["PAGES", "Fact", "Page", "Section", "page", "problems", "read_facts"]
 
-SOURCE: Final = Path(__file__).with_name("facts.toml")
+HERE: Final = Path(__file__).parent
 FIDELITY: Final = "docs/explanation/fidelity.md"
 _COLUMNS: Final = ("fact", "in the model", "a test that fails without it")
 
-HEAD: Final = f"""\
-# Facts about drm_gpusvm, drm_pagemap and xe
-
-{NOTICE}
-
-The numbers, limits, retries, errnos, orders and locks of Linux 7.3.4's `drm_gpusvm`, `drm_pagemap` and xe's SVM, in the
-words of this project: where the model has each, or that it has not, and then the words of
+INTRO: Final = """\
+where the model has each, or that it has not, and then the words of
 [fidelity](../explanation/fidelity.md) that say why. A test of the repository checks that what stands here is there, and
 compares the values. [Kernel symbols](kernel-symbols.md) lists the functions."""
+
+
+@frozen(kw_only=True)
+class Page:
+    """Be one page of facts: the file that they are in, a heading, and what they are about."""
+
+    source: str
+    title: str
+    about: str
+
+
+PAGES: Final = {
+    "drm-and-xe-facts.md": Page(
+        source="facts.toml",
+        title="Facts about drm_gpusvm, drm_pagemap and xe",
+        about="The numbers, limits, retries, errnos, orders and locks of Linux 7.3.4's `drm_gpusvm`, `drm_pagemap` and "
+        "xe's SVM, in the\nwords of this project:",
+    ),
+    "nouveau-and-dmirror-facts.md": Page(
+        source="facts_nouveau_dmirror.toml",
+        title="Facts about nouveau and dmirror",
+        about="The same of nouveau's SVM and of the kernel's own test device, `lib/test_hmm.c`, of Linux 7.3.4:",
+    ),
+}
 
 
 @frozen(kw_only=True)
@@ -47,16 +66,16 @@ class Section:
     facts: tuple[Fact, ...]
 
 
-def read_facts() -> list[Section]:
-    """Return what docs/generators/facts.toml has; KeyError or TypeError for what it should not have."""
-    data = tomllib.loads(SOURCE.read_text("utf-8"))
+def read_facts(*names: str) -> list[Section]:
+    """Return what the named pages, or all, have; KeyError or TypeError for what their files should not have."""
     return [
         Section(
             title=section["title"],
             kernel=section["kernel"],
             facts=tuple(_fact(each) for each in section["fact"]),
         )
-        for section in data["section"]
+        for name in names or PAGES
+        for section in tomllib.loads((HERE / PAGES[name].source).read_text("utf-8"))["section"]
     ]
 
 
@@ -94,12 +113,13 @@ def resolve(place: str) -> Any:
     return found
 
 
-def page(root: Path) -> str:
-    """Return docs/reference/drm-and-xe-facts.md."""
-    sections = read_facts()
+def page(name: str, _root: Path) -> str:
+    """Return one page of docs/reference."""
+    sections = read_facts(name)
     facts = [fact for section in sections for fact in section.facts]
     out = sum(bool(fact.left_out) for fact in facts)
-    lines = [HEAD, "", f"{len(facts)} facts, {len(facts) - out} in the model, {out} left out."]
+    head = f"# {PAGES[name].title}\n\n{NOTICE}\n\n{PAGES[name].about}\n{INTRO}"
+    lines = [head, "", f"{len(facts)} facts, {len(facts) - out} in the model, {out} left out."]
     for section in sections:
         rows = [
             [fact.says, f"left out: *{fact.left_out}*", ""]

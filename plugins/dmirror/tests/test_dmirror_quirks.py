@@ -1,6 +1,7 @@
 """The quirks of dmirror that are about several files: what comes of them as written, and what when they are fixed."""
 
 import pytest
+from gpusvm.errors import DriverError
 
 PAGE, PMD = 4096, 2 << 20
 
@@ -37,3 +38,24 @@ def test_other_files_a_second_file_keeps_pages_that_left_for_the_device(bench, q
     second.ioctl.read(addr, 8)
     assert b.memory.contents.known == ({"other_files": 2} if quirk == "as_written" else {})
     second.close()
+
+
+@pytest.mark.parametrize("quirk", ["as_written", "fixed"])
+def test_evict_unchecked_without_a_large_page_to_come_home_to(bench, quirk):
+    b = bench(f"dmirror:quirk.evict_unchecked={quirk}")
+    addr = b.map(PMD)
+    b.cpu_write(addr, 512)
+    b.vm.populate(addr, addr + PMD)
+    b.kernel.arm("alloc.folio")
+    if quirk == "as_written":
+        with pytest.raises(DriverError) as raised:
+            b.driver.evict()
+        assert str(raised.value) == (
+            "dmirror_device_evict_chunk: no page of order 9 for a folio that goes home: a NULL pointer"
+        )
+        b.kernel.close()
+        b.close = b.kernel.close
+        return
+    b.driver.evict()
+    assert b.device_pages(addr, 512) == 0
+    b.cpu_read(addr, 512)

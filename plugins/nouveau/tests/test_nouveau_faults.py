@@ -7,7 +7,7 @@ from gpusvm.driver import ACCESS_ATOMIC, ACCESS_PREFETCH, ACCESS_READ, ACCESS_WR
 from gpusvm.gpu import ATOMIC, READ, REMOTE, WRITE
 from gpusvm.mm.api import PROT_READ
 from gpusvm.testing.bench import Fault
-from gpusvm_nouveau.faults import sort_key
+from gpusvm_nouveau.faults import compare_in_ints, sort_faults, sort_key
 
 K, M = 1 << 10, 1 << 20
 PAGE, PMD = 4 * K, 2 * M
@@ -271,3 +271,68 @@ def test_latency_reaches_to_the_replay_and_is_the_sum_of_the_stages(bench):
         "bind": 300,
         "ack": 900 + 800 + 700,
     }
+
+
+def raised(inst, addr, access=ACCESS_READ):
+    made = Fault(addr, access, time_ns=0)
+    made.inst = inst
+    return made
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "sign"),
+    [
+        (raised(1, 0), raised(1, (1 << 31) - PAGE), -1),
+        (raised(1, 0), raised(1, 1 << 31), -1),  # cut off it is the lowest int
+        (raised(1, 0), raised(1, (1 << 31) + PAGE), 1),
+        (raised(1, 0), raised(1, 1 << 32, ACCESS_WRITE), -1),  # by the access: the addresses count as equal
+        (raised(1, PAGE), raised(1 + (3 << 30), 0), 1),
+    ],
+)
+def test_sort_overflow_differences_are_cut_off_to_an_int(one, other, sign):
+    found = compare_in_ints(one, other)
+    assert (found > 0) - (found < 0) == sign
+
+
+def test_sort_overflow_nothing_changes_within_2_gib():
+    faults = [raised(inst, addr, access) for inst in (2, 1) for addr in (PAGE, 0) for access in (1, 0, 2, 3)]
+    in_ints, meant = list(faults), list(faults)
+    sort_faults(in_ints, in_ints=True)
+    sort_faults(meant, in_ints=False)
+    assert in_ints == meant
+
+
+@pytest.mark.parametrize(("quirk", "mapped"), [("as_written", [0, 1]), ("fixed", [1, 1])])
+def test_sort_overflow_a_fault_in_front_of_a_group_is_skipped_and_raised_again(bench, quirk, mapped):
+    b = bench(f"nouveau:quirk.sort_overflow={quirk}", thp="never")
+    low, far = b.map(PAGE), BASE + (3 << 30)
+    b.mm.mmap(far, PAGE, 3)
+    b.cpu_write(low)
+    b.cpu_write(far)
+    answers = raise_all(b, (low, ACCESS_READ), (far, ACCESS_READ))
+    assert [fault.errno for fault in answers] == [0, 0]
+    assert [b.mapped_pages(low, 1), b.mapped_pages(far, 1)] == mapped
+    b.gpu_read(low)
+
+
+def test_a_page_that_cannot_be_mapped_for_dma_gets_an_entry_that_is_not_valid(bench, events):
+    b = bench(thp="never")
+    addr = b.map(PMD)
+    b.cpu_write(addr)
+    b.kernel.tracer.on = True
+    b.kernel.arm("dma.map")
+    assert b.fault(addr).errno == 0
+    assert (perms(b, addr), b.driver.device.dma.mapped_rows) == ([0], 0)
+    assert events(b, "warn") == [("gp100_vmm_pgt_pfn", "-EFAULT: gpu0: dma_map_page failed")]
+    assert b.gpu_read(addr) == 1
+
+
+def test_a_batch_looks_its_instances_up_once_before_it_is_served(bench, monkeypatch):
+    b = bench(thp="never")
+    addr = b.map(PMD)
+    b.cpu_write(addr, 3)
+    looked = []
+    find = type(b.driver).find
+    monkeypatch.setattr(type(b.driver), "find", lambda self, batch: looked.append(len(batch)) or find(self, batch))
+    raise_all(b, *((addr + i * PAGE, ACCESS_READ) for i in range(3)))
+    assert looked == [3]

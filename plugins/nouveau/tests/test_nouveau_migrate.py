@@ -7,6 +7,7 @@ import pytest
 from gpusvm.errors import KernelError
 from gpusvm.gpu import NEED_OF_OP, READ, REMOTE, STALE, WRITE
 from gpusvm.mm.api import PROT_READ
+from gpusvm.run.costs import load_profile
 
 K, M = 1 << 10, 1 << 20
 PAGE, PMD = 4 * K, 2 * M
@@ -85,19 +86,21 @@ def test_the_ioctl_ignores_errors_but_a_populate_through_the_pagemap_raises_them
         pagemap.populate_mm(addr, addr + 16 * PAGE, b.mm, 5)
     assert error.value.errno == errno.EINVAL
     b.mm.find_vma(addr).flags &= ~(1 << 9)
+    b.vm.close()
     b.driver.device.unplug()
     with pytest.raises(KernelError) as error:
         pagemap.populate_mm(addr, addr + 16 * PAGE, b.mm, 5)
     assert error.value.errno == errno.ENODEV
 
 
-def test_a_failed_dma_mapping_leaves_the_window_in_place(bench):
+def test_a_page_that_cannot_be_mapped_for_dma_stays_and_the_others_go(bench):
     b = bench(thp="never")
     addr = b.map(16 * PAGE)
     b.cpu_write(addr, 16)
     b.kernel.arm("dma.map")
-    assert b.vm.populate(addr, addr + 16 * PAGE) == 0
-    assert b.device_pages(addr, 16) == 0
+    assert b.vm.populate(addr, addr + 16 * PAGE) == 15 * PAGE
+    assert [b.where(addr), b.where(addr + 15 * PAGE)] == ["device", "system"]
+    assert b.driver.describe()["allocations"] == 15
     b.gpu_read(addr, 16)
 
 
@@ -256,3 +259,31 @@ def test_a_wrong_mapping_is_marked_before_the_gpu_can_use_it(bench):
     b.gpu_read(addr + 5 * PAGE)
     contents = b.memory.contents
     assert (contents.mismatch_count, contents.known) == (0, {"mm_s1": 2})
+
+
+def test_metadata_moves_while_the_copies_run(bench):
+    b = bench(costs=load_profile("h100-pcie5").costs, thp="never")
+    addr = b.map(PMD)
+    b.cpu_write(addr, 8)
+    moved = []
+    pages = b.memory.migrate_vma_pages
+
+    def while_copying(args):
+        moved.append(b.driver.engine.busy_until_ns > b.kernel.now_ns)
+        pages(args)
+
+    b.memory.migrate_vma_pages = while_copying
+    b.vm.populate(addr, addr + 8 * PAGE)
+    assert moved == [True]
+
+
+def test_the_copy_home_is_queued_under_the_mutex(bench):
+    b = bench(thp="never")
+    addr = b.map(PMD)
+    b.cpu_write(addr, 2)
+    b.vm.populate(addr, addr + 2 * PAGE)
+    held = []
+    copy = b.driver.engine.copy
+    b.driver.engine.copy = lambda *how: held.append(b.vm.mutex.locked) or copy(*how)
+    b.cpu_read(addr)
+    assert held == [True]

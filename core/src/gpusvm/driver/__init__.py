@@ -15,6 +15,7 @@ from gpusvm.driver.fault import (
     FaultAccounts,
     GpuFault,
 )
+from gpusvm.driver.nofail import RETRY_NS, alloc_folio_nofail, alloc_pages_nofail
 from gpusvm.driver.pipeline import FaultJob, FaultPipeline, Restart
 from gpusvm.driver.power import AlwaysAwake, ChangedPm
 from gpusvm.driver.protocols import (
@@ -42,6 +43,7 @@ __all__ = [
     "ACCESS_READ",
     "ACCESS_WRITE",
     "NEVER",
+    "RETRY_NS",
     "STAGES",
     "AlwaysAwake",
     "BoMapping",
@@ -83,6 +85,8 @@ __all__ = [
     "Variant",
     "Vm",
     "all_fixed",
+    "alloc_folio_nofail",
+    "alloc_pages_nofail",
     "chunk_pages",
     "drm_embedding",
     "embedding_problems",

@@ -197,6 +197,13 @@ class BoManager:
                 bo.put("evict_all")
             kernel.cond_resched()
 
+    def move_in(self, bo: Bo) -> None:
+        """Give an object that was moved away a place again, the first that is free (ttm_bo_validate). ENOMEM."""
+        with bo.resv:
+            if not bo.blocks:
+                bo.blocks = self._alloc(bo.size_pages, self.contiguous)
+                self._add_tail(bo)
+
     def bump(self, bo: Bo) -> None:
         """Move an object to the end of the list (ttm_bo_move_to_lru_tail)."""
         if bo.lru_seq:

@@ -488,6 +488,9 @@ class ContentsApi(Protocol):
     def token(self, pfn: int) -> int:
         """Return the token that stands for what one page holds."""
 
+    def taint_pfns(self, pfns: Pfns, quirk: str) -> None:
+        """Attribute what these pages hold, and their copies, until they are written again, to a quirk."""
+
 
 class Shrinker(Protocol):
     """A cache that can give memory back (struct shrinker)."""

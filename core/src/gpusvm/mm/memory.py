@@ -7,7 +7,7 @@ does the same for many none entries of one table at once, with the same result.
 
 from typing import TYPE_CHECKING, Final
 
-from gpusvm.errors import ModelError
+from gpusvm.errors import LivelockError, ModelError
 from gpusvm.mm.api import (
     FAULT_FLAG_ALLOW_RETRY,
     FAULT_FLAG_KILLABLE,
@@ -354,7 +354,14 @@ def do_swap_page(memory: "MemoryManager", vma: "Vma", address: int, flags: int, 
     if table.other & bit:
         return _do_other(memory, vma, address, flags, table, i)
     if table.migration & bit:
-        pages.folio_wait_locked(pages.folio_head(pfn))
+        head = pages.folio_head(pfn)
+        zone = pages.zone(head)
+        if not zone.m_refcount[head - zone.base]:
+            # softleaf_to_folio warns. Nobody will ever put the entry back, and the fault would be taken for ever.
+            raise LivelockError(
+                f"livelock: the migration entry at {address:#x} of {vma.mm.name} names pfn {pfn:#x}, which is free"
+            )
+        pages.folio_wait_locked(head)
         return DONE
     if table.devexcl & bit:
         return remove_device_exclusive_entry(memory, vma, address, table, i, flags)

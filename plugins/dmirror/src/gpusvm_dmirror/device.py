@@ -5,9 +5,19 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from gpusvm.driver import AlwaysAwake, Chunk, ChunkPool, DriverInfo, FaultAccounts, Host, chunk_pages
+from gpusvm.driver import (
+    AlwaysAwake,
+    Chunk,
+    ChunkPool,
+    DriverInfo,
+    FaultAccounts,
+    Host,
+    alloc_folio_nofail,
+    alloc_pages_nofail,
+    chunk_pages,
+)
 from gpusvm.drm import DrmDevice, DrmPagemap
-from gpusvm.errors import KernelError
+from gpusvm.errors import DriverError, KernelError
 from gpusvm.gpu import charge_cpu_copy
 from gpusvm.mm.api import (
     MEMORY_DEVICE_COHERENT,
@@ -273,10 +283,7 @@ class DmirrorDevice:
             self._copy_home_folio(table, src, dst, i)
         small = wanted[~large]
         if len(small):
-            pages = memory.alloc_pages_bulk(len(small))
-            if pages is None:
-                pages = np.array([self._alloc_nofail() for _ in range(len(small))], np.int64)
-            memory.folios_lock_new(pages)
+            pages = alloc_pages_nofail(self.kernel, memory, len(small))
             self.copy(pages, table.of_many(migrate_pfns_to_pages(src[small])))
             dst[small] = migrate_pfns(pages)
         memory.migrate_device_pages(src, dst, nr)
@@ -284,19 +291,17 @@ class DmirrorDevice:
 
     def _copy_home_folio(self, table: Backing, src: Any, dst: Any, i: int) -> None:
         memory, order = self.memory, self.memory.geometry.pmd_order
-        page = memory.alloc_folio(order)
-        if page is None:  # "TODO Support splitting here": it stays, and memunmap_pages would wait for it
-            return
+        page: int | None
+        if self.quirks.evict_unchecked == "fixed":
+            page = alloc_folio_nofail(self.kernel, memory, order)
+        elif (page := memory.alloc_folio(order)) is None:
+            raise DriverError(
+                "dmirror_device_evict_chunk", f"no page of order {order} for a folio that goes home: a NULL pointer"
+            )
         memory.folio_lock(page)
         memory.copy_folio(page, table.of(int(src[i]) >> MIGRATE_PFN_SHIFT), 1 << order)
         self.charge_copy(1 << order, 1)
         dst[i] = page << MIGRATE_PFN_SHIFT | MIGRATE_PFN_VALID | MIGRATE_PFN_COMPOUND
-
-    def _alloc_nofail(self) -> int:
-        """Allocate one page with __GFP_NOFAIL: wait until there is one."""
-        while (pfn := self.memory.alloc_folio(0)) is None:
-            self.kernel.sleep_ns(1_000_000)
-        return pfn
 
     # ---- populate_mm ---------------------------------------------------------------------------------------------
 

@@ -90,6 +90,11 @@ class DmirrorQuirks:
         "later one. Derived from the source; only checked explored machines notice",
         cite="test_hmm.c:dmirror_fops_release, dmirror_devmem_fault; migrate_device.c:migrate_device_pfn_lock",
     )
+    evict_unchecked: str = quirk(
+        "Bringing a device's pages home waits for single pages and not for large ones: without one for a folio of "
+        "2 MiB a NULL pointer is locked. Derived from the source",
+        cite="test_hmm.c:dmirror_device_evict_chunk",
+    )
     compound_count: str = quirk(
         "MIGRATE_TO_SYS counts a 2 MiB folio that went home as one page (Q15)",
         cite="test_hmm.c:dmirror_successful_migrated_pages; recorded on 7.3.4",

@@ -1,15 +1,17 @@
 """drivers/gpu/drm/nouveau/nouveau_drm.c and nouveau_svm.c, as of Linux 7.3.4: one GPU as far as SVM needs it."""
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from gpusvm.driver import DriverInfo, FaultAccounts, FaultQueues, Host, NotifierWindow, RuntimePmPolicy
+from gpusvm.driver import DriverInfo, FaultAccounts, FaultQueues, GpuFault, Host, NotifierWindow, RuntimePmPolicy
 from gpusvm.drm import DmaDevice, DrmDevice, DrmPagemap
-from gpusvm.errors import KernelError
+from gpusvm.errors import DriverError, KernelError
 from gpusvm.gpu import CopyEngine, Tlb
 from gpusvm.mm.api import DevPagemap, MmApi
 
+from gpusvm_nouveau.bind import SvmBind
 from gpusvm_nouveau.dmem import NouveauDmem
 from gpusvm_nouveau.faults import NouveauPipeline
 from gpusvm_nouveau.info import INFO
@@ -47,7 +49,9 @@ class NouveauDevice:
         self.dmem = NouveauDmem(host, self)
         self.embedding = self.dmem.pool
         self.bo_mapping = self.dmem.bo_mapping
-        self.svmms: dict[int, NouveauSvmm] = {}
+        self.svm_mutex = kernel.mutex("svm->mutex")
+        self.svmms: dict[int, NouveauSvmm] = {}  # by instance: the list of nouveau_ivmm, each channel's
+        self._has_svm = True
         self._instances = 0
         self.queues = FaultQueues(
             kernel,
@@ -71,22 +75,61 @@ class NouveauDevice:
 
     def vm_create(self, mm: MmApi, *, start: int, end: int) -> NouveauSvmm:
         """Mirror `mm` (nouveau_svmm_init)."""
-        with self.pm.ioctl():
+        with self.ioctl():
             self._instances += 1
             svmm = NouveauSvmm(self, mm, start=start, end=end, inst=self._instances)
-            self.svmms[svmm.inst] = svmm
+            with self.svm_mutex:  # nouveau_svmm_join
+                self.svmms[svmm.inst] = svmm
             return svmm
 
+    @contextmanager
+    def ioctl(self) -> Iterator[None]:
+        """Surround an ioctl (nouveau_drm_ioctl, drm_ioctl): the device is awake. ENODEV if it is unplugged.
+
+        As written unplug does not wait for those that have begun (quirk unbind_open).
+        """
+        with self.pm.ioctl():
+            if self.device.unplugged:
+                raise KernelError(errno.ENODEV, f"{self.device.name} is unplugged")
+            if self.quirks.unbind_open == "as_written":
+                yield
+                return
+            cookie = self.device.dev_enter()
+            try:
+                yield
+            finally:
+                self.device.dev_exit(cookie)
+
     def shutdown(self) -> None:
-        """Remove the device (nouveau_drm_device_fini): it is awake for that."""
+        """Remove the device (nouveau_drm_device_remove, nouveau_drm_device_fini): it is awake for that.
+
+        What is on it comes home while its faults are still served. Clients of files that are open end here, and their
+        closing does nothing any more (nouveau_drm_postclose).
+        """
+        self.device.unplug()
         with self.pm.ioctl():
             self.power.rpm.disable()
-            self.queues.stop()
-            for _ in self.queues.buffers[0].drain():  # raised in an address space that was being closed
-                self.power.fault_answered()
             self.dmem.pool.withdraw()
             self.dmem.fini()
+            if self.quirks.unbind_open == "as_written":
+                self._svm_fini()
+                self._clients_fini()
+            else:
+                self._clients_fini()
+                self._svm_fini()
         self.device.put()
+
+    def _svm_fini(self) -> None:
+        """Take the fault handler down (nouveau_svm_fini)."""
+        self.queues.stop()
+        for _ in self.queues.buffers[0].drain():  # raised in an address space that was being closed
+            self.power.fault_answered()
+        self._has_svm = False
+
+    def _clients_fini(self) -> None:
+        """End the clients of files that are open, channels first (nouveau_abi16_fini, nouveau_cli_fini)."""
+        for svmm in list(self.svmms.values()):
+            svmm.fini()
 
     def describe(self) -> Mapping[str, Any]:
         """Return chunks, free lists, address spaces, and copies that woke nobody."""
@@ -100,19 +143,31 @@ class NouveauDevice:
             "sleeping_copies": self.power.sleeping_copies,
         }
 
-    def forget(self, svmm: NouveauSvmm) -> None:
-        """Take an address space that ends off the list, so that no fault finds it."""
-        del self.svmms[svmm.inst]
+    def find(self, faults: Sequence[GpuFault]) -> dict[int, NouveauSvmm | None]:
+        """Look up the address space of each instance that faulted (nouveau_ivmm_find)."""
+        with self.svm_mutex:
+            return {fault.inst: self.svmms.get(fault.inst) for fault in faults}
 
-    def bind_migrate(self, svmm: NouveauSvmm, start: int, end: int) -> int:
-        """Migrate with DRM_IOCTL_NOUVEAU_SVM_BIND (nouveau_svmm_bind); the bytes moved.
+    def part(self, svmm: NouveauSvmm) -> None:
+        """Take the channel of an address space off the list, so that no batch finds it (nouveau_svmm_part)."""
+        if not self._has_svm:
+            raise DriverError(
+                "nouveau_svmm_part",
+                f"drm->svm of {self.device.name} is NULL when instance {svmm.inst} leaves",
+            )
+        with self.svm_mutex:
+            del self.svmms[svmm.inst]
 
-        The ioctl itself answers 0 whatever moved. EINVAL if the address space is gone.
+    def bind_migrate(self, svmm: NouveauSvmm, args: SvmBind) -> int:
+        """Do DRM_IOCTL_NOUVEAU_SVM_BIND (nouveau_svmm_bind): 0, whatever moved.
+
+        EINVAL for anything but migrating to VRAM, or if the address space is gone; ENODEV.
         """
         mm = svmm.mm
-        stats = self.kernel.stats
-        before = stats.migrated_to_device_bytes
-        with self.pm.ioctl():
+        with self.ioctl():
+            page_size = self.memory.geometry.page_size
+            start, end = args.va_start & -page_size, -(-args.va_end // page_size) * page_size
+            args.check(start, end)
             if svmm.closed or not mm.mmget_not_zero():
                 raise KernelError(errno.EINVAL, f"{mm.name} has no address space on {self.device.name}")
             try:
@@ -129,7 +184,7 @@ class NouveauDevice:
                         window.close()
             finally:
                 mm.mmput()
-        return stats.migrated_to_device_bytes - before
+        return 0
 
     def _window(self, svmm: NouveauSvmm, start: int, end: int) -> NotifierWindow | None:
         """Open what tells a migration of what others invalidate; as written there is none (quirk migrate_seq)."""

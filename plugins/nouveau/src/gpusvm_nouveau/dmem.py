@@ -4,12 +4,12 @@ Page to buffer object: page_pgmap(page) -> container_of -> chunk -> bo, for a ch
 queued folio by folio with one fence for a window, and migrate_vma_pages runs while they are in flight.
 """
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 from gpusvm.driver import Chunk, ChunkPool, chunk_pages
 from gpusvm.drm import DMA_BIDIRECTIONAL, AllPfns, Bo, BoManager, Buddy, constant_u8, page_index
-from gpusvm.errors import KernelError
+from gpusvm.errors import DriverError, KernelError
 from gpusvm.gpu import D2H, H2D, READ, WRITE, runs
 from gpusvm.mm.api import (
     MIGRATE_PFN_COMPOUND,
@@ -32,6 +32,9 @@ from gpusvm.mm.api import (
     migrate_pfns_to_pages,
 )
 
+from gpusvm_nouveau.evict import evict_chunk
+from gpusvm_nouveau.moved import follow_chunks, forget_chunks
+
 if TYPE_CHECKING:
     from gpusvm.driver import Host, NotifierWindow
 
@@ -43,9 +46,11 @@ __all__ = ["ChunkBoMapping", "NouveauDmem"]
 _VALID = np.uint64(MIGRATE_PFN_VALID)
 _MIGRATE = np.uint64(MIGRATE_PFN_MIGRATE)
 _WRITE = np.uint64(MIGRATE_PFN_WRITE)
-_COMPOUND = np.uint64(MIGRATE_PFN_COMPOUND)
 
 STALE_QUIRK = "pfns_map_rejected"
+
+FENCE_TIMEOUT_NS: Final = 15_000_000_000
+"""How long a fence is waited for (nouveau_fence.c:nouveau_fence_wait); whether it came, nouveau_dmem.c does not ask."""
 
 
 class HomeCopy(NamedTuple):
@@ -98,10 +103,12 @@ class NouveauDmem:
         self.device = device
         self.kernel = host.kernel
         self.memory = memory
+        self.quirks = device.quirks
         self.bos = BoManager(
             host.kernel,
             Buddy(host.device.vram_bytes >> geometry.page_shift),
             name=host.device.name,
+            evict=self._move_away,
             page_shift=geometry.page_shift,
         )
         self.pool = ChunkPool(
@@ -120,6 +127,7 @@ class NouveauDmem:
         )
         self.bo_mapping = ChunkBoMapping(self.pool)
         self._pages_hold = device.quirks.freed_svmm == "fixed"
+        self._before: dict[int, Chunk] = {}  # where the chunks were before the device fell asleep
 
     # ---- dev_pagemap_ops -----------------------------------------------------------------------------------------
 
@@ -139,7 +147,7 @@ class NouveauDmem:
             src=np.zeros(1 << order, np.uint64),
             dst=np.zeros(1 << order, np.uint64),
             pgmap_owner=self.pool.owner,
-            flags=MIGRATE_VMA_SELECT_DEVICE_PRIVATE | (MIGRATE_VMA_SELECT_COMPOUND if order else 0),
+            flags=MIGRATE_VMA_SELECT_DEVICE_PRIVATE | MIGRATE_VMA_SELECT_COMPOUND,
             fault_page=vmf.page,
         )
         try:
@@ -162,9 +170,10 @@ class NouveauDmem:
             pages = 1 << memory.folio_order(source)
             copy = self._copy_home(svmm, args, page, order, pages)
             if copy is None:
-                args.dst[0] = 0
-                memory.folio_unlock(page)
-                memory.folio_put(page)
+                if self.quirks.failed_copy == "fixed":
+                    args.dst[0] = 0
+                    memory.folio_unlock(page)
+                    memory.folio_put(page)
                 memory.migrate_vma_finalize(args)
                 return VM_FAULT_SIGBUS
             memory.migrate_vma_pages(args)
@@ -309,13 +318,15 @@ class NouveauDmem:
         rows = int(np.count_nonzero(present))
         page_size = memory.geometry.page_size
         if rows:
-            try:
-                sources = migrate_pfns_to_pages(src[wanted] if rows == len(wanted) else src[wanted[present]])
-                self.device.device.dma.map_pages(sources, constant_u8(0, rows), DMA_BIDIRECTIONAL)
-            except KernelError:
-                memory.folios_unlock(pages)
-                memory.folios_put(pages)
-                return 0
+            sources = migrate_pfns_to_pages(src[wanted] if rows == len(wanted) else src[wanted[present]])
+            mapped = len(self.device.device.dma.map_rows(sources, constant_u8(0, rows), DMA_BIDIRECTIONAL))
+            if mapped < rows:  # what could not be mapped stays where it is, the others go
+                kept = np.ones(len(wanted), np.bool_)
+                kept[np.flatnonzero(present)[mapped:]] = False
+                memory.folios_unlock(pages[~kept])
+                memory.folios_put(pages[~kept])
+                wanted, pages, present, rows = wanted[kept], pages[kept], present[kept], mapped
+        if rows:
             self.device.engine.copy(H2D, rows * page_size, rows)
         holes = len(wanted) - rows
         if holes:
@@ -350,10 +361,10 @@ class NouveauDmem:
             return
         large = bool(int(dst[moved[0]]) & MIGRATE_PFN_COMPOUND)
         vpn = args.start >> geometry.page_shift
-        if self.device.quirks.pfns_map_rejected == "as_written":
+        if self.quirks.pfns_map_rejected == "as_written":
             for first, last in [(0, geometry.pmd_nr)] if large else runs(moved):
                 svmm.page_table.mark_stale(vpn + first, vpn + last, STALE_QUIRK)
-        elif self.device.quirks.migrate_seq == "fixed" and (window is None or window.revoked()):
+        elif self.quirks.migrate_seq == "fixed" and (window is None or window.revoked()):
             svmm.invalidate_range(args.start, args.end)
         elif large:
             word = int(dst[0])
@@ -373,7 +384,7 @@ class NouveauDmem:
             other.get("migration")
         for other in others:
             with other.mutex:
-                if self.device.quirks.other_files == "fixed":
+                if self.quirks.other_files == "fixed":
                     other.invalidate_range(args.start, args.end)
                 else:
                     shift = self.memory.geometry.page_shift
@@ -388,104 +399,116 @@ class NouveauDmem:
         """Clear the GPU's entries and queue the copy of `pages` to a folio; None if DMA mapping fails, and then the
         page that was to receive it must reach nobody: nothing has been written to it.
         """
+        source = int(args.src[0]) >> MIGRATE_PFN_SHIFT
         if svmm is None:
-            return self._queue_home(page, order, pages)
+            return self._queue_home(source, page, order, pages)
         with svmm.mutex:
             svmm.invalidate_range(args.start, args.end)
-            return self._queue_home(page, order, pages)
+            return self._queue_home(source, page, order, pages)
 
-    def _queue_home(self, page: int, order: int, pages: int) -> "HomeCopy | None":
+    def _queue_home(self, source: int, page: int, order: int, pages: int) -> "HomeCopy | None":
+        """Map the destination and queue the copy (nouveau_dmem_copy_folio); one that a sleeping device never runs
+        leaves the zeros that the destination was allocated with.
+        """
         device = self.device
         try:
             device.device.dma.map_pages(np.array([page], np.int64), constant_u8(order, 1), DMA_BIDIRECTIONAL)
         except KernelError:
             return None
+        self.page_addr(source)
+        if device.power.asleep:
+            self.memory.clear_folio(page, pages)
+            self.memory.contents.taint_pfns(np.arange(page, page + pages), "sleeping_copy")
+            return HomeCopy(self.kernel.now_ns + FENCE_TIMEOUT_NS, 0, 1)
         return HomeCopy(device.engine.copy(D2H, pages * self.memory.geometry.page_size, 1), pages, 1)
 
     # ---- the chunks ----------------------------------------------------------------------------------------------
 
+    def page_addr(self, pfn: int) -> int:
+        """Return where in VRAM a device page is: its chunk's object's offset and its own within the chunk
+        (nouveau_dmem_page_addr).
+        """
+        chunk = self.pool.chunk_of(pfn)
+        if chunk.bo is None:
+            raise DriverError(
+                "nouveau_dmem_page_addr",
+                f"the chunk of pfn {pfn:#x} has no object any more: a NULL pointer, task {self.kernel.current.name!r}",
+            )
+        return self.offset(chunk) + (pfn - chunk.first)
+
+    @staticmethod
+    def offset(chunk: Chunk) -> int:
+        """Return the offset of a chunk's object in VRAM, in pages; 0 while it is in system memory
+        (nouveau_bo_move_ntfy).
+        """
+        blocks = chunk.bo.blocks
+        return int(blocks[0][0]) if blocks else 0
+
     def _pin(self, chunk: Chunk) -> None:
         """Pin the object of a new chunk in VRAM (nouveau_bo_new_pin). ENOMEM: the VRAM has no room for a chunk."""
-        bo = self.bos.create(self.pool.chunk_pages, evictable=False, pinned=True)
+        bo = self.bos.create(self.pool.chunk_pages, pinned=True)
         bo.resv.unlock()
         bo.container = chunk
         chunk.bo = bo
 
     def suspend(self) -> None:
-        """Unpin the chunks; TTM moves their objects to system memory (nouveau_dmem_suspend)."""
-        for chunk in self.pool.chunks:
+        """Unpin the chunks; TTM moves their objects to system memory (nouveau_dmem_suspend, nouveau_do_suspend)."""
+        if self.quirks.moved_chunks == "fixed":
+            forget_chunks(self.device)
+        self._before = {self.offset(chunk): chunk for chunk in self.pool.chunks}
+        for chunk in self._newest_first():
             chunk.bo.pinned = False
-        self._move_chunks(D2H)
+        self.bos.evict_all()
+        self.device.engine.wait(self.device.engine.busy_until_ns)
+
+    def _move_away(self, bo: Bo) -> None:
+        self.device.engine.copy(D2H, bo.size_pages << self.memory.geometry.page_shift, 1)
 
     def resume(self) -> None:
-        """Move the chunks' objects back and pin them (nouveau_dmem_resume)."""
-        self._move_chunks(H2D)
-        for chunk in self.pool.chunks:
-            chunk.bo.pinned = True
-
-    def _move_chunks(self, direction: Literal["d2h", "h2d"]) -> None:
+        """Move the chunks' objects back and pin them, the newest first (nouveau_dmem_resume): each at the first place
+        that is free, which need not be where it was.
+        """
         engine = self.device.engine
-        for chunk in self.pool.chunks:
-            engine.copy(direction, chunk.pagemap.nr_pages << self.memory.geometry.page_shift, 1)
+        for chunk in self._newest_first():
+            try:
+                self.bos.move_in(chunk.bo)
+            except KernelError as error:
+                self.kernel.warn("nouveau_dmem_resume", f"a chunk cannot be pinned again: {error}")
+                continue
+            engine.copy(H2D, chunk.pagemap.nr_pages << self.memory.geometry.page_shift, 1)
+            chunk.bo.pinned = True
         engine.wait(engine.busy_until_ns)
+        follow_chunks(self.device, self._before, self.offset)
+        self._before = {}
+
+    def _newest_first(self) -> list[Chunk]:
+        """Return the chunks as their list has them (nouveau_dmem_chunk_alloc: list_add)."""
+        return self.pool.chunks[::-1]
 
     def fini(self) -> None:
-        """Bring every page home and give the chunks back (nouveau_dmem_fini). The device is awake."""
-        for chunk in list(self.pool.chunks):
+        """Bring every page home and give the chunks back (nouveau_dmem_fini). The device is awake.
+
+        As written a chunk's object goes before anybody waits for its pages.
+        """
+        early = self.quirks.bo_before_wait == "as_written"
+        for chunk in self._newest_first():
             self._evacuate(chunk)
+            bo = chunk.bo
+            if early:
+                chunk.bo = None
+                bo.put()
+                self._assert_empty(chunk)
             self.pool.remove(chunk)
-            chunk.bo.put()
-            if chunk.callocated:
-                self.kernel.warn("nouveau_dmem_fini", f"a chunk goes with {chunk.callocated} allocations in it")
+            if not early:
+                bo.put()
+                self._assert_empty(chunk)
             self.kernel.free(chunk)
+
+    def _assert_empty(self, chunk: Chunk) -> None:
+        if chunk.callocated:
+            self.kernel.warn("nouveau_dmem_fini", f"a chunk goes with {chunk.callocated} allocations in it")
 
     def _evacuate(self, chunk: Chunk) -> None:
         """Leave no page of a process in a chunk that goes."""
         if chunk.callocated:
-            self._evict_chunk(chunk)
-
-    def _evict_chunk(self, chunk: Chunk) -> None:
-        """Move a whole chunk home by pfn, with one fence (nouveau_dmem_evict_chunk)."""
-        memory, engine, dma = self.memory, self.device.engine, self.device.device.dma
-        geometry = memory.geometry
-        nr = chunk.pagemap.nr_pages
-        src = np.zeros(nr, np.uint64)
-        dst = np.zeros(nr, np.uint64)
-        memory.migrate_device_range(src, chunk.first, nr)
-        wanted = np.flatnonzero(((src & _VALID) != 0) & ((src & _MIGRATE) != 0))
-        large = (src[wanted] & _COMPOUND) != 0
-        for i in wanted[large].tolist():
-            page = memory.alloc_folio(geometry.pmd_order)
-            if page is None:
-                continue
-            memory.folio_lock(page)
-            dst[i] = page << MIGRATE_PFN_SHIFT | MIGRATE_PFN_VALID | MIGRATE_PFN_COMPOUND
-            memory.copy_folio(page, int(src[i]) >> MIGRATE_PFN_SHIFT, geometry.pmd_nr)
-            engine.copy(D2H, geometry.pmd_size, 1)
-        small = wanted[~large]
-        if len(small):
-            pages = memory.alloc_pages_bulk(len(small))
-            if pages is None:
-                pages = np.array([self._alloc_nofail() for _ in range(len(small))], np.int64)
-            memory.folios_lock_new(pages)
-            dst[small] = migrate_pfns(pages)
-            memory.copy_pages(pages, migrate_pfns_to_pages(src[small]))
-            engine.copy(D2H, len(small) * geometry.page_size, len(small))
-        rows = int(np.count_nonzero(dst))
-        while rows:
-            try:
-                dma.map_pages(migrate_pfns_to_pages(dst[dst != 0]), constant_u8(0, rows), DMA_BIDIRECTIONAL)
-            except KernelError:  # as with memory, nothing may fail here; what the kernel does was not read
-                self.kernel.sleep_ns(1_000_000)
-            else:
-                break
-        memory.migrate_device_pages(src, dst, nr)
-        engine.wait(engine.busy_until_ns)
-        memory.migrate_device_finalize(src, dst, nr)
-        dma.unmap_pages(rows)
-
-    def _alloc_nofail(self) -> int:
-        """Allocate one page with __GFP_NOFAIL: wait until there is one."""
-        while (pfn := self.memory.alloc_folio(0)) is None:
-            self.kernel.sleep_ns(1_000_000)
-        return pfn
+            evict_chunk(self, chunk)

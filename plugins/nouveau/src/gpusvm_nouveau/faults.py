@@ -6,7 +6,8 @@ be served are cancelled one by one, which kills their channel; for the others th
 """
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cmp_to_key
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -39,17 +40,40 @@ if TYPE_CHECKING:
     from gpusvm_nouveau.device import NouveauDevice
     from gpusvm_nouveau.svmm import NouveauSvmm
 
-__all__ = ["NouveauPipeline", "sort_key"]
+__all__ = ["NouveauPipeline", "compare_in_ints", "sort_faults", "sort_key"]
 
 # nouveau_svm.c:nouveau_svm_fault_priority, indexed by access: prefetch, read, write, atomic, weakest first.
 _PRIORITY: Final = (1, 2, 3, 0)
+_INT_SIGN: Final = 1 << 31
+_INT_MASK: Final = (1 << 32) - 1
 _REQUEST: Final = (HMM_PFN_REQ_FAULT, HMM_PFN_REQ_FAULT | HMM_PFN_REQ_WRITE, 0, 0)
 _REQUEST_WRITE: Final = (_REQUEST[1], *_REQUEST[1:])
 
 
 def sort_key(fault: GpuFault) -> tuple[int, int, int]:
-    """Return what faults are sorted by (nouveau_svm_fault_cmp)."""
+    """Return what faults are meant to be sorted by (nouveau_svm_fault_cmp)."""
     return fault.inst, fault.addr, _PRIORITY[fault.access]
+
+
+def compare_in_ints(one: GpuFault, other: GpuFault) -> int:
+    """Compare two faults as written: the differences of 64 bits are cut off to an int (nouveau_svm_fault_cmp)."""
+    for difference in (one.inst - other.inst, one.addr - other.addr):
+        if cut := (difference + _INT_SIGN & _INT_MASK) - _INT_SIGN:
+            return cut
+    return _PRIORITY[one.access] - _PRIORITY[other.access]
+
+
+def sort_faults(batch: list[GpuFault], *, in_ints: bool) -> None:
+    """Sort a batch in place, `in_ints` as written. Where all is within 2 GiB, the two are the same.
+
+    An order that is none depends on who sorts: lib/sort.c sorts a heap, this merges. Of two faults all agree.
+    """
+    if in_ints and len(batch) > 1:
+        addrs, insts = [fault.addr for fault in batch], [fault.inst for fault in batch]
+        if max(addrs) - min(addrs) >= _INT_SIGN or max(insts) - min(insts) >= _INT_SIGN:
+            batch.sort(key=cmp_to_key(compare_in_ints))
+            return
+    batch.sort(key=sort_key)
 
 
 class _Group:
@@ -78,11 +102,13 @@ class NouveauPipeline(FaultPipeline):
         self._sticky = device.quirks.sticky_atomic == "as_written"
         self._ignore_own = device.quirks.exclusive_retry == "fixed"
         self._request = _REQUEST if device.host.tunables.read_faults == "read" else _REQUEST_WRITE
+        self._in_ints = device.quirks.sort_overflow == "as_written"
         self._batches = device.host.tunables.fault_batching
         self._skips = device.host.tunables.fault_dedupe
         self._atomic = False  # the flag that a batch never clears
         self._installed = 0  # V, W and A of the entry written last, which a failed group leaves as they were
         self._served: list[FaultJob] = []
+        self._svmms: Mapping[int, NouveauSvmm | None] = {}
 
     # ---- queue ---------------------------------------------------------------------------------------------------
 
@@ -98,22 +124,27 @@ class NouveauPipeline(FaultPipeline):
             late = buffer.drain()  # what came while the interrupt was on its way
             self.kernel.charge("fault_buffer_entry", len(late))
             batch += late
-            batch.sort(key=sort_key)
+            sort_faults(batch, in_ints=self._in_ints)
         return batch
 
     def receive(self, batch: Sequence[GpuFault]) -> None:
         """`take` has waited for the interrupt."""
 
     def run(self, batch: Sequence[GpuFault]) -> None:
-        """Serve a batch that `take` sorted (nouveau_svm_fault)."""
+        """Serve a batch that `take` sorted (nouveau_svm_fault).
+
+        Its instances are looked up once, and under a lock that is not held any more when their faults are served: who
+        ends an address space takes it off the list and then waits for this worker.
+        """
         self._atomic = False
         self._installed = 0
+        self._svmms = self.device.find(batch)
         super().run(batch)
 
     def begin(self, job: FaultJob) -> bool:
-        """Find the svmm of the instance; a fault of an unknown one is cancelled."""
-        svmm = self.device.svmms.get(job.fault.inst)
-        if svmm is None or svmm.closed:
+        """Take the svmm of the instance; a fault of an unknown one is cancelled."""
+        svmm = self._svmms[job.fault.inst]
+        if svmm is None:
             raise KernelError(errno.EINVAL, f"instance {job.fault.inst} belongs to no svmm")
         if not svmm.mm.mmget_not_zero():
             raise KernelError(errno.EFAULT, f"{svmm.mm.name} is gone")

@@ -13,6 +13,7 @@ from gpusvm.gpu import GpuPageTable
 from gpusvm.kernel import Kref
 from gpusvm.mm.api import MMU_NOTIFY_EXCLUSIVE, MMU_NOTIFY_MIGRATE, IntervalNotifier, MmApi, MmuNotifierRange
 
+from gpusvm_nouveau.bind import SvmBind
 from gpusvm_nouveau.vmm import Vmm
 
 if TYPE_CHECKING:
@@ -87,10 +88,17 @@ class NouveauSvmm:
         device.kernel.gauges.inc("notifier")
 
     def populate(self, start: int, end: int) -> int:
-        """Migrate [start, end) with SVM_BIND (nouveau_svmm_bind), results ignored; the bytes moved."""
+        """Migrate [start, end) with SVM_BIND, which answers 0 whatever moved; the bytes moved."""
+        stats = self.device.kernel.stats
+        before = stats.migrated_to_device_bytes
+        self.bind(SvmBind(va_start=start, va_end=end))
+        return stats.migrated_to_device_bytes - before
+
+    def bind(self, args: SvmBind) -> int:
+        """Do the ioctl SVM_BIND: 0. EINVAL for a request that is not known or after `close`; ENODEV after removal."""
         self.fget()
         try:
-            return self.device.bind_migrate(self, start, end)
+            return self.device.bind_migrate(self, args)
         finally:
             self.fput()
 
@@ -115,19 +123,35 @@ class NouveauSvmm:
         """Let go of it; the last ends the address space."""
         self._users -= 1
         if not self._users:
-            self._fini()
+            self._postclose()
 
-    def _fini(self) -> None:
-        # nouveau_svmm_part, nouveau_svmm_fini. Device pages of the process stay where they are. The channels of the
-        # file have ended before (nouveau_drm_postclose: nouveau_abi16_fini).
+    def _postclose(self) -> None:
+        """End with the file, the device awake; once that is unplugged, the removal does so (nouveau_drm_postclose)."""
+        drm = self.device.device
+        try:
+            cookie = drm.dev_enter()
+        except KernelError:
+            return
+        try:
+            with self.device.pm.ioctl():
+                self.fini()
+        finally:
+            drm.dev_exit(cookie)
+
+    def fini(self) -> None:
+        """End the channels, then the address space (nouveau_abi16_fini, nouveau_svmm_fini).
+
+        Device pages of the process stay where they are.
+        """
         self.page_table.retire()
-        self.device.forget(self)
+        self.device.part(self)
         self._drain_faults()
-        self.memory.mmu_notifier_unregister(self._classic, self.mm)
-        self.device.kernel.gauges.dec("notifier")
         with self.mutex:
             self.closed = True
-            self.vmm.unmap(0, 1 << 64 - self._page_shift)
+        self.memory.mmu_notifier_unregister(self._classic, self.mm)
+        self.device.kernel.gauges.dec("notifier")
+        self.vmm.unmap(0, 1 << 64 - self._page_shift)  # nvif_vmm_dtor
+        self._open = False
         self._kref.put("file")
 
     def get(self, holder: str) -> None:

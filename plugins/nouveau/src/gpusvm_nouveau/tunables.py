@@ -122,8 +122,50 @@ class NouveauQuirks:
         cite="nouveau_svm.c:nouveau_svmm_invalidate_range_start; nouveau_dmem.c:nouveau_dmem_migrate_to_ram",
     )
     sleeping_copy: str = quirk(
-        "A CPU fault on a device page copies without waking the device, which may be suspended",
-        cite="nouveau_dmem.c:nouveau_dmem_migrate_to_ram",
+        "A CPU fault on a device page wakes nobody, though the device may be suspended and its object be in system "
+        "memory: the copy never runs, the fence times out after 15 s, which nobody asks about, and the process finds "
+        "zeros. Derived from the source, seen by nobody",
+        cite="nouveau_dmem.c:nouveau_dmem_migrate_to_ram; nouveau_fence.c:nouveau_fence_wait",
+    )
+    moved_chunks: str = quirk(
+        "A suspend moves the chunks' objects to system memory and a resume pins them again, the newest first, at "
+        "whatever place is free: from the second chunk on the GPU's entries name the VRAM of another chunk. Derived "
+        "from the source, seen by nobody",
+        cite="nouveau_dmem.c:nouveau_dmem_resume, nouveau_dmem_page_addr; nouveau_bo.c:nouveau_bo_move_ntfy",
+    )
+    failed_copy: str = quirk(
+        "A CPU fault whose copy cannot be queued leaves its destination in `dst`: the page is taken for migrated, its "
+        "entries stay migration entries for ever, and the device page is freed under them. Derived from the source, "
+        "seen by nobody",
+        cite="nouveau_dmem.c:nouveau_dmem_migrate_to_ram; migrate_device.c:__migrate_device_finalize",
+    )
+    evicted_folios: str = quirk(
+        "The end of the driver brings no large folio home, for their destinations are not marked as compound, and "
+        "then waits until the process lets go of them. Derived from the source, seen by nobody",
+        cite="nouveau_dmem.c:nouveau_dmem_evict_chunk; migrate_device.c:__migrate_device_pages",
+    )
+    evict_unchecked: str = quirk(
+        "The end of the driver asks neither whether it was given a large page to bring a folio home to, nor whether "
+        "the copy could be queued: the one is a NULL pointer, the other a page without its contents. Derived from the "
+        "source, seen by nobody",
+        cite="nouveau_dmem.c:nouveau_dmem_evict_chunk",
+    )
+    bo_before_wait: str = quirk(
+        "The end of the driver puts a chunk's object before it waits for the chunk's pages: a CPU fault that is under "
+        "way asks a NULL pointer where its page is. Derived from the source, seen by nobody",
+        cite="nouveau_dmem.c:nouveau_dmem_fini, nouveau_dmem_page_addr",
+    )
+    unbind_open: str = quirk(
+        "Taking the driver from a device that is open frees the fault handler before the channels of the open files "
+        "leave it, through a NULL pointer, and waits for no ioctl that is under way. Derived from the source, seen by "
+        "nobody",
+        cite="nouveau_drm.c:nouveau_drm_device_fini; nouveau_svm.c:nouveau_svm_fini, nouveau_svmm_part",
+    )
+    sort_overflow: str = quirk(
+        "The faults of a batch are compared by 64-bit differences that an int holds: two that lie 2 GiB apart or more "
+        "may be sorted the other way round, and a fault in front of a group is skipped as if the group served it. "
+        "Derived from the source, seen by nobody",
+        cite="nouveau_svm.c:nouveau_svm_fault_cmp",
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from gpusvm.drm import DMA_BIDIRECTIONAL, constant_u8
+from gpusvm.errors import KernelError
 from gpusvm.gpu import REMOTE, runs
 
 if TYPE_CHECKING:
@@ -37,14 +38,21 @@ class Vmm:
         self._large: dict[int, int] = {}  # first page of each 2 MiB leaf -> its permissions
 
     def map_leaf(self, vpn: int, pfn: int, pages: int, perm: int) -> None:
-        """Write one leaf of 1 page or of a PMD (nvkm_vmm_pfn_map, gp100_vmm_pgt_pfn, gp100_vmm_pd0_pfn). EFAULT if DMA
-        mapping fails.
+        """Write one leaf of 1 page or of a PMD (nvkm_vmm_pfn_map, gp100_vmm_pgt_pfn, gp100_vmm_pd0_pfn).
+
+        If DMA mapping fails the entry is written without its valid bit, and the caller hears nothing of it: the GPU
+        will fault again.
         """
         self._clear(vpn, vpn + pages)
         large = pages != 1
         if perm & REMOTE:
             order = self._large_order if large else self._order
-            self.dma.map_pages(np.array([pfn], np.int64), order, DMA_BIDIRECTIONAL)
+            try:
+                self.dma.map_pages(np.array([pfn], np.int64), order, DMA_BIDIRECTIONAL)
+            except KernelError as error:
+                self.kernel.warn("gp100_vmm_pd0_pfn" if large else "gp100_vmm_pgt_pfn", str(error))
+                self._written(1)
+                return
         if large:
             self._large[vpn] = perm
         self.page_table.map_run(vpn, pfn, pages, perm)

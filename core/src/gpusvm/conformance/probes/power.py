@@ -14,6 +14,8 @@ from gpusvm.conformance.scene import (
     written,
 )
 
+_A_SECOND_NS = 1_000_000_000
+
 
 @probe(
     "S32",
@@ -116,7 +118,12 @@ def _goes_away(lab: Lab) -> str:
         told = f"new populates get {answer(lambda: bench.vm.populate(other, other + PMD))}"
     else:
         close(bench)
-        bench.driver.shutdown()
+        removal = bench.kernel.spawn(bench.driver.shutdown, name="removal")
+        bench.kernel.sleep_ns(_A_SECOND_NS)
         bench.machine.drivers.clear()
         told = "only once it is closed"
+        if not removal.done:
+            bench.mm.munmap(addr, PMD)
+            removal.join()
+            return f"{told}; it waits for its pages until the process lets go of them"
     return f"{told}; its pages {'come home' if bench.where(addr) == 'system' else 'stay'}"
