@@ -139,7 +139,9 @@ def test_its_own_migration_is_an_event_like_any_other(bench):
     b.gpu_write(addr)
     told = []
     plain = b.vm.process.svms.invalidate
-    b.vm.process.svms.invalidate = lambda prange, range_, seq: told.append(range_.event) or plain(prange, range_, seq)
+    b.vm.process.svms.invalidate = lambda prange, sub, range_, seq: (
+        told.append(range_.event) or plain(prange, sub, range_, seq)
+    )
     b.cpu_read(addr)
     del b.vm.process.svms.invalidate
     assert told[0] == MMU_NOTIFY_MIGRATE

@@ -5,6 +5,7 @@ import errno
 import pytest
 from gpusvm.errors import KernelError
 from gpusvm.mm.api import PROT_READ
+from gpusvm_kfd.migrate import migrate_to_vram
 
 PAGE, PMD = 4096, 2 << 20
 
@@ -151,3 +152,82 @@ def test_the_granularity_of_a_range_can_be_set(bench):
     b.gpu_write(addr + 16 * PAGE)
     b.cpu_read(addr)
     assert b.device_pages(addr, 512) == 16
+
+
+# ---- what stands between one state of a range and the next
+
+
+def test_a_prefetch_to_nowhere_is_refused(bench):
+    b = bench()
+    addr = b.map(PAGE)
+    with pytest.raises(KernelError) as caught:
+        b.vm.set_attr(addr, addr + PAGE, prefetch_loc="undefined")
+    assert caught.value.errno == errno.EINVAL
+
+
+def test_a_clone_is_told_of_changes_before_its_original_is_gone(bench, monkeypatch):
+    b = bench("kfd:access=in_place")
+    addr = b.map(4 * PAGE)
+    b.cpu_write(addr, 4)
+    b.gpu_write(addr, 4)
+    steps = []
+    svms = b.vm.process.svms
+    add, remove = svms.add, svms.remove
+    monkeypatch.setattr(svms, "add", lambda prange, mm: steps.append("add") or add(prange, mm))
+    monkeypatch.setattr(svms, "remove", lambda prange, *, unmap: steps.append("remove") or remove(prange, unmap=unmap))
+    b.vm.set_attr(addr + PAGE, addr + 2 * PAGE, preferred_loc="system")
+    assert steps == ["add", "add", "add", "remove"]
+
+
+def test_the_last_range_of_an_ioctl_is_served_first(bench):
+    b = bench(vram_bytes=2 * PMD)
+    addr = b.map(4 * PMD)
+    b.cpu_write(addr, 4 * 512)
+    b.vm.populate(addr, addr + 4 * PMD)
+    assert [b.device_pages(addr + block * PMD, 512) for block in range(4)] == [512, 512, 0, 0]
+
+
+@pytest.mark.parametrize("quirk", ["as_written", "fixed"])
+def test_a_fault_in_a_range_that_is_being_cut_elsewhere(bench, monkeypatch, quirk):
+    """The notifier of a munmap, which lets readers of mmap_lock in before it is called, cuts the first granule away."""
+    b = bench(f"kfd:granularity=16K,quirk.cut_range={quirk}")
+    b.kernel.tracer.on = True
+    addr = b.map(8 * PAGE)
+    b.cpu_write(addr, 8)
+    b.vm.set_attr(addr, addr + 8 * PAGE, preferred_loc=0)
+    plain = migrate_to_vram
+    cut = []
+
+    def migrate(prange, location, start, end, mm):
+        if not cut:
+            cut.append(1)
+            with prange.lock:
+                prange.svms._unmap_from_cpu(mm, prange, addr // PAGE + 1, addr // PAGE + 3)
+        plain(prange, location, start, end, mm)
+
+    monkeypatch.setattr("gpusvm_kfd.faults.migrate_to_vram", migrate)
+    b.gpu_write(addr + 5 * PAGE)
+    b.kernel.settle()
+    warnings = [event[3:] for event in b.kernel.tracer.events if event[2] == "warn"]
+    behind = ("svm_range_dma_map_dev", "7 addresses are written behind those of <SvmRange 0x100000000-0x100000001>")
+    assert warnings == ([behind] if quirk == "as_written" else [])
+    assert [(each.start - addr // PAGE, each.pages) for each in b.vm.process.svms.objects] == [(0, 1), (3, 5)]
+
+
+@pytest.mark.parametrize(("quirk", "number"), [("as_written", errno.EFAULT), ("fixed", 0)])
+def test_a_fault_in_a_granule_of_which_a_part_is_being_unmapped(bench, monkeypatch, quirk, number):
+    b = bench(f"kfd:quirk.cut_range={quirk}")
+    addr = b.map(8 * PAGE)
+    b.cpu_write(addr, 8)
+    b.gpu_write(addr)
+    b.kernel.sleep_ns(3_000_000)
+    b.memory.mprotect(b.mm, addr, 6 * PAGE, PROT_READ)
+    # munmap has taken the area away; its notifier comes once the fault has been dropped for the first time.
+    plain, gone = type(b.mm).vma_lookup, []
+
+    def vma_lookup(mm, at):
+        return None if at >= addr + 6 * PAGE and len(gone) < 2 and not gone.append(1) else plain(mm, at)
+
+    monkeypatch.setattr(type(b.mm), "vma_lookup", vma_lookup)
+    assert b.fault(addr).errno == number
+    assert len(gone) == 2

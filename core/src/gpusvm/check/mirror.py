@@ -27,6 +27,8 @@ _SAID = {NONE: "no page", ZERO: "the zero page"}
 @rule(54)
 def mirror_written(s: Shadow, mirror: GpuPageTable, vpn: int, end_vpn: int) -> None:
     """54: entries that were just written name no free page."""
+    if mirror.stopped:  # nothing goes through them until it resumes, which is like writing them
+        return
     for window in mirror.windows:
         first, end = max(vpn, window.base), min(end_vpn, window.end)
         if first < end:
@@ -71,7 +73,7 @@ def _is_alive(mm: object, s: Shadow) -> TypeGuard[MmStruct]:
 
 def _mirrors(s: Shadow) -> Iterator[GpuPageTable]:
     for mirror in s.memory.mirrors:
-        if isinstance(mirror, GpuPageTable) and mirror.mapped_pages:
+        if isinstance(mirror, GpuPageTable) and mirror.mapped_pages and not mirror.stopped:
             yield mirror
 
 

@@ -60,9 +60,9 @@ class GpuPageTable:
     """Map virtual pages of one process for one GPU address space.
 
     Virtual pages are `address >> page_shift`; ranges are half open. `map_run` and `map_pages` overwrite, as writing a
-    PTE does. While it is `stopped`, as the queues of a GPU without retry faults can be, every access misses and the
-    entries stay. An access is checked against the contents of memory (`MemoryManagerApi.contents`), through whatever
-    pfn the entry holds, stale or not.
+    PTE does. Between `stop` and `resume`, as the queues of a GPU without retry faults are, every access misses and the
+    entries stay, whatever becomes of the pages. An access is checked against the contents of memory
+    (`MemoryManagerApi.contents`), through whatever pfn the entry holds, stale or not.
     """
 
     def __init__(self, kernel: Kernel, memory: MemoryManagerApi, mm: MmApi) -> None:
@@ -96,6 +96,17 @@ class GpuPageTable:
             self.memory.mirrors.append(self)
         self._windows.append(window)
         return window
+
+    def stop(self) -> None:
+        """Let no access through."""
+        self.stopped = True
+
+    def resume(self) -> None:
+        """Let accesses through again, by the entries that there are."""
+        self.stopped = False
+        if self.kernel.observer is not None:
+            for window in self._windows:
+                tell(self.kernel.observer, "mirror_written", self, window.base, window.end)
 
     def retire(self) -> None:
         """Say that no engine walks the table any more, so that it no longer counts what it names."""

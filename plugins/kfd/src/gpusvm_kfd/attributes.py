@@ -41,9 +41,13 @@ class Attributes:
 
     def check(self, process: "KfdProcess") -> None:
         """Refuse a GPU that the process has not (svm_range_check_attr). EINVAL."""
-        named = [each - 1 for each in (self.preferred_loc, self.prefetch_loc) if each not in (None, SYSTEM, UNDEFINED)]
-        for gpu in (*named, *self.access):
-            if gpu not in process.pdds:
+        gpus = list(self.access)
+        if self.preferred_loc is not None and self.preferred_loc not in (SYSTEM, UNDEFINED):
+            gpus.append(self.preferred_loc - 1)
+        if self.prefetch_loc is not None and self.prefetch_loc != SYSTEM:
+            gpus.append(self.prefetch_loc - 1)
+        for gpu in gpus:
+            if gpu < 0 or not process.supported >> gpu & 1:
                 raise KernelError(EINVAL, f"the process has no GPU {gpu}")
 
     def are_of(self, prange: SvmRange) -> bool:
@@ -56,7 +60,7 @@ class Attributes:
                 return False
         if prange.flags & self.set_flags != self.set_flags or prange.flags & self.clear_flags:
             return False
-        return self.granularity is None or prange.granularity == 1 << min(self.granularity, _GRANULARITY_MAX)
+        return self.granularity is None or prange.granularity == 1 << self.granularity
 
     def apply(self, prange: SvmRange, *, xnack: bool) -> bool:
         """Give a range these attributes; whether its mappings are to follow (svm_range_apply_attrs)."""
@@ -116,11 +120,16 @@ def apply_attributes(process: "KfdProcess", mm: "MmApi", start: int, end: int, a
         except KernelError:
             lock.up_write()
             raise
-        updated, remapped = _add(process, mm, start, end, attributes)
+        updated, inserted, removed, remapped = _add(process, start, end, attributes)
+        # The new first: a change that needs no mmap_lock, of reclaim, say, is always told somebody.
+        for prange in inserted:
+            svms.add(prange, mm)
         update = False
         for prange in updated:
             update |= attributes.apply(prange, xnack=process.xnack)
         update |= not process.xnack and bool(remapped)
+        for prange in removed:
+            svms.remove(prange, unmap=False)
         lock.downgrade_write()
         failed: KernelError | None = None
         for prange in updated:
@@ -151,10 +160,10 @@ def _check_areas(mm: "MmApi", start: int, end: int, page_shift: int) -> None:
 
 
 def _add(
-    process: "KfdProcess", mm: "MmApi", start: int, end: int, attributes: Attributes
-) -> tuple[list[SvmRange], list[SvmRange]]:
-    """Cover [start, end) with ranges of its own (svm_range_add); which are to be updated, and which, cut off at a place
-    that is not a huge page's, to be mapped anew.
+    process: "KfdProcess", start: int, end: int, attributes: Attributes
+) -> tuple[list[SvmRange], list[SvmRange], list[SvmRange], list[SvmRange]]:
+    """Cover [start, end) with ranges of its own (svm_range_add); which are to be updated, inserted and removed, and
+    which, cut off at a place that is not a huge page's, to be mapped anew. The last that is found is the first.
     """
     svms = process.svms
     updated: list[SvmRange] = []
@@ -183,11 +192,7 @@ def _add(
         at = min(node_end, end)
     if at < end:
         _split_new(process, at, end, inserted, updated)
-    for prange in removed:
-        svms.remove(prange, unmap=False)
-    for prange in inserted:
-        svms.add(prange, mm)
-    return updated, remapped
+    return updated[::-1], inserted[::-1], removed[::-1], remapped[::-1]
 
 
 def _cut(prange: SvmRange, start: int, end: int, inserted: list[SvmRange], remapped: list[SvmRange], at: int) -> None:

@@ -29,7 +29,8 @@ def evict_svm_bo(svm_bo: "SvmRangeBo") -> None:
         return
     busy = False
     mm = svm_bo.mm
-    if mm.mmget_not_zero():
+    alive = mm.mmget_not_zero()
+    if alive:
         if mm.mmap_lock.down_read_trylock():
             busy = not _empty(svm_bo)
             mm.mmap_lock.up_read()
@@ -39,7 +40,7 @@ def evict_svm_bo(svm_bo: "SvmRangeBo") -> None:
     if not busy and svm_bo.kref.count != 1:
         if svm_bo.device.exact:
             busy = True
-        else:
+        elif alive:
             svm_bo.kernel.warn("svm_range_evict_svm_bo", "This was not the last reference")
     svm_bo.unref("evict")
     if busy:

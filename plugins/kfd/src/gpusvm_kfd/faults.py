@@ -97,9 +97,10 @@ def best_restore_location(process: "KfdProcess", prange: SvmRange, gpu: int) -> 
 class _Service:
     """Keep what one fault hands from stage to stage: the process, what is held, and until when it was dropped."""
 
-    __slots__ = ("again", "locked", "mm", "pdd", "prange", "until_ns", "write_locked")
+    __slots__ = ("again", "begun_ns", "locked", "mm", "pdd", "prange", "until_ns", "write_locked")
 
-    def __init__(self) -> None:
+    def __init__(self, begun_ns: int) -> None:
+        self.begun_ns = begun_ns
         self.pdd: ProcessDevice | None = None
         self.prange: SvmRange | None = None
         self.mm = False
@@ -209,7 +210,7 @@ class KfdPipeline(FaultPipeline):
         Without XNACK no fault is ever resolved: EFAULT. A process that has closed its file has no waves left, and the
         model ends theirs: EINVAL, and EFAULT if its memory is gone.
         """
-        service = job.scratch = _Service()
+        service = job.scratch = _Service(self.kernel.now_ns)
         pdd = self.device.pdds.get(job.fault.inst)
         if pdd is None or not pdd.files or not pdd.process.kref.get_unless_zero("fault"):
             raise KernelError(errno.EINVAL, f"no process has the pasid {job.fault.inst}")
@@ -339,7 +340,7 @@ class KfdPipeline(FaultPipeline):
             return False
         assert service.pdd is not None
         until_ns = prange.validated_ns + self._window_ns
-        if self.kernel.now_ns >= until_ns:
+        if service.begun_ns >= until_ns:
             return False
         mapped = self._is_mapped(service.pdd, fault)
         if not mapped and not self._by_range:
@@ -364,8 +365,8 @@ class KfdPipeline(FaultPipeline):
         start, end = job.unit.start >> size, job.unit.end >> size
         job.pagemap = pagemap = self.place(job)
         if pagemap is None:
-            vram_to_ram(prange, mm, start, end)
-            return True
+            self._fall_back(job, prange, start, end)
+            return not job.scratch.again
         target = self.device.kfd.device_of(pagemap)
         try:
             if target is None:
@@ -376,8 +377,23 @@ class KfdPipeline(FaultPipeline):
         except KernelError as error:
             self.note("migrate_failed", job, error.errno)
             if prange.actual_loc and (target is None or prange.actual_loc != target.number + 1):
-                vram_to_ram(prange, mm, start, end)
-        return True
+                self._fall_back(job, prange, start, end)
+        return not job.scratch.again
+
+    def _fall_back(self, job: FaultJob, prange: SvmRange, start: int, end: int) -> None:
+        """Bring the granule home; with cut_range fixed the hardware tries again if that was because it was cut."""
+        try:
+            vram_to_ram(prange, job.vm.mm, start, end)
+        except KernelError:
+            fixed = self.device.quirks.cut_range == "fixed"
+            if not fixed or (prange.start <= start and end <= prange.end and not prange.children):
+                raise
+            self._again(job)
+
+    def _again(self, job: FaultJob) -> None:
+        self.kernel.stats.retries += 1
+        self._filter.remove(job.fault)
+        job.scratch.again = True
 
     def get_pages(self, job: FaultJob) -> bool:
         """Read and map the granule, area by area; what was invalidated meanwhile the hardware tries again."""
@@ -395,9 +411,7 @@ class KfdPipeline(FaultPipeline):
         except KernelError as error:
             if error.errno != errno.EAGAIN:
                 raise
-            self.kernel.stats.retries += 1
-            self._filter.remove(job.fault)
-            job.scratch.again = True
+            self._again(job)
             return False
         return True
 
@@ -430,6 +444,7 @@ class KfdPipeline(FaultPipeline):
             # Whoever was in the way has to be able to go on before the hardware tries again.
             self.kernel.retried(by_chance=True)
             self.kernel.cond_resched()
+            self.kernel.give_way()
 
 
 def _skips(prange: SvmRange) -> bool:

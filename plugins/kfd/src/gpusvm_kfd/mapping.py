@@ -45,12 +45,14 @@ def validate_and_map(
 
     `on_get_pages` and `on_bind` are called before an area's pages are read, and before they are mapped.
     EAGAIN: something was invalidated meanwhile, or the range split. EFAULT: there is no area, or what hmm_range_fault
-    raises. Area by area: those before the one that failed stay mapped.
+    raises. Area by area: those before the one that failed stay mapped. One that may not be read is passed over: as
+    written without unmapping it, for addresses are taken for page numbers.
     """
     gpus = _gpus(prange) if gpu is None else 1 << gpu
     if not gpus:
         return
     memory, process = prange.svms.memory, prange.svms.process
+    as_written = process.kfd.quirks.cut_range == "as_written"
     assert prange.notifier is not None
     size = memory.geometry.page_shift
     window = NotifierWindow(memory, prange.notifier, start=start << size, end=end << size, lock=prange.lock)
@@ -58,11 +60,13 @@ def validate_and_map(
     at = start
     while at < end:
         vma = mm.vma_lookup(at << size)
-        prange.mapping_done = False
         if vma is None:
-            raise KernelError(EFAULT, f"page {at:#x} of {prange!r} is in no area")
+            prange.mapping_done = False
+            number = EFAULT if as_written else EAGAIN
+            raise KernelError(number, f"page {at:#x} of {prange!r} is in no area")
         until = min(vma.end >> size, end)
-        if vma.flags & VM_READ:  # else nothing: the notifier has unmapped it
+        if vma.flags & VM_READ:
+            prange.mapping_done = False
             window.start, window.end = at << size, until << size
             if on_get_pages is not None:
                 on_get_pages()
@@ -71,14 +75,25 @@ def validate_and_map(
             is_device = memory.device_private_mask(pfns)
             if process.kfd.quirks.va_fault == "as_written" and prange.svm_bo is None and is_device.any():
                 process.kernel.warn("svm_range_dma_map_dev", f"{prange!r} has device pages and no object: NULL is read")
-            for each in bits(gpus):
-                prange.dma_map(process.pdds[each], at, pfns, is_device)
+            if as_written:
+                first = at - process.kernel.read_once(prange, "start")
+                for each in bits(gpus):
+                    prange.dma_map(process.pdds[each], first, pfns, is_device)
+            else:
+                with prange.lock:
+                    if prange.children:
+                        raise KernelError(EAGAIN, f"{prange!r} was split")
+                    for each in bits(gpus):
+                        prange.dma_map(process.pdds[each], at - prange.start, pfns, is_device)
             if on_bind is not None:
                 on_bind()
             if not window.commit(lambda v=vma, a=at, w=words, d=is_device: _commit(prange, v, a, w, d, gpus)):  # type: ignore[misc]  # a lambda's default has no annotation
                 raise KernelError(EAGAIN, f"{prange!r} was invalidated")
+            prange.mapping_done = until == end
+        elif process.kfd.quirks.no_access == "fixed":
+            with prange.lock:
+                unmap_from_gpus(prange, at, until, prange.mapped)
         at = until
-    prange.mapping_done = True
     prange.validated_ns = memory.kernel.now_ns
 
 
@@ -100,12 +115,12 @@ def _get_pages(prange: "SvmRange", window: NotifierWindow, vma: "VmaApi", mm: "M
     What the walk faults in may be on a device: a CPU fault, which is skipped if it is this task's own.
     """
     process, kernel = prange.svms.process, prange.svms.kernel
-    if process.kfd.quirks.fault_under_lock == "fixed":
-        for device in process.kfd.by_owner():
-            _bring_home(prange, window, vma, mm, device, owner)
     flags = HMM_PFN_REQ_FAULT | (HMM_PFN_REQ_WRITE if vma.flags & VM_WRITE else 0)
     kernel.write_once(process, "faulting_task", kernel.current)
     try:
+        if process.kfd.quirks.fault_under_lock == "fixed":
+            for device in process.kfd.by_owner():
+                _bring_home(prange, window, vma, mm, device, owner)
         return window.read_pages(flags, owner, mmap_locked=True)
     except KernelError as error:
         if error.errno != EBUSY:

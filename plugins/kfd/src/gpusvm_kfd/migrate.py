@@ -55,6 +55,12 @@ def _device(prange: "SvmRange", location: int) -> "KfdDevice":
     return pdd.device
 
 
+def _check_within(prange: "SvmRange", start: int, end: int) -> None:
+    """Demand pages of the range, which a notifier may have cut since they were chosen. EFAULT."""
+    if start < prange.start or end > prange.end:
+        raise KernelError(EFAULT, f"{start:#x}-{end:#x} is not in {prange!r}")
+
+
 def _leave(prange: "SvmRange", mm: "MmApi") -> None:
     """Bring the whole range home, on its way to another device (svm_migrate_vram_to_vram). EDEADLK."""
     for _ in range(prange.svms.process.kfd.tunables.home_tries):
@@ -66,6 +72,7 @@ def _leave(prange: "SvmRange", mm: "MmApi") -> None:
 
 def _ram_to_vram(device: "KfdDevice", prange: "SvmRange", location: int, start: int, end: int, mm: "MmApi") -> None:
     """Do so from RAM, area by area (svm_migrate_ram_to_vram)."""
+    _check_within(prange, start, end)
     device.reserve(prange.pages)
     moved = 0
     try:
@@ -162,10 +169,11 @@ def _clear(device: "KfdDevice", pages: "Pfns", dirty: "np.typing.NDArray[np.bool
 def vram_to_ram(prange: "SvmRange", mm: "MmApi", start: int, end: int, *, fault_page: int | None = None) -> None:
     """Bring pages of a range home (svm_migrate_vram_to_ram); with the last the range gives its object up.
 
-    EFAULT: a page is in no area, or a DMA mapping failed; ENOMEM.
+    EFAULT: a page is in no area or not in the range, or a DMA mapping failed; ENOMEM.
     """
     if not prange.actual_loc:
         return
+    _check_within(prange, start, end)
     device = _device(prange, prange.actual_loc)
     size = device.page_shift
     moved = 0
@@ -185,7 +193,7 @@ def vram_to_ram(prange: "SvmRange", mm: "MmApi", start: int, end: int, *, fault_
         at = until
     if not prange.svms.exact and prange.counted_pages < moved:
         device.kernel.warn("svm_migrate_vram_to_ram", f"{prange.counted_pages} pages in VRAM, and {moved} came from it")
-    prange.counted_pages = max(0, prange.counted_pages - moved)
+    prange.counted_pages -= moved  # below zero it wraps around in the kernel, and is as little zero
     if not prange.vram_pages and prange.has_res:
         prange.actual_loc = SYSTEM
         prange.counted_pages = 0

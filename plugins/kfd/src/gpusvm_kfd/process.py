@@ -41,7 +41,8 @@ class ProcessDevice:
         self.files = 0
         self.dma = device.dma
         self.page_table = GpuPageTable(device.kernel, device.memory, process.mm)
-        self.page_table.stopped = process.queues.stopped
+        if process.queues.stopped:
+            self.page_table.stop()
         self.tlb = Tlb(device.kernel, device.device.name)
         self.source = QueueFaults(device.queues, inst=pasid, queue=0)
 
@@ -99,23 +100,26 @@ class KfdProcess:
     def leave(self, pdd: ProcessDevice) -> None:
         """Take the process off one GPU, which goes: its memory there comes home, and no range knows of it any more.
 
-        With the last GPU the process ends.
+        With the last GPU the process ends. One whose memory is going ends by itself, and is left alone.
         """
         mm = self.mm
         gpu = pdd.gpu
-        if mm.mmget_not_zero():
-            with self.info_lock:
-                self.svms.lock_and_flush_work(mm)
-                mm.mmap_lock.downgrade_write()
-                with self.svms.lock:
-                    self.svms.forget_gpu(gpu, mm)
-                mm.mmap_lock.up_read()
-                if len(self.pdds) == 1:
-                    self.svms.lock_and_flush_work(mm)
-                    self.svms.remove_all()
-                    mm.mmap_lock.up_write()
-            mm.mmput()
+        if not mm.mmget_not_zero():
+            self.kernel.cond_resched()
+            self.kernel.cpu_relax()
+            return
         self.supported &= ~(1 << gpu)
+        with self.info_lock:
+            self.svms.lock_and_flush_work(mm)
+            mm.mmap_lock.downgrade_write()
+            with self.svms.lock:
+                self.svms.forget_gpu(gpu, mm)
+            mm.mmap_lock.up_read()
+            if len(self.pdds) == 1:
+                self.svms.lock_and_flush_work(mm)
+                self.svms.remove_all()
+                mm.mmap_lock.up_write()
+        mm.mmput()
         del self.pdds[gpu]
         self._destroy_pdd(pdd)
         if not self.pdds:
@@ -187,6 +191,7 @@ class KfdFile:
                 # libhsakmt.c:kmtIoctl of ROCR-Runtime, through which programs call, does so.
                 kernel.retried(by_chance=True)
                 kernel.cond_resched()
+                kernel.give_way()
         return stats.migrated_to_device_bytes - before
 
     def set_attr(

@@ -49,13 +49,13 @@ class UserQueues:
         """Take the queues off the GPUs (kgd2kfd_quiesce_mm)."""
         self.stopped = True
         for pdd in self.process.pdds.values():
-            pdd.page_table.stopped = True
+            pdd.page_table.stop()
 
     def resume(self) -> None:
         """Put them back (kgd2kfd_resume_mm); who faulted meanwhile may try again."""
         self.stopped = False
         for pdd in self.process.pdds.values():
-            pdd.page_table.stopped = False
+            pdd.page_table.resume()
             pdd.device.faults.release(pdd)
 
     def end(self) -> None:

@@ -128,19 +128,24 @@ class SvmRange:
 
     def invalidate(self, sub: "IntervalNotifier", range_: "MmuNotifierRange", cur_seq: int) -> bool:
         """Follow a change of the process's memory (svm_range_cpu_invalidate_pagetables)."""
-        return self.svms.invalidate(self, range_, cur_seq)
+        return self.svms.invalidate(self, sub, range_, cur_seq)
 
     # ---- DMA -----------------------------------------------------------------------------------------------------
 
     def dma_map(self, pdd: "ProcessDevice", first: int, pfns: "Pfns", is_device: "npt.NDArray[np.bool_]") -> None:
-        """Map what a stretch of pages is now for a GPU (svm_range_dma_map_dev), page by page. EFAULT.
+        """Map what pages of the range from the `first` on are now for a GPU (svm_range_dma_map_dev). EFAULT.
 
-        What a page was mapped as before is unmapped now, and not when it went.
+        What a page was mapped as before is unmapped now, and not when it went. As written a range that was cut since
+        `first` was found has a shorter array, of which this knows nothing.
         """
         kinds = self.dma.get(pdd.gpu)
         if kinds is None:
             kinds = self.dma[pdd.gpu] = np.zeros(self.pages, np.uint8)
-        kinds = kinds[first - self.start : first - self.start + len(pfns)]
+        behind = first + len(pfns) - len(kinds)
+        if behind > 0:
+            self.svms.kernel.warn("svm_range_dma_map_dev", f"{behind} addresses are written behind those of {self!r}")
+            return
+        kinds = kinds[first : first + len(pfns)]
         dma_unmap(pdd, kinds)
         kinds[is_device] = _VRAM
         system = np.flatnonzero(~is_device)
@@ -166,7 +171,7 @@ class SvmRange:
         new = self.svms.new_range(end, old_end) if start == old_start else self.svms.new_range(old_start, start)
         # svm_range_split_pages
         counted = 0
-        for gpu, kinds in self.dma.items():
+        for gpu, kinds in sorted(self.dma.items()):
             part = new.dma[gpu] = kinds[new.start - old_start : new.end - old_start].copy()
             self.dma[gpu] = kinds[start - old_start : end - old_start].copy()
             counted = int(np.count_nonzero(part == _VRAM))
@@ -193,6 +198,13 @@ class SvmRange:
         new.counted_pages = self.counted_pages
         if self.has_res:
             self._share(new)
+        elif self.svm_bo is not None and self.svms.process.kfd.quirks.clone_reference == "as_written":
+            # A reference that nobody drops, as has_res is what says that there is one.
+            if self.svm_bo.kref.get_unless_zero("range"):
+                new.svm_bo = self.svm_bo
+                new.svm_bo.link(new)
+            else:
+                self.svms.kernel.warn("svm_range_clone", "a reference is taken of an object that is being freed")
         self._copy_attributes(new)
         return new
 
@@ -207,6 +219,8 @@ class SvmRange:
         for name in ("flags", "preferred_loc", "prefetch_loc", "actual_loc", "granularity", "mapping_done"):
             setattr(new, name, getattr(self, name))
         new.access, new.in_place, new.mapped = self.access, self.in_place, self.mapped
+        if self.svms.process.kfd.quirks.split_invalid == "fixed":
+            new.invalid = self.invalid
 
 
 def dma_unmap(pdd: "ProcessDevice", kinds: "npt.NDArray[np.uint8]") -> None:

@@ -29,7 +29,7 @@ from gpusvm_kfd.svm_range import (
 )
 
 if TYPE_CHECKING:
-    from gpusvm.mm.api import MmApi, MmuNotifierRange
+    from gpusvm.mm.api import IntervalNotifier, MmApi, MmuNotifierRange
 
     from gpusvm_kfd.process import KfdProcess
     from gpusvm_kfd.svm_bo import SvmRangeBo
@@ -59,6 +59,7 @@ class SvmRangeList:
         tunables = process.kfd.tunables
         self.granularity = tunables.granularity >> self.memory.geometry.page_shift
         self._blockable_only = process.kfd.quirks.non_blockable == "fixed"
+        self._gap = process.kfd.quirks.notifier_gap == "as_written"
         self._home = SYSTEM if tunables.preferred_loc == "system" else UNDEFINED
         self._in_place = tunables.access == "in_place"
         kernel.gauges.declare("range")
@@ -121,12 +122,11 @@ class SvmRangeList:
         )
         self.kernel.gauges.inc("notifier")
 
-    def _remove_notifier(self, prange: SvmRange) -> None:
-        if prange.notifier is not None:
-            self.memory.mmu_interval_notifier_remove(prange.notifier)
+    def _remove_notifier(self, sub: "IntervalNotifier | None") -> None:
+        if sub is not None:
+            self.memory.mmu_interval_notifier_remove(sub)
             self.kernel.gauges.dec("notifier")
-            self.kernel.free(prange.notifier)
-            prange.notifier = None
+            self.kernel.free(sub)
 
     def remove(self, prange: SvmRange, *, unmap: bool) -> None:
         """Take a range out and free it (svm_range_unlink, svm_range_remove_notifier, svm_range_free).
@@ -136,7 +136,8 @@ class SvmRangeList:
         _unlink(prange)
         if prange in self.objects:
             self.objects.remove(prange)
-        self._remove_notifier(prange)
+        self._remove_notifier(prange.notifier)
+        prange.notifier = None
         self.free(prange, unmap=unmap)
 
     def free(self, prange: SvmRange, *, unmap: bool) -> None:
@@ -156,12 +157,10 @@ class SvmRangeList:
 
     # ---- notifier ------------------------------------------------------------------------------------------------
 
-    def invalidate(self, prange: SvmRange, range_: "MmuNotifierRange", cur_seq: int) -> bool:
+    def invalidate(self, prange: SvmRange, sub: "IntervalNotifier", range_: "MmuNotifierRange", cur_seq: int) -> bool:
         """Do what svm_range_cpu_invalidate_pagetables does; what is our own is no exception."""
         if range_.event == MMU_NOTIFY_RELEASE:
             return True
-        sub = prange.notifier
-        assert sub is not None
         size = self.memory.geometry.page_shift
         if range_.blockable or not self._blockable_only:
             prange.lock.lock()
@@ -270,13 +269,37 @@ class SvmRangeList:
                     self.deferred.remove(prange)
                     prange.deferred = False
                 with self.lock:
-                    with prange.migrate_mutex:
-                        while prange.children:
-                            child = prange.children.pop(0)
-                            child.parent = None
-                            self._handle(child, mm)
-                    self._handle(prange, mm)
+                    if self._gap:
+                        self._take_children(prange, mm)
+                        self._handle(prange, mm)
+                    else:
+                        self._take_over(prange, mm)
             mm.mmput_async()
+
+    def _take_children(self, prange: SvmRange, mm: "MmApi") -> None:
+        """Put what a split left where it belongs: off the list, by which the notifier finds it, and then handled."""
+        with prange.migrate_mutex:
+            while prange.children:
+                child = prange.children.pop(0)
+                child.parent = None
+                self._handle(child, mm)
+
+    def _take_over(self, prange: SvmRange, mm: "MmApi") -> None:
+        """Do the same with notifier_gap fixed: the old notifier, and what it finds, go when the new ones are there, and
+        when it tells nobody any more.
+        """
+        children = list(prange.children)
+        for child in children:
+            if child.work_op == OP_ADD_RANGE:
+                self.add(child, mm)
+        freed = prange.work_op == OP_UNMAP_RANGE
+        self._handle(prange, mm)
+        if not freed:
+            prange.children.clear()
+        for child in children:
+            child.parent = None
+            if child.work_op != OP_ADD_RANGE:
+                self._handle(child, mm)
 
     def _handle(self, prange: SvmRange, mm: "MmApi") -> None:
         """Do what was deferred for one range (svm_range_handle_list_op)."""
@@ -287,8 +310,13 @@ class SvmRangeList:
         elif (prange.it_start, prange.it_end) != (prange.start, prange.end):
             # svm_range_update_notifier_and_interval_tree
             self.objects.remove(prange)
-            self._remove_notifier(prange)
-            self.add(prange, mm)
+            old = prange.notifier
+            if self._gap:
+                self._remove_notifier(old)
+                self.add(prange, mm)
+            else:
+                self.add(prange, mm)
+                self._remove_notifier(old)
 
     def lock_and_flush_work(self, mm: "MmApi") -> None:
         """Take mmap_lock for writing with nothing deferred (svm_range_list_lock_and_flush_work)."""
@@ -344,9 +372,10 @@ def _unlink(prange: SvmRange) -> None:
         with prange.lock:
             # The end of the object may have made the range forget it until here.
             svm_bo: SvmRangeBo | None = prange.svm_bo
-            if svm_bo is not None and not svm_bo.kref.get_unless_zero("unlink"):
-                svm_bo = None
-        if svm_bo is not None:
+            if svm_bo is None:
+                return
+            held = svm_bo.kref.get_unless_zero("unlink")
+        if held:
             svm_bo.unlink(prange)
             if not prange.has_res:
                 prange.svm_bo = None

@@ -163,6 +163,37 @@ class KfdQuirks:
         cite="kfd_svm.c:svm_range_cpu_invalidate_pagetables",
         default="fixed",
     )
+    cut_range: str = quirk(
+        "A munmap cuts a range in its notifier, which takes no lock of a GPU's fault that is being served there: the "
+        "fault, on memory that is still there, ends with EFAULT, which ends the wave, and what it maps is written "
+        "behind the end of the range's array of DMA addresses, which is shorter now. Derived from the source",
+        cite="kfd_svm.c:svm_range_restore_pages, svm_range_validate_and_map, svm_range_split_array",
+    )
+    notifier_gap: str = quirk(
+        "After a munmap of its part a worker removes a range's notifier before it inserts the new one, and takes what "
+        "was split off from the list where the old one finds it: of a change that takes no mmap_lock meanwhile, of "
+        "reclaim, say, a GPU that has the page mapped never hears. Derived from the source, found in random orders",
+        cite="kfd_svm.c:svm_range_update_notifier_and_interval_tree, svm_range_deferred_list_work",
+    )
+    no_access: str = quirk(
+        "Memory that no one may access any more stays mapped where nothing is unmapped by the notifier, without XNACK: "
+        "the worker that resumes the queues takes addresses for page numbers, and unmaps nothing; of what becomes of "
+        "the pages then the GPU does not hear either. Derived from the source",
+        cite="kfd_svm.c:svm_range_validate_and_map",
+    )
+    split_invalid: str = quirk(
+        "Without XNACK a range that is split or cloned while it waits to be mapped anew does not tell the new one so: "
+        "the queues go on, and the GPU still has the pages mapped that the new one had lost. Derived from the source, "
+        "found in random orders",
+        cite="kfd_svm.c:svm_range_split_adjust, svm_range_clone, svm_range_restore_work",
+    )
+    clone_reference: str = quirk(
+        "Attributes of a part of a range whose last page has just come home clone it with a reference of the object "
+        "that it has given back: one that waits for a worker to free it, or that nobody would drop. Derived from the "
+        "source, found in random orders; fixed by default, as a run has to end with nothing held",
+        cite="kfd_svm.c:svm_range_clone, svm_range_bo_ref, svm_range_vram_node_free",
+        default="fixed",
+    )
     freed_range: str = quirk(
         "The end of an object, by a worker once its last page is free, takes the lock of each range that named it, "
         "which may have been freed since it was taken off the object's list. Derived from the source; only checked "

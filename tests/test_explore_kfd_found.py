@@ -1,0 +1,22 @@
+"""Quirks of kfd that orders of a few operations find as it is written, and not as a reviewer would want it."""
+
+import pytest
+from gpusvm.explore import explore
+
+FREE = ("invariant", "54")
+
+
+@pytest.mark.parametrize(
+    ("scenario", "quirk", "schedules", "label"),
+    [
+        ("kfd-cut-swap", "notifier_gap", 200, FREE),
+        ("kfd-queues-none", "no_access", 20, FREE),
+        ("kfd-queues-swap", "split_invalid", 60, FREE),
+        ("kfd-clone", "clone_reference", 100, ("driver", "svm_range_clone")),
+    ],
+)
+def test_each_is_found_as_written_and_not_fixed(scenario, quirk, schedules, label):
+    options = {"scheduler": "pct", "schedules": schedules, "shrunk": False}
+    found = explore([scenario], [f"kfd:quirk.{quirk}=as_written"], **options)
+    assert [(each.finding.kind, each.finding.invariant) for each in found.findings] == [label]
+    assert explore([scenario], ["kfd"], **options).findings == []
