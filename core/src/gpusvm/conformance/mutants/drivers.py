@@ -11,10 +11,10 @@ __all__ = ["DRIVERS"]
 
 def _hold_while_told(guard: Any) -> Any:
     # Whoever is told of a change used to make sure first that the process has not ended.
-    def invalidate(svms: Any, prange: Any, range_: Any, cur_seq: int) -> bool:
+    def invalidate(svms: Any, prange: Any, sub: Any, range_: Any, cur_seq: int) -> bool:
         if range_.event == MMU_NOTIFY_RELEASE or not prange.notifier.mm.mmget_not_zero():
             return True
-        done: bool = guard(svms, prange, range_, cur_seq)
+        done: bool = guard(svms, prange, sub, range_, cur_seq)
         prange.notifier.mm.mmput()
         return done
 
