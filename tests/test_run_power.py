@@ -51,6 +51,16 @@ def test_nouveau_sleeps_while_its_file_is_open() -> None:
     assert device["references"] == []
 
 
+def test_kfd_is_awake_for_as_long_as_its_process_lives() -> None:
+    result = run("kfd:autosuspend_ms=1")
+    assert result["pm"] is not None
+    (device,) = result["pm"]["devices"]
+    assert device["states"] == [{"from_ns": 0, "state": "D0"}]
+    assert [(each["holder"], each["spans_ns"]) for each in device["holders"]] == [
+        ("process_device", [[0, result["sim_ns"]]])
+    ]
+
+
 def test_each_device_of_a_machine_is_told_apart() -> None:
     result = run("xe", "dual")
     assert result["pm"] is not None
@@ -82,8 +92,8 @@ def test_a_run_in_which_a_device_falls_asleep_under_its_pages_is_an_error(monkey
 
 def test_only_a_promise_can_be_broken() -> None:
     """nouveau promises nothing: its pages are elsewhere while it sleeps."""
-    promised = {name: DRIVERS[name].awake_with_pages for name in ("xe", "nouveau", "dmirror", "svmdev")}
-    assert promised == {"xe": True, "nouveau": False, "dmirror": False, "svmdev": False}
+    promised = {name: DRIVERS[name].awake_with_pages for name in ("xe", "nouveau", "dmirror", "svmdev", "kfd")}
+    assert promised == {"xe": True, "nouveau": False, "dmirror": False, "svmdev": False, "kfd": True}
     assert run("nouveau:populate=explicit,autosuspend_ms=1")["integrity"]["mismatches"] == 0
 
 
