@@ -4,7 +4,7 @@ happens in the middle of something.
 A probe that asks for what a driver does not do ends with NotApplicableError: whether it does is seen, and not read.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -123,6 +123,7 @@ class Operations:
     """Do a driver's own calls by name, on memory that begins at one address."""
 
     names: frozenset[str]
+    parameters: Mapping[str, Sequence[str]]
     _executor: "OperationExecutor"
 
     def do(self, name: str, numbers: Sequence[int]) -> None:
@@ -148,7 +149,7 @@ def operations(lab: Lab, bench: "Bench", addr: int) -> Operations | None:
         words=PageWords(bench.memory),
         address=lambda _, page: addr + page * PAGE,
     )
-    return Operations(frozenset(target.operations), target.start(host))
+    return Operations(frozenset(target.operations), target.operations, target.start(host))
 
 
 # ---- faults

@@ -1,0 +1,162 @@
+"""Run the conformance suite against the mutants: which check notices which bug that Linux had.
+
+A check catches a mutant on a driver if the driver passes it without the mutant, and not with it. All quirks are fixed,
+so that what drivers are known to do wrong hides nothing.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+from attrs import frozen
+
+from gpusvm.conformance.hunt import HuntPlan
+from gpusvm.conformance.mutants import MUTANTS, load
+from gpusvm.conformance.suite.check import SPEC_VERSION, Check
+from gpusvm.conformance.suite.column import Column, read_columns
+from gpusvm.conformance.suite.status import Status
+from gpusvm.conformance.suite.verdict import HangError, Verdict, before, judged, limited
+from gpusvm.documents import structure
+from gpusvm.errors import InputError
+from gpusvm.plugins import Installed
+
+__all__ = ["Trial", "catchers", "places", "read_trials", "trial", "verdict", "write_trials"]
+
+SCHEMA: Final = 1
+LIMIT_S: Final = 10.0
+"""How long a check may take: some mutants never end."""
+
+
+@frozen(kw_only=True)
+class Trial:
+    """Hold what checks of a driver came to with a mutant, or without one where `mutant` is empty.
+
+    `failed` are those that do not pass, `passed` the others that ran, and `unsupported` are not for the driver. `hung`
+    are of those that failed the ones that had no end, which depends on how fast the machine is.
+    """
+
+    mutant: str
+    driver: str
+    failed: tuple[str, ...]
+    passed: tuple[str, ...]
+    unsupported: tuple[str, ...] = ()
+    hung: tuple[str, ...] = ()
+
+    def tried(self) -> set[str]:
+        """Return the ids of all checks that it knows of."""
+        return {*self.failed, *self.passed, *self.unsupported}
+
+    def and_also(self, later: "Trial") -> "Trial":
+        """Return it with more checks."""
+        again = later.tried()
+        return attrs.evolve(
+            self,
+            failed=(*(each for each in self.failed if each not in again), *later.failed),
+            passed=(*(each for each in self.passed if each not in again), *later.passed),
+            unsupported=(*(each for each in self.unsupported if each not in again), *later.unsupported),
+            hung=(*(each for each in self.hung if each not in again), *later.hung),
+        )
+
+
+def places(plan: HuntPlan) -> dict[str, tuple[str, ...]]:
+    """Return for each mutant the drivers, by their specs, to run the suite on: those that exploration has it on, or
+    those that run through its code.
+    """
+    return {
+        name: tuple(dict.fromkeys(case.driver for case in plan.case if name in case.mutants)) or mutant.drivers
+        for name, mutant in MUTANTS.items()
+    }
+
+
+def verdict(check: Check, column: Column) -> Verdict | None:
+    """Run one check of one driver in this process, and judge it; None if it is not for the driver."""
+    if before(check, column.spec.info.capabilities, column.statement) is not None:
+        return None
+    lab = column.lab()
+    error: BaseException | None = None
+    try:
+        with limited(LIMIT_S):
+            check.run(lab)
+            lab.close()
+    except (Exception, HangError) as raised:  # noqa: BLE001  # whatever it is, it is judged
+        error = raised
+        lab.abandon()
+    return judged(check, error, None)
+
+
+def trial(mutant: str, driver: str, checks: Sequence[Check]) -> Trial:
+    """Run checks of a driver with a mutant, or without one. InputError for names that there are not."""
+    (column,) = read_columns([driver], Installed(()).registry(), quirks="fixed")
+    failed: list[str] = []
+    passed: list[str] = []
+    hung: list[str] = []
+    unsupported: list[str] = []
+    for check in checks:
+        if mutant:
+            with load(mutant).active():
+                found = verdict(check, column)
+        else:
+            found = verdict(check, column)
+        if found is None:
+            unsupported.append(check.id)
+            continue
+        (passed if found.status is Status.PASS else failed).append(check.id)
+        if found.reason.startswith("no end after"):
+            hung.append(check.id)
+    return Trial(
+        mutant=mutant,
+        driver=driver,
+        failed=tuple(failed),
+        passed=tuple(passed),
+        unsupported=tuple(unsupported),
+        hung=tuple(hung),
+    )
+
+
+def catchers(mutant: str, trials: Mapping[tuple[str, str], Trial]) -> dict[str, tuple[str, ...]]:
+    """Return by driver the checks that catch a mutant, in the order of the suite, those that hang last."""
+    found = {}
+    for (name, driver), one in trials.items():
+        plain = trials.get(("", driver))
+        if name == mutant and plain is not None:
+            mine = [each for each in one.failed if each in plain.passed]
+            found[driver] = tuple(sorted(mine, key=lambda each: each in one.hung))
+    return found
+
+
+def read_trials(path: Path) -> dict[tuple[str, str], Trial]:
+    """Read a file that `write_trials` wrote, by mutant and driver; nothing if it is of another version of the suite."""
+    document = json.loads(path.read_text("utf-8"))
+    if document.get("schema") != SCHEMA:
+        raise InputError(f"{path.name}: expected schema {SCHEMA}, got {document.get('schema')!r}")
+    if document.get("spec") != SPEC_VERSION:
+        return {}
+    ids: list[str] = document["checks"]
+    found = {}
+    for number, flat in enumerate(document["trials"]):
+        named = {**flat, **{key: [ids[each] for each in flat[key]] for key in _LISTS}}
+        one = structure(named, Trial, source=f"{path.name}: trials[{number}]")
+        found[one.mutant, one.driver] = one
+    return found
+
+
+def write_trials(trials: Iterable[Trial], checks: Sequence[str], path: Path, *, command: str) -> None:
+    """Write trials one to a line, with the checks by their numbers; of checks that are no more nothing is kept."""
+    number = {name: at for at, name in enumerate(checks)}
+
+    def flat(one: Trial) -> dict[str, Any]:
+        said = attrs.asdict(one)
+        return {**said, **{key: sorted(number[each] for each in said[key] if each in number) for key in _LISTS}}
+
+    head = {"schema": SCHEMA, "spec": SPEC_VERSION, "command": command}
+    lines = [json.dumps(flat(one), separators=(",", ":")) for one in trials]
+    names = ",\n".join(json.dumps(name) for name in checks)
+    text = json.dumps(head)[:-1] + f', "checks": [\n{names}\n], "trials": [\n' + ",\n".join(lines) + "\n]}\n"
+    half = path.with_suffix(".part")
+    half.write_text(text, "utf-8")
+    half.replace(path)
+
+
+_LISTS: Final = ("failed", "passed", "unsupported", "hung")

@@ -1,0 +1,86 @@
+"""Small programs of several tasks, in some dozens of orders each: whatever the order, no rule of the kernel is broken.
+
+The orders are the same in every run. What drivers are known to do wrong is mended meanwhile (`--quirks fixed`): a bug
+that shows in some order has a check of its own.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from attrs import frozen
+
+from gpusvm.conformance.suite import Lab, Profile, check
+from gpusvm.explore import explore_cases
+from gpusvm.explore.case import Case
+from gpusvm.explore.scenario import find_scenario
+
+SCHEDULERS: Final = (("pct:depth=3", 25), ("random", 15))
+"""What decides about the orders, and in how many of each scenario."""
+
+
+@frozen(kw_only=True)
+class Orders:
+    """Name a bundled scenario, and how many failures may be injected while it runs."""
+
+    scenario: str
+    failures: int = 0
+    ref: str
+
+
+ORDERS: Final = (
+    Orders(scenario="fault-two-streams", failures=1, ref="drivers/gpu/drm/drm_gpusvm.c:drm_gpusvm_get_pages"),
+    Orders(scenario="fault-cpu-write-huge", ref="drivers/gpu/drm/drm_gpusvm.c:drm_gpusvm_hmm_pfn_to_order"),
+    Orders(scenario="fault-mprotect", ref="mm/hmm.c:hmm_range_fault"),
+    Orders(scenario="fault-dontneed", ref="mm/mmu_notifier.c:mmu_interval_read_retry"),
+    Orders(scenario="fault-three", ref="mm/mmu_notifier.c:mmu_interval_read_begin"),
+    Orders(scenario="fault-munmap-part", ref="mm/mmu_notifier.c:mmu_interval_read_begin"),
+    Orders(scenario="fault-collapse", ref="mm/khugepaged.c:collapse_huge_page"),
+    Orders(scenario="atomic-block", ref="drivers/gpu/drm/drm_pagemap.c:__drm_pagemap_migrate_to_ram"),
+    Orders(scenario="home-two-threads", ref="mm/memory.c:do_swap_page"),
+    Orders(scenario="home-two-threads", failures=1, ref="drivers/gpu/drm/drm_pagemap.c:drm_pagemap_evict_to_ram"),
+    Orders(scenario="home-discard", ref="mm/memory.c:do_swap_page"),
+    Orders(scenario="cpus-drain", ref="mm/memory.c:do_swap_page"),
+    Orders(scenario="evict-two-processes", ref="drivers/gpu/drm/drm_pagemap.c:drm_pagemap_evict_to_ram"),
+    Orders(scenario="evict-exit-other", ref="drivers/gpu/drm/amd/amdkfd/kfd_svm.c:svm_range_evict_svm_bo"),
+    Orders(scenario="devices-populate", ref="drivers/gpu/drm/xe/xe_svm.c:xe_drm_pagemap_populate_mm"),
+    Orders(scenario="devices-read-part", ref="drivers/gpu/drm/drm_gpusvm.c:drm_gpusvm_get_pages"),
+    Orders(scenario="devices-read-part", failures=1, ref="drivers/gpu/drm/drm_gpusvm.c:drm_gpusvm_range_evict"),
+    Orders(scenario="devices-take-part", failures=1, ref="drivers/gpu/drm/drm_pagemap.c:drm_pagemap_migrate_to_devmem"),
+    Orders(scenario="populate-late-clear", ref="drivers/gpu/drm/drm_pagemap.c:drm_pagemap_migrate_sys_to_dev"),
+    Orders(scenario="devices-late-clear", ref="drivers/gpu/drm/drm_pagemap.c:drm_pagemap_migrate_remote_to_local"),
+    Orders(scenario="close-munmap", ref="mm/mmu_notifier.c:mmu_interval_notifier_remove"),
+    Orders(scenario="close-fault", ref="drivers/gpu/drm/nouveau/nouveau_svm.c:nouveau_svmm_fini"),
+    Orders(scenario="exit-swap", ref="drivers/gpu/drm/amd/amdkfd/kfd_svm.c:svm_range_cpu_invalidate_pagetables"),
+    Orders(scenario="shutdown-cpu-write", ref="drivers/gpu/drm/nouveau/nouveau_dmem.c:nouveau_dmem_fini"),
+)
+
+
+def _check_of(orders: Orders) -> Callable[[Lab], None]:
+    (scenario,) = find_scenario(orders.scenario)
+
+    def run(lab: Lab) -> None:
+        for scheduler, schedules in SCHEDULERS:
+            case = Case(scenario=scenario, driver=lab.driver, drivers=lab.drivers, failures_max=orders.failures)
+            explored = explore_cases([case], scheduler=scheduler, seed=1, schedules=schedules, shrunk=False)
+            for found in explored.results[0].findings:
+                raise AssertionError(
+                    f"in schedule {found.schedule} of {scheduler} ({found.finding.kind}): {found.finding.message}"
+                )
+
+    failing = f".{orders.failures}-failure" if orders.failures else ""
+    what = "and one allocation, mapping or copy fails" if orders.failures else "and nothing fails"
+    run.__doc__ = f"Whatever the order of steps, no rule is broken where {scenario.about}, {what}."
+    run.__name__ = f"test_{orders.scenario.replace('-', '_')}{'_failing' if orders.failures else ''}"
+    run.__qualname__ = run.__name__
+    devmem = {"device_memory", "explicit_populate", "eviction"} & set(scenario.needs)
+    profile: Profile = "atomics" if "atomics" in scenario.needs else "device-memory" if devmem else "core"
+    made = check(
+        f"orders.{orders.scenario}{failing}", since="1.0", profile=profile, requires=scenario.needs, ref=orders.ref
+    )
+    return made(run)
+
+
+for _orders in ORDERS:
+    _one = _check_of(_orders)
+    globals()[_one.__name__] = _one
+del _one
