@@ -1,14 +1,14 @@
 """Hunt for the bugs that Linux had, and keep how many schedules and seconds each scheduler takes to find one.
 
-    uv run python benchmarks/mutants.py [--mutant ID …] [--jobs N] [--again] [--suite]
+    uv run python benchmarks/mutants.py [--mutant ID …] [--jobs N] [--again] [--suite [--all]]
 
 The cases and the budget are in benchmarks/mutants.toml, what comes out in docs/reference/mutants.json, which a second
 run goes on with: only what is not there is explored, or what there is of the mutants named, with `--again`. Each case
 is explored without its mutants as well, for the whole budget; if that finds something, the exit status is 1. Seconds
 are CPU time, so that they can be compared between runs on a busy machine, too.
 
-With `--suite` the conformance suite is run instead, with each mutant on the drivers of its cases and without one on the
-same, and what fails kept in docs/reference/mutants-suite.json.
+With `--suite` the conformance suite is run instead, with each mutant on the drivers of its cases, until a check fails
+that passes without, or with `--all` to the end; docs/reference/mutants-suite.json keeps what they came to.
 """
 
 import argparse
@@ -17,11 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from attrs import frozen
-from gpusvm.conformance.caught import Trial, catchers, places, read_trials, trial, write_trials
+from gpusvm.conformance.caught import Trial, catchers, likely_first, places, read_trials, trial, write_trials
 from gpusvm.conformance.hunt import SCHEDULERS, Hunt, HuntPlan, Outcome, hunt, read_outcomes, read_plan, write_outcomes
 from gpusvm.conformance.mutants import MUTANTS, load
 from gpusvm.conformance.suite.catalogue import catalogue
-from gpusvm.conformance.suite.check import Check
 from gpusvm.run.executor import ProcessExecutor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,50 +74,52 @@ def in_order(plan: HuntPlan, have: dict[Hunt, Outcome]) -> list[Outcome]:
 
 @frozen
 class SuiteJob:
-    """Be one trial: a mutant, or none, a driver, and the checks that are not there."""
+    """Be one trial: a mutant, a driver, the checks that are not there, in order, and whether all of them are to run."""
 
     mutant: str
     driver: str
     checks: tuple[str, ...]
+    every: bool
 
 
-def try_suite(job: SuiteJob) -> Trial:
+def try_suite(job: SuiteJob) -> tuple[Trial, Trial]:
     """Do one."""
     by_id = {check.id: check for check in catalogue()}
-    return trial(job.mutant, job.driver, [by_id[name] for name in job.checks])
+    return trial(job.mutant, job.driver, [by_id[name] for name in job.checks], every=job.every)
 
 
-def suite_jobs(
-    checks: tuple[Check, ...], chosen: set[str], have: dict[tuple[str, str], Trial], *, again: bool
-) -> Iterator[SuiteJob]:
-    """Yield the trials that are not there, those without a mutant first, which all others are compared with."""
-    where = places(read_plan(PLAN))
-    wanted = [(mutant, driver) for mutant, drivers in where.items() for driver in drivers]
-    wanted = [each for each in wanted if not chosen or each[0] in chosen]
-    plain = [("", driver) for driver in dict.fromkeys(driver for _, driver in wanted)]
-    for mutant, driver in (*plain, *wanted):
-        one = have.get((mutant, driver))
-        known = set() if one is None or (again and mutant) else one.tried()
-        left = tuple(check.id for check in checks if check.id not in known)
-        if left:
-            yield SuiteJob(mutant, driver, left)
+def suite_jobs(chosen: set[str], have: dict[tuple[str, str], Trial], *, every: bool) -> Iterator[SuiteJob]:
+    """Yield the trials that are not there: of mutants that nothing has caught, or of all with all checks."""
+    plan, checks = read_plan(PLAN), catalogue()
+    for mutant, drivers in places(plan).items():
+        caught = catchers(mutant, have)
+        for driver in drivers:
+            if (chosen and mutant not in chosen) or (caught.get(driver) and not every):
+                continue
+            one = have.get((mutant, driver))
+            known = set() if one is None else one.tried()
+            left = tuple(check.id for check in likely_first(checks, mutant, plan) if check.id not in known)
+            if left:
+                yield SuiteJob(mutant, driver, left, every)
 
 
-def suite(chosen: set[str], jobs: int, *, again: bool) -> int:
+def suite(chosen: set[str], jobs: int, *, again: bool, every: bool) -> int:
     """Run the suite against mutants; the exit status."""
-    checks = catalogue()
     have = read_trials(SUITE) if SUITE.is_file() else {}
-    wanted = list(suite_jobs(checks, chosen, have, again=again))
+    if again:
+        have = {key: one for key, one in have.items() if chosen and one.mutant not in chosen}
+    wanted = list(suite_jobs(chosen, have, every=every))
     for done, (_, found) in enumerate(ProcessExecutor(jobs).run(try_suite, wanted), start=1):
-        key = (found.mutant, found.driver)
-        have[key] = have[key].and_also(found) if key in have else found
+        for one in found:
+            key = (one.mutant, one.driver)
+            have[key] = have[key].and_also(one) if key in have else one
         order = sorted(have.values(), key=lambda one: (["", *MUTANTS].index(one.mutant), one.driver))
-        write_trials(order, [check.id for check in checks], SUITE, command=f"{COMMAND} --suite")
-        caught = catchers(found.mutant, have).get(found.driver, ())
-        said = f"caught by {len(caught)}: {', '.join(caught[:3])}" if found.mutant else f"fails {list(found.failed)}"
-        sys.stdout.write(f"{done}/{len(wanted)} {found.mutant or 'none'} {found.driver}: {said}\n")
+        write_trials(order, [check.id for check in catalogue()], SUITE, command=f"{COMMAND} --suite")
+        mutant, driver = found[0].mutant, found[0].driver
+        caught = catchers(mutant, have).get(driver, ())
+        sys.stdout.write(f"{done}/{len(wanted)} {mutant} {driver}: caught by {', '.join(caught[:3]) or 'nothing'}\n")
         sys.stdout.flush()
-    return 1 if any(one.failed for one in have.values() if not one.mutant) else 0
+    return 1 if any(not any(catchers(mutant, have).values()) for mutant in MUTANTS) else 0
 
 
 def main() -> int:
@@ -128,10 +129,11 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--again", action="store_true", help="explore again what the file has")
     parser.add_argument("--suite", action="store_true", help="run the conformance suite with each mutant")
+    parser.add_argument("--all", action="store_true", help="with --suite, every check, and not until one catches it")
     options = parser.parse_args()
     chosen = {load(name).id for name in options.mutant}
     if options.suite:
-        return suite(chosen, options.jobs, again=options.again)
+        return suite(chosen, options.jobs, again=options.again, every=options.all)
     plan = read_plan(PLAN)
     have = {outcome.hunt: outcome for outcome in read_outcomes(RESULTS)} if RESULTS.is_file() else {}
     if options.again:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from gpusvm.conformance.caught import catchers, read_trials
 from gpusvm.conformance.hunt import SCHEDULERS, Hunt, HuntPlan, Outcome, cheapest, read_outcomes, read_plan
 from gpusvm.conformance.mutants import MUTANTS, Mutant
 
@@ -78,6 +79,10 @@ def page(root: Path) -> str:
             [_row(mutant, outcomes.values(), best.get(mutant.id)) for mutant in MUTANTS.values()],
         ),
         "",
+        "## By the conformance suite",
+        "",
+        *_suite(root),
+        "",
         "## Not found",
         "",
         "In no case: not explored.",
@@ -99,6 +104,29 @@ def page(root: Path) -> str:
         *table(("case", "mutant", *SCHEDULERS), _cases(plan, outcomes)),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _suite(root: Path) -> list[str]:
+    trials = read_trials(root / "docs" / "reference" / "mutants-suite.json")
+    caught = {mutant: catchers(mutant, trials) for mutant in MUTANTS}
+    checks = {name for one in trials.values() for name in (*one.passed, *one.failed)}
+    by_any = sum(any(found.values()) for found in caught.values())
+    catching = {name for found in caught.values() for names in found.values() for name in names}
+    rows = [
+        (mutant.id, mutant.importance, code(driver), ", ".join(map(code, names[:3])))
+        for mutant in MUTANTS.values()
+        for driver, names in (caught[mutant.id] or {"": ()}).items()
+    ]
+    return [
+        "Which check of `gpusvm conform` fails with a mutant and passes without it, on the drivers of the mutant's",
+        "cases, with all quirks fixed. Those of programs in which exploration finds the mutant are tried first, and",
+        f"the first that catches it ends the trial. {by_any} of {len(MUTANTS)} mutants are caught, by {len(catching)}",
+        f"of the {len(checks)} checks that were tried.",
+        "`python benchmarks/mutants.py --suite` wrote the [outcomes](mutants-suite.json), and",
+        "[a test](../../tests/test_mutants_caught.py) repeats one check of each mutant.",
+        "",
+        *table(("mutant", "grade", "driver", "caught by check"), rows),
+    ]
 
 
 def _schedulers(outcomes: Iterable[Outcome], grave: Sequence[Mutant]) -> list[tuple[str, ...]]:

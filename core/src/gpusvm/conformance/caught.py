@@ -22,7 +22,7 @@ from gpusvm.documents import structure
 from gpusvm.errors import InputError
 from gpusvm.plugins import Installed
 
-__all__ = ["Trial", "catchers", "places", "read_trials", "trial", "verdict", "write_trials"]
+__all__ = ["Trial", "catchers", "likely_first", "places", "read_trials", "trial", "verdict", "write_trials"]
 
 SCHEMA: Final = 1
 LIMIT_S: Final = 10.0
@@ -39,8 +39,8 @@ class Trial:
 
     mutant: str
     driver: str
-    failed: tuple[str, ...]
-    passed: tuple[str, ...]
+    failed: tuple[str, ...] = ()
+    passed: tuple[str, ...] = ()
     unsupported: tuple[str, ...] = ()
     hung: tuple[str, ...] = ()
 
@@ -86,33 +86,46 @@ def verdict(check: Check, column: Column) -> Verdict | None:
     return judged(check, error, None)
 
 
-def trial(mutant: str, driver: str, checks: Sequence[Check]) -> Trial:
-    """Run checks of a driver with a mutant, or without one. InputError for names that there are not."""
+def trial(mutant: str, driver: str, checks: Sequence[Check], *, every: bool = False) -> tuple[Trial, Trial]:
+    """Run checks of a driver with a mutant until one catches it, or `every` one; what they came to, and what those that
+    failed come to without the mutant. InputError for names that there are not.
+    """
     (column,) = read_columns([driver], Installed(()).registry(), quirks="fixed")
-    failed: list[str] = []
-    passed: list[str] = []
-    hung: list[str] = []
-    unsupported: list[str] = []
+    bug = load(mutant)
+    found, plain = Trial(mutant=mutant, driver=driver), Trial(mutant="", driver=driver)
     for check in checks:
-        if mutant:
-            with load(mutant).active():
-                found = verdict(check, column)
-        else:
-            found = verdict(check, column)
-        if found is None:
-            unsupported.append(check.id)
-            continue
-        (passed if found.status is Status.PASS else failed).append(check.id)
-        if found.reason.startswith("no end after"):
-            hung.append(check.id)
-    return Trial(
-        mutant=mutant,
-        driver=driver,
-        failed=tuple(failed),
-        passed=tuple(passed),
-        unsupported=tuple(unsupported),
-        hung=tuple(hung),
-    )
+        with bug.active():
+            found = _and(found, check, verdict(check, column))
+        if check.id in found.failed:
+            plain = _and(plain, check, verdict(check, column))
+        if check.id in plain.passed and not every:
+            break
+    return found, plain
+
+
+def _and(so_far: Trial, check: Check, ended: Verdict | None) -> Trial:
+    name = (check.id,)
+    if ended is None:
+        return so_far.and_also(attrs.evolve(_nothing(so_far), unsupported=name))
+    if ended.status is Status.PASS:
+        return so_far.and_also(attrs.evolve(_nothing(so_far), passed=name))
+    hung = name if ended.reason.startswith("no end after") else ()
+    return so_far.and_also(attrs.evolve(_nothing(so_far), failed=name, hung=hung))
+
+
+def _nothing(like: Trial) -> Trial:
+    return Trial(mutant=like.mutant, driver=like.driver)
+
+
+def likely_first(checks: Iterable[Check], mutant: str, plan: HuntPlan) -> list[Check]:
+    """Order checks for a mutant: those of programs in which exploration finds it come first, other programs next."""
+    mine = {case.scenario for case in plan.case if mutant in case.mutants}
+
+    def rank(check: Check) -> int:
+        area, _, rest = check.id.partition(".")
+        return 2 if area != "orders" else 0 if rest.partition(".")[0] in mine else 1
+
+    return sorted(checks, key=rank)
 
 
 def catchers(mutant: str, trials: Mapping[tuple[str, str], Trial]) -> dict[str, tuple[str, ...]]:

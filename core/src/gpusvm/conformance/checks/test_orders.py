@@ -29,6 +29,7 @@ class Orders:
 
 ORDERS: Final = (
     Orders(scenario="fault-two-streams", failures=1, ref="drivers/gpu/drm/drm_gpusvm.c:drm_gpusvm_get_pages"),
+    Orders(scenario="iommu-fault", failures=1, ref="drivers/gpu/drm/drm_gpusvm.c:__drm_gpusvm_unmap_pages"),
     Orders(scenario="fault-cpu-write-huge", ref="drivers/gpu/drm/drm_gpusvm.c:drm_gpusvm_hmm_pfn_to_order"),
     Orders(scenario="fault-mprotect", ref="mm/hmm.c:hmm_range_fault"),
     Orders(scenario="fault-dontneed", ref="mm/mmu_notifier.c:mmu_interval_read_retry"),

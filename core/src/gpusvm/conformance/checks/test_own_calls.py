@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _PAGES: Final = 16
 _OF_MEMORY: Final = ("dev", "slot", "page", "n")
+_CALLS_MAX: Final = 100
 _NOTIFIER: Final = "mm/mmu_notifier.c:mn_itree_invalidate"
 
 
@@ -99,3 +100,37 @@ def test_looked(lab: Lab) -> None:
             bench.fault(addr + PAGE, ACCESS_WRITE)
         _faulted(bench, addr)
         bench.cpu_read(addr, _PAGES)
+
+
+@check(
+    "own-calls.other-device.goes",
+    since="1.0",
+    profile="multi-device",
+    ref="drivers/gpu/drm/drm_pagemap.c:drm_pagemap_release",
+)
+def test_other_device(lab: Lab) -> None:
+    """A device that a call names for another's memory may lose its driver, and the memory keeps its contents."""
+    for at in range(_CALLS_MAX):
+        bench = lab.bench(hardware="dual-p2p", mode="explored", thp="never")
+        addr = written(bench, _PAGES)
+        calls = operations(lab, bench, addr)
+        names = [] if calls is None else sorted(name for name in calls.names if _names_a_device(calls, name))
+        if at == len(names):
+            return
+        assert calls is not None
+        more = len(calls.parameters[names[at]]) - len(_OF_MEMORY) - 1
+        with suppress(KernelError):
+            calls.do(names[at], [0, 0, 0, _PAGES, 1, *[1] * more])
+        _faulted(bench, addr)
+        bench.machine.close(bench.process, 1)
+        with suppress(KernelError):
+            bench.machine.remove(1)
+        _faulted(bench, addr)
+        bench.cpu_read(addr, _PAGES)
+        bench.machine.close(bench.process, 0)
+        bench.cpu_read(addr, _PAGES)
+        bench.kernel.settle()
+
+
+def _names_a_device(calls: Operations, name: str) -> bool:
+    return tuple(calls.parameters[name])[:5] == (*_OF_MEMORY, "device")
