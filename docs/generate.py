@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from generators import (
+    characteristics,
     conformance,
     console,
     contract,
@@ -43,6 +44,7 @@ PAGES: Final[dict[str, Callable[[Path], str]]] = {
     "driver-contract.md": contract.page,
     "drivers.md": drivers.page,
     "knobs.md": knobs.page,
+    "characteristics.md": characteristics.page,
     "mm-quirks.md": mm_quirks.page,
     **{name: partial(facts.page, name) for name in facts.PAGES},
     "costs.md": costs.page,

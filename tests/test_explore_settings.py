@@ -40,8 +40,8 @@ def test_a_scenario_of_what_a_setting_takes_away_is_left_out_with_the_reason():
     with pytest.raises(InputError) as caught:
         explore(["atomic-evict"], ["xe:evict_order=none"])
     assert str(caught.value) == (
-        "none of the scenarios is for these drivers: atomic-evict on xe:evict_order=none: it needs eviction, xe has "
-        "no: evict_order=none: what is in VRAM stays until it is freed"
+        "none of the scenarios is for these drivers: atomic-evict on xe:evict_order=none: it needs the "
+        "capability eviction, which xe does not have: evict_order=none: what is in VRAM stays until it is freed"
     )
 
 

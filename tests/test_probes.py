@@ -167,6 +167,7 @@ def test_a_deviation_without_what_is_seen(monkeypatch: pytest.MonkeyPatch) -> No
     for text, message in (
         ('[S1]\nlinux.xe = "a"\ndeviation.xe = "b"', "S1: xe: a deviation needs both what is seen and its reason"),
         ('[S1]\nlinux.xe = "a"\nmodel.xe = "b"', "S1: xe: is in both linux and model"),
+        ('[S1]\nlinux.xe = "a"\nnote.nouveau = "b"', "S1: nouveau: a note on what nothing is expected of"),
         ("[S1]\nlinux.xe = 1", "S1: linux[xe]: expected a text, got 1"),
     ):
         monkeypatch.setattr(expectation, "resources", _Files(text))

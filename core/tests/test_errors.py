@@ -32,3 +32,25 @@ def test_a_kernel_error_survives_a_process_pool():
 def test_nearest():
     assert nearest("nouvaeu", ["dmirror", "nouveau", "xe"]) == "did you mean 'nouveau'?"
     assert nearest("q", ["dmirror", "xe"]) == "valid: dmirror, xe"
+
+
+@pytest.mark.parametrize(
+    ("name", "valid"),
+    [
+        ("kdf", "kfd"),
+        ("sey", "say"),
+        ("evict", "evict_order"),
+        ("size", "chunk_sizes"),
+        ("map-falt", "map-fault"),
+    ],
+)
+def test_a_slip_a_part_and_a_transposition_are_near(name, valid):
+    assert nearest(name, ["other", valid]) == f"did you mean {valid!r}?"
+
+
+@pytest.mark.parametrize(
+    ("name", "valid"),
+    [("evict-fault", "exit-fault"), ("amdgpu", "amd"), ("sr", "r"), ("xf", "xe"), ("i915", "xe")],
+)
+def test_what_only_has_letters_in_common_is_not_near(name, valid):
+    assert nearest(name, ["other", valid]) == f"valid: other, {valid}"

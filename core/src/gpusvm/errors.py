@@ -20,8 +20,10 @@
 
 import difflib
 import errno as _errno
+import re
 import signal as _signal
 from collections.abc import Iterable
+from typing import Final
 
 __all__ = [
     "CpuSignal",
@@ -41,6 +43,11 @@ __all__ = [
     "errno_name",
     "nearest",
 ]
+
+# How like a name has to be, from 0 to 1 (difflib), to be taken for what was meant: of the whole, and of its words.
+_NEAR: Final = 0.75
+_WORD_NEAR: Final = 0.7
+_SHORT: Final = 3
 
 
 # Python knows two names for one number and prefers POSIX's, and none for the other.
@@ -154,5 +161,25 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     With a near name among `valid`: ``did you mean 'x'?``; otherwise ``valid: a, b, c`` in the order given.
     """
     names = list(valid)
-    close = difflib.get_close_matches(name, names, n=1)
+    likely = difflib.get_close_matches(name, names, n=3, cutoff=_NEAR)
+    close = [each for each in likely if _words_alike(name, each)] or [each for each in names if _slipped(name, each)]
     return f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(names)}"
+
+
+def _words_alike(name: str, valid: str) -> bool:
+    """Tell whether each word of a name is like one of the other's, which a long word that they share would hide."""
+    words, others = re.split("[-_.]", name), re.split("[-_.]", valid)
+    return len(words) != len(others) or all(
+        difflib.SequenceMatcher(None, b, a).ratio() >= _WORD_NEAR for a, b in zip(words, others, strict=True)
+    )
+
+
+def _slipped(name: str, valid: str) -> bool:
+    """Tell whether a name is a part of a valid one, or has one other letter, or two changed round: of short names
+    difflib makes little.
+    """
+    if len(name) < _SHORT:
+        return False
+    if len(name) != len(valid):
+        return name in valid
+    return sum(a != b for a, b in zip(name, valid, strict=True)) <= (2 if sorted(name) == sorted(valid) else 1)

@@ -170,6 +170,14 @@ def test_sleeping_in_an_atomic_section(kernel, unchecked, place):
     assert str(caught.value) == f"task 'main' enables preemption at {place('enable')} and has not disabled it"
 
 
+def test_what_only_the_kernel_called_has_a_place_too(kernel):
+    seen = []
+    kernel.timer("t", lambda: seen.extend(node.place for node in kernel.current.chain.path())).arm(10)
+    kernel.sleep_ns(100)
+    (place,) = seen
+    assert place.startswith("kernel/timers.py:")
+
+
 def test_a_timer_must_not_sleep(kernel, place):
     mutex = kernel.mutex("m")
 

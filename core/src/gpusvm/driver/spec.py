@@ -118,9 +118,11 @@ def read_spec(
             given[owner][declared.name] = _read_choice(where, value, declared.metadata.get("choices", QUIRK_VARIANTS))
             shortest[key] = value
         else:
-            valid = [*tunable_fields, *(key for key in info.strategies if key not in tunable_fields), *quirk_owners]
-            valid.append("populate")
-            raise InputError(f"driver spec {text!r}: unknown key {key!r} of driver {name}; {nearest(key, valid)}")
+            valid = [*tunable_fields, *(key for key in info.strategies if key not in tunable_fields), "populate"]
+            near = nearest(key, [*valid, *quirk_owners])
+            if near.startswith("valid"):  # there are too many quirks to name them all
+                near = f"valid: {', '.join(valid)}, quirk.NAME"
+            raise InputError(f"driver spec {text!r}: unknown key {key!r} of driver {name}; {near}")
     built = info.tunables(**tunables)
     bases = {owner: all_fixed(owner()) if quirks == "fixed" else owner() for owner in given}
     chosen = {owner: attrs.evolve(bases[owner], **given[owner]) for owner in given}

@@ -126,7 +126,7 @@ class Scenario:
         for need in self.needs:
             capability = getattr(info.capabilities, need)
             if not capability:
-                return f"it needs {need}, {info.name} has {capability}"
+                return f"it needs the capability {need}, which {info.name} does not have: {capability.how}"
         return ""
 
     def with_tasks(self, tasks: Mapping[str, tuple[Operation, ...]]) -> "Scenario":

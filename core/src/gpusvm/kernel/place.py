@@ -8,6 +8,9 @@ from types import CodeType, FrameType
 # What lies in this room is mechanism: an error names the code that called it.
 _ROOM = str(Path(__file__).parent / "_").removesuffix("_")
 
+# Files there of what takes locks and begins sections for others.
+_PRIMITIVES = frozenset({"core.py", "lockdep.py", "locks.py", "place.py", "rwsem.py"})
+
 # Files by whether they lie there.
 _MECHANISM: dict[str, bool] = {}
 
@@ -47,14 +50,16 @@ def name_site(site: Site | None) -> str:
 
 
 def site_of_caller() -> Site | None:
-    """Return the site of the nearest frame outside gpusvm.kernel."""
-    frame = outside(sys._getframe(1))
+    """Return the site of the nearest frame outside gpusvm.kernel; in what only the kernel called, a timer, the frame
+    that took the lock or began the section.
+    """
+    frame = outside(sys._getframe(1)) or _outside_primitives(sys._getframe(1))
     return None if frame is None else (frame.f_code, frame.f_lasti)
 
 
 def caller() -> str:
-    """Return the place of the nearest frame outside gpusvm.kernel."""
-    frame = outside(sys._getframe(1))
+    """Return the place of the nearest frame outside gpusvm.kernel, or else as `site_of_caller` does."""
+    frame = outside(sys._getframe(1)) or _outside_primitives(sys._getframe(1))
     return "?" if frame is None else place_of(frame.f_code.co_filename, frame.f_lineno)
 
 
@@ -68,6 +73,13 @@ def outside(frame: FrameType | None) -> FrameType | None:
             inside = is_mechanism(code)
         if not inside:
             break
+        frame = frame.f_back
+    return frame
+
+
+def _outside_primitives(frame: FrameType | None) -> FrameType | None:
+    """Return the nearest frame of gpusvm.kernel that is not of a lock, or of what watches locks."""
+    while frame is not None and Path(frame.f_code.co_filename).name in _PRIMITIVES:
         frame = frame.f_back
     return frame
 

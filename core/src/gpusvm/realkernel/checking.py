@@ -94,7 +94,7 @@ def check(
     for path in paths:
         chosen = _target_of(path, target, loaded)
         spec, operations = _prepared(chosen, loaded, path.name)
-        recording = load_recording(path, operations)
+        recording = _loaded(path, operations, chosen, loaded)
         documents.append(_document(path, recording, spec, loaded.find(spec.name)))
         jobs += [
             _Job(
@@ -141,9 +141,26 @@ def _check_job(job: _Job) -> list[SequenceResult]:
     ]
 
 
+def _able(registry: Registry) -> list[str]:
+    return [driver.info.name for driver in registry.drivers if driver.operations is not None]
+
+
 def _target_of(path: Path, target: str | None, registry: Registry) -> str:
-    able = [driver.info.name for driver in registry.drivers if driver.operations is not None]
-    return target_of_name(path, able) if target is None else target
+    return target_of_name(path, _able(registry)) if target is None else target
+
+
+def _loaded(path: Path, target: OperationTarget, spec: str, registry: Registry) -> Recording:
+    """Read a recording; where the target does not know its operations and the name says whose they are, say so."""
+    try:
+        return load_recording(path, target)
+    except InputError as error:
+        named, chosen = path.name.partition("-")[0], split_spec(spec)[0]
+        if named == chosen or named not in _able(registry):
+            raise
+        raise InputError(
+            f"{error}; by the file's name its operations are {named}'s, and --target says {chosen}: leave --target "
+            f"out, or name {named} with settings"
+        ) from None
 
 
 def _prepared(text: str, registry: Registry, file: str) -> tuple[DriverSpec, OperationTarget]:
@@ -154,7 +171,7 @@ def _prepared(text: str, registry: Registry, file: str) -> tuple[DriverSpec, Ope
     spec = read_spec(text, registry)
     target = registry.find(name).operations
     if target is None:
-        able = [driver.info.name for driver in registry.drivers if driver.operations is not None]
+        able = _able(registry)
         raise InputError(
             f"driver {name} cannot execute recorded operations: its plugin has no hook gpusvm_operations"
             + (f"; those that can: {', '.join(able)}" if able else "")

@@ -29,7 +29,11 @@ class Recording:
 
 
 def target_of_name(path: Path, targets: Sequence[str]) -> str:
-    """Return the driver that a file's name begins with, as in ``dmirror-base.json.gz``. InputError."""
+    """Return the driver that the name of a file begins with, as in ``dmirror-base.json.gz``. InputError, also if there
+    is no such file: the wrong path is then what is wrong with its name.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: expected a recording: No such file or directory")
     name, dash, _ = path.name.partition("-")
     if dash and name in targets:
         return name

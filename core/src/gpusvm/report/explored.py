@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["print_explorations", "print_scenarios", "scenarios_document"]
 
 _WIDTH: Final = 200
+_MANY: Final = 100  # schedules of which more than one outcome may be expected
+_NAMED: Final = 3
 
 
 def scenarios_document(scenarios: "Sequence[Scenario]") -> dict[str, Any]:
@@ -132,11 +134,24 @@ def _legend(explorations: "Explorations", shown: set[str]) -> Iterator[str]:
         missed = _missed(results, driver)
         if missed:
             yield f"sites that {driver} has and nothing here reached: {', '.join(missed)}"
+    one_way = [each for each in results if each.scheduler == "random" and _has_one_way(each)]
+    if one_way:
+        more = f" and {len(one_way) - _NAMED} more" if len(one_way) > _NAMED else ""
+        yield (
+            f"one outcome only: {', '.join(f'{each.scenario} on {each.driver}' for each in one_way[:_NAMED])}{more}; "
+            "random switches at every other point, so that what is long hardly gets on beside what is short: try "
+            "--scheduler pct"
+        )
     reasons: dict[tuple[str, str], list[str]] = {}
     for each in explorations.left_out:
         reasons.setdefault((each.driver, each.reason), []).append(each.scenario)
     for (driver, reason), names in reasons.items():
         yield f"left out on {driver}: {', '.join(names)}: {reason}"
+
+
+def _has_one_way(result: "Exploration") -> bool:
+    """Tell whether many orders of several tasks came to the same end, and nothing was found."""
+    return result.schedules >= _MANY and len(result.coverage.outcomes) == 1 and not result.findings
 
 
 def _missed(results: "Sequence[Exploration]", driver: str) -> list[str]:

@@ -1,5 +1,6 @@
 """Write values as people read them: units scaled, thousands apart, three or four digits."""
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -15,11 +16,14 @@ _SCALES: Final[dict[Unit, tuple[tuple[float, str], ...]]] = {
     "bytes": ((1, "B"), (2**10, "KiB"), (2**20, "MiB"), (2**30, "GiB")),
     "count": ((1, ""),),
 }
-_WIDEST: Final = 10_000  # values of one row that lie further apart than this get a unit each
+_DIGITS_BEHIND: Final = 2
+_WIDEST: Final = 1_000  # values of one row that lie further apart than this get a unit each
 
 
 def row_texts(row: Row) -> tuple[str, ...]:
-    """Write the values of a row in one unit, to compare at a glance; each in its own if they lie far apart."""
+    """Write the values of a row in one unit, that of the largest, with as many digits behind the point as the least
+    needs for three in all, or for two where those would be more than two; each in its own if they lie far apart.
+    """
     return cell_texts(row.values, row.metric.unit)
 
 
@@ -28,14 +32,17 @@ def cell_texts(values: Sequence[float | None], unit: Unit) -> tuple[str, ...]:
     sizes = [abs(value) for value in values if value]
     if not sizes or max(sizes) / min(sizes) > _WIDEST:
         return tuple(NONE if value is None else value_text(value, unit) for value in values)
-    scale, name = _scale(min(sizes), unit)
-    return tuple(NONE if value is None else _written(value, scale, name) for value in values)
+    scale, name = _scale(max(sizes), unit)
+    digits = max(_digits(value, scale) for value in values if value)
+    if digits > _DIGITS_BEHIND:
+        digits = max(digits - 1, _DIGITS_BEHIND)
+    return tuple(NONE if value is None else _written(value, scale, name, digits) for value in values)
 
 
 def value_text(value: float, unit: Unit) -> str:
     """Write one value in the unit that suits it."""
     scale, name = _scale(abs(value), unit)
-    return _written(value, scale, name)
+    return _written(value, scale, name, _digits(value, scale))
 
 
 def conditions_text(table: Table) -> str:
@@ -52,9 +59,12 @@ def _scale(value: float, unit: Unit) -> tuple[float, str]:
     return fitting[-1] if fitting else _SCALES[unit][0]
 
 
-def _written(value: float, scale: float, name: str) -> str:
-    if value == 0:
-        return "0"
-    scaled = value / scale
-    digits = 0 if abs(scaled) >= 100 or (isinstance(value, int) and scale == 1) else 1 if abs(scaled) >= 10 else 2
-    return f"{scaled:,.{digits}f} {name}".strip()
+def _digits(value: float, scale: float) -> int:
+    """Return how many digits behind the point show three in all, none of a whole number of the smallest unit."""
+    if not value or (isinstance(value, int) and scale == 1):
+        return 0
+    return max(0, 2 - math.floor(math.log10(abs(value / scale))))
+
+
+def _written(value: float, scale: float, name: str, digits: int) -> str:
+    return f"{value / scale:,.{digits}f} {name}".strip() if value else "0"

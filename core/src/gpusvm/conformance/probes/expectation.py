@@ -22,13 +22,15 @@ class Expectation:
 
     `linux` says, by driver, what a driver does according to Linux's source, its documentation or its recorded answers.
     `model` says what is seen of one that they do not speak of, so that it cannot change unnoticed. `deviation` names
-    the drivers of which something else is seen than expected, and the reason; `seen` is what that is.
+    the drivers of which something else is seen than expected, and the reason; `seen` is what that is. `note` explains
+    what is as expected.
     """
 
     linux: Mapping[str, str] = field(factory=dict)
     model: Mapping[str, str] = field(factory=dict)
     seen: Mapping[str, str] = field(factory=dict)
     deviation: Mapping[str, str] = field(factory=dict)
+    note: Mapping[str, str] = field(factory=dict)
 
     def of(self, driver: str) -> str | None:
         """Return what is expected of a driver, None if nothing is."""
@@ -41,6 +43,7 @@ class _Row:
     model: dict[str, str] = Factory(dict)
     seen: dict[str, str] = Factory(dict)
     deviation: dict[str, str] = Factory(dict)
+    note: dict[str, str] = Factory(dict)
 
 
 @functools.cache
@@ -56,5 +59,10 @@ def expectations() -> Mapping[str, Expectation]:
         both = row.linux.keys() & row.model.keys()
         if both:
             raise InputError(f"{_FILE}: {id_}: {min(both)}: is in both linux and model")
-        found[id_] = Expectation(linux=row.linux, model=row.model, seen=row.seen, deviation=row.deviation)
+        strange = row.note.keys() - row.linux.keys() - row.model.keys()
+        if strange:
+            raise InputError(f"{_FILE}: {id_}: {min(strange)}: a note on what nothing is expected of")
+        found[id_] = Expectation(
+            linux=row.linux, model=row.model, seen=row.seen, deviation=row.deviation, note=row.note
+        )
     return found
