@@ -42,9 +42,20 @@ REFUSED = {
     "so that it cannot lead to the one of a page",
     "nouveau:page_to_bo=zone_device_data": "page_to_bo=zone_device_data: the one word that a page has names the svmm "
     "that it was migrated for",
+    "xe:embedding=chunk": "embedding=chunk: a drm_pagemap points to one dev_pagemap, and memory that grows by chunks "
+    "has one for each",
+    "xe:embedding=dev_in_drm+p2p_provider": "embedding=dev_in_drm+p2p_provider: xe_pagemap has 2 dev_pagemaps, in its "
+    "drm_pagemap and in its pci_p2pdma_pagemap, and a page leads to one: core, which asks a page for its drm_pagemap, "
+    "needs that in drm_pagemap; drivers/pci/p2pdma.c:to_p2p_pgmap needs that in pci_p2pdma_pagemap",
+    "xe:allow_mixed=on,need_64k=on": "allow_mixed=on, need_64k=on: a page of VRAM between pages of system memory is "
+    "mapped by itself, and VRAM is mapped in pages of 64 KiB at least",
     "xe:notifier_size=64K": "notifier_size=64K is below the largest of chunk_sizes, 2M: a range lies within one "
     "notifier window, so it would never be used",
 }
+
+
+def test_every_combination_that_the_page_calls_refused_is_among_them():
+    assert {each["spec"] for each in knobs._data()["combination"] if "spec" in each} == set(REFUSED)
 
 
 @pytest.mark.parametrize("spec", REFUSED)

@@ -167,9 +167,8 @@ def test_a_class_that_cannot_be_called_as_the_driver_does_is_refused_with_all_th
     with pytest.raises(InputError) as refused:
         Bench("xe:pm=mypackage:Forgetful", drivers=DRIVERS)
     message = str(refused.value)
-    assert message.startswith(
-        "driver spec 'xe:pm=mypackage:Forgetful': pm: Forgetful has no populate() (RuntimePmPolicy"
-    )
+    assert message.startswith("driver spec 'xe:pm=mypackage:Forgetful': pm: ")
+    assert "Forgetful has no populate() (RuntimePmPolicy" in message
     assert "Forgetful.pages_present: expected pages_present(bo), got pages_present()" in message
 
 
@@ -177,5 +176,5 @@ def test_a_variant_is_held_to_the_same():
     with pytest.raises(InputError) as refused:
         DRIVERS["xe"].variant(placing=Never)
     assert str(refused.value) == "driver xe: no strategy 'placing'; did you mean 'place'?"
-    with pytest.raises(InputError, match="driver xe: place: Forgetful has no new_state"):
+    with pytest.raises(InputError, match=r"driver xe: place: .*\d: Forgetful has no new_state"):
         DRIVERS["xe"].variant(place=Forgetful)

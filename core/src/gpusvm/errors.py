@@ -44,8 +44,9 @@ __all__ = [
     "nearest",
 ]
 
-# How like a name has to be, from 0 to 1 (difflib), to be taken for what was meant: of the whole, and of its words.
-_NEAR: Final = 0.75
+# How like a name has to be, from 0 to 1 (difflib), to be taken for what was meant: as a whole, and, of several, each
+# word.
+_NEAR: Final = 0.66
 _WORD_NEAR: Final = 0.7
 _SHORT: Final = 3
 
@@ -161,7 +162,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     With a near name among `valid`: ``did you mean 'x'?``; otherwise ``valid: a, b, c`` in the order given.
     """
     names = list(valid)
-    likely = difflib.get_close_matches(name, names, n=3, cutoff=_NEAR)
+    likely = difflib.get_close_matches(name, names, n=3, cutoff=_NEAR if len(name) >= _SHORT else _WORD_NEAR)
     close = [each for each in likely if _words_alike(name, each)] or [each for each in names if _slipped(name, each)]
     return f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(names)}"
 
@@ -169,8 +170,10 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 def _words_alike(name: str, valid: str) -> bool:
     """Tell whether each word of a name is like one of the other's, which a long word that they share would hide."""
     words, others = re.split("[-_.]", name), re.split("[-_.]", valid)
-    return len(words) != len(others) or all(
-        difflib.SequenceMatcher(None, b, a).ratio() >= _WORD_NEAR for a, b in zip(words, others, strict=True)
+    return (
+        len(words) == 1
+        or len(words) != len(others)
+        or all(difflib.SequenceMatcher(None, b, a).ratio() >= _WORD_NEAR for a, b in zip(words, others, strict=True))
     )
 
 
