@@ -173,7 +173,10 @@ def _words_alike(name: str, valid: str) -> bool:
     return (
         len(words) == 1
         or len(words) != len(others)
-        or all(difflib.SequenceMatcher(None, b, a).ratio() >= _WORD_NEAR for a, b in zip(words, others, strict=True))
+        or all(
+            a in b or difflib.SequenceMatcher(None, b, a).ratio() >= _WORD_NEAR
+            for a, b in zip(words, others, strict=True)
+        )
     )
 
 
