@@ -68,6 +68,12 @@ class Lab:
 
     def close(self) -> None:
         """Tear every machine down. ModelError if anything is left, or a read was wrong."""
+        if self.watched:
+            from gpusvm.check import Checker
+
+            for bench in self._benches:
+                bench.kernel.settle()
+                Checker.of(bench.memory).check_quiescent()
         while self._benches:
             self._benches[-1].close()
             self._benches.pop()

@@ -83,11 +83,11 @@ class Checks:
             raise self._problem
         checks = _no_repeat(items)
         try:
-            if {check.id for check in catalogue()} <= checks.keys():
-                check_statements(columns(config), list(checks.values()))
             chosen = choose(
                 checks.values(), globs=config.getoption("gpusvm_check"), profiles=config.getoption("gpusvm_profile")
             )
+            if len(chosen) == len(checks) and {check.id for check in catalogue()} <= checks.keys():
+                check_statements(columns(config), chosen)
         except InputError as error:
             raise pytest.UsageError(str(error)) from None
         ids = {check.id for check in chosen}
@@ -156,7 +156,7 @@ class Checks:
         if verdict.status is Status.XFAIL:
             report.outcome = "skipped"
             report.wasxfail = verdict.reason
-        elif verdict.status is Status.XPASS:
+        elif verdict.status.is_failure and not report.failed:  # an unexpected pass, or a check that skips
             report.outcome = "failed"
             report.longrepr = verdict.reason
         return report

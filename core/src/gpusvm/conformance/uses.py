@@ -137,8 +137,11 @@ def _multi_device_p2p(lab: Lab) -> bool:
 def _large_folios(lab: Lab) -> bool:
     bench = lab.bench(thp="always")
     addr = written(bench)
-    _bring(bench, bench.vm, addr, PMD_PAGES)
-    whole = bench.mm.page_table.entry(addr).kind is PmdKind.PRIVATE
+    if _bring(bench, bench.vm, addr, PMD_PAGES):
+        whole = bench.mm.page_table.entry(addr).kind is PmdKind.PRIVATE
+    else:
+        addr = written(bench)
+        whole = bench.gpu_write(addr, PMD_PAGES) == 1
     bench.cpu_read(addr, PMD_PAGES)
     return whole
 
@@ -220,7 +223,7 @@ USES: Final[Mapping[str, Use]] = {
         try_=_multi_device_p2p,
     ),
     "large_folios": Use(
-        sentence="a huge page is one on the device as well",
+        sentence="a huge page is one on the device as well, or is mapped by one fault where none migrates",
         ref="mm/migrate_device.c:migrate_vma_insert_huge_pmd_page",
         try_=_large_folios,
     ),

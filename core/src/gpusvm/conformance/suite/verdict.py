@@ -4,12 +4,15 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+from itertools import dropwhile
+from pathlib import Path
 from traceback import extract_tb
 from types import FrameType
 from typing import Final
 
 from attrs import frozen
 
+import gpusvm
 from gpusvm.conformance.lab import NotApplicableError
 from gpusvm.conformance.suite.check import Check, version
 from gpusvm.conformance.suite.defects import DEFECTS
@@ -26,6 +29,10 @@ LIMIT_S: Final = 60.0
 
 _FOUND = (AssertionError, GpusvmError, NotApplicableError)
 _AGAIN_S: Final = 1.0
+_LONG: Final = 400
+
+# A place in here says less than the one that called it.
+_HOUSE: Final = str(Path(gpusvm.__file__).parent)
 
 
 class HangError(BaseException):  # nothing that runs in a check may take it for an error of its own
@@ -65,22 +72,33 @@ def judged(check: Check, error: BaseException | None, expected: Expected | None)
         reason = f"it passes, and is stated to fail ({expected.kind}): {expected.reason}"
         return Verdict(status=Status.XPASS, reason=reason, ref=expected.ref)
     if not isinstance(error, _FOUND):
-        return Verdict(status=Status.ERROR, reason=_said(error), ref=check.ref)
+        return Verdict(status=Status.ERROR, reason=_said(error, check), ref=check.ref)
     if expected is not None:
         return Verdict(status=Status.XFAIL, reason=f"{expected.kind}: {expected.reason}", ref=expected.ref)
-    return Verdict(status=Status.FAIL, reason=_said(error), ref=check.ref)
+    return Verdict(status=Status.FAIL, reason=_said(error, check), ref=check.ref)
 
 
-def _said(error: BaseException) -> str:
-    """Say an error in one line, with the place where it arose."""
+def _said(error: BaseException, check: Check) -> str:
+    """Say an error in one line, with the place where it arose: in the check, or in what that called of a driver's."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else ""
+    # Below an assertion is what its parts came to; other errors go on.
+    text = (lines[0] if isinstance(error, AssertionError) else " ".join(lines)) if lines else ""
     if isinstance(error, HangError):
         return text
     if not isinstance(error, GpusvmError | NotApplicableError) and not (isinstance(error, AssertionError) and text):
         text = f"{type(error).__name__}: {text}".removesuffix(": ")
-    where = extract_tb(error.__traceback__)
-    return f"{text} ({place(where[-1].filename, where[-1].lineno)})" if where else text
+    return f"{_short(text)} ({_where(error, check)})"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONG else f"{text[: _LONG - 3]}..."
+
+
+def _where(error: BaseException, check: Check) -> str:
+    own = check.run.__code__.co_filename
+    frames = list(dropwhile(lambda frame: frame.filename != own, extract_tb(error.__traceback__)))
+    theirs = [frame for frame in frames if frame.filename == own or not frame.filename.startswith(_HOUSE)]
+    return place(theirs[-1].filename, theirs[-1].lineno) if theirs else "when its machines were taken down"
 
 
 @contextlib.contextmanager
