@@ -62,3 +62,40 @@ def test_it_is_compared(home):
     (result,) = document["runs"]
     assert (result["driver"], result["accesses"], document["failures"]) == ("fourth", 128, [])
     assert result["integrity"]["mismatches"] == 0
+
+
+def test_it_conforms(home):
+    checks = ("--check", "access.*", "--check", "capability.*", "--check", "home.*")
+    document = json.loads(run(home, "venv/bin/gpusvm", "conform", "--json", *checks))
+    assert {each["driver"] for each in document["results"]} == {"fourth"}
+    assert {each["status"] for each in document["results"]} <= {"pass", "unsupported"}
+
+
+BROKEN = """
+import attrs
+from gpusvm.driver import Errnos, Refusals
+from gpusvm.plugins import hookimpl
+from gpusvm_fourth.plugin import INFO
+
+@hookimpl
+def gpusvm_drivers():
+    return attrs.evolve(INFO, name="broken", refusals=Refusals(access=Errnos(unmapped=[7])))
+"""
+
+
+def test_pytest_finds_the_suite_and_its_assertions_tell_their_values(home):
+    (home / "broken.py").write_text(BROKEN)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith((*FOREIGN, "PYTEST_"))}
+    environment["GPUSVM_DRIVERS"] = "none,broken=broken.py"
+    command = ["venv/bin/python", "-m", "pytest", "-q", "--pyargs", "gpusvm.conformance.checks", "--driver", "broken"]
+    done = subprocess.run(
+        [*command, "--gpusvm-check", "access.*.refused"],
+        cwd=home,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "assert 2 in frozenset({7})" in done.stdout
+    assert "broken: 1 fail" in done.stdout

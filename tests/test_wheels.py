@@ -1,5 +1,6 @@
 """What a user gets who installs wheels: the only place where a forgotten data file or entry point shows."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -102,3 +103,13 @@ def test_core_and_one_driver_are_enough(scripts):
     assert "dmirror" not in output
     assert "svmdev" not in output
     assert "kfd" not in output
+
+
+def test_the_suite_comes_with_the_wheel(scripts):
+    command = [str(scripts / "gpusvm"), "conform", "--profile", "core", "--json"]
+    results = json.loads(run(*command, cwd=scripts.parent))["results"]
+    assert {each["driver"] for each in results} == {"xe"}
+    assert {each["status"] for each in results} <= {"pass", "xfail", "unsupported"}
+    checks = ["--pyargs", "gpusvm.conformance.checks", "--driver", "xe", "--gpusvm-check", "access.read.*"]
+    output = run(str(scripts / "python"), "-m", "pytest", "-q", *checks, cwd=scripts.parent)
+    assert "xe: 1 pass" in output

@@ -33,8 +33,8 @@ def problem(registry, statement, **options):
         ("[[expected]]\n" + ENTRY.replace('"r"', '" "'), "access.read.cpu-wrote: reason: say it"),
         (f"[[expected]]\n{ENTRY}[[expected]]\n{ENTRY}", "check 'access.read.cpu-wrote' is stated twice"),
         (
-            f"[[expected]]\n{ENTRY}quirk = 'mm_q1x'",
-            "access.read.cpu-wrote: unknown quirk 'mm_q1x'; did you mean 'mm_q18'?",
+            f"[[expected]]\n{ENTRY}quirk = 'mm_q12x'",
+            "access.read.cpu-wrote: unknown quirk 'mm_q12x'; did you mean 'mm_q12'?",
         ),
         ('spec = "1"', "spec: expected MAJOR.MINOR, such as 1.0, got '1'"),
         ('spec = "1.7"', "spec: it targets 1.7, and this gpusvm-core has 1.0"),

@@ -146,6 +146,7 @@ class Checks:
             "status": verdict.status.value,
             "reason": verdict.reason,
             "ref": verdict.ref,
+            "place": check.place,
             "seconds": round(call.duration, 3),
             "details": report.longreprtext
             if call.excinfo is not None and verdict.status is not Status.UNSUPPORTED

@@ -104,4 +104,4 @@ class _Recorder:
             self._cells[report.nodeid] = found[-1]
         elif report.failed and report.nodeid in self._cells:
             cell = self._cells[report.nodeid]
-            cell.update(status="error", reason=str(report.longrepr).strip().splitlines()[0])
+            cell.update(status="error", reason=f"its process ended while it ran ({cell['place']})")
