@@ -6,7 +6,7 @@ that brings it about.
 
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
-from errno import EACCES, EAGAIN, EBUSY, EFAULT, EINTR, EINVAL, EIO, ENODEV, ENOENT, ENOMEM, ENOSPC, EPERM
+from errno import EACCES, EAGAIN, EBUSY, EFAULT, EINTR, EINVAL, EIO, ENODEV, ENOENT, ENOMEM, ENOSPC, EOPNOTSUPP, EPERM
 from typing import Any, Final
 
 from attrs import field, fields, frozen
@@ -37,6 +37,8 @@ class Errnos:
     """A page in reach was in no area."""
     forbidden: AbstractSet[int] = _errnos(EFAULT, EPERM, EACCES, EINVAL)
     """An area in reach did not allow the access."""
+    unfit: AbstractSet[int] = _errnos(EACCES, EFAULT, EINVAL, EIO, EOPNOTSUPP)
+    """An area in reach is of a kind that this is not for: registers of a device, or files where it is an atomic."""
     closed: AbstractSet[int] = _errnos(ENOENT, EINVAL, ENODEV)
     """The GPU's address space was being closed."""
     exited: AbstractSet[int] = _errnos(EFAULT, EINVAL, ENOENT)

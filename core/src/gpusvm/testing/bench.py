@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
+from attrs import evolve
 
 from gpusvm.driver import ACCESS_ATOMIC, ACCESS_READ, ACCESS_WRITE, Driver, DriverInfo, Vm, read_spec
 from gpusvm.errors import KernelError, ModelError
@@ -42,11 +43,11 @@ class Bench:
 
     Every device of `topology` has the driver, and is open, by default in the order of the devices, else in that of
     `opened`: `vm` is the address space that GPU accesses go through, the first of `vms` (by device) until another is
-    put there. `spec` is a spec string, `drivers` the drivers it may name (one
-    `DriverInfo`, or a registry; default: what is
-    installed). Sizes: `vram_bytes` of VRAM, `geometry` (a small PMD makes small tests). Call `close` at the end: it
-    tears the machine down and so checks that nothing leaked. Accesses are checked against the contents of memory. With
-    mode "explored" the order of tasks, spawned on `kernel`, is left to `choices`.
+    put there. `spec` is a spec string, `drivers` the drivers it may name (one `DriverInfo`, or a registry; default:
+    what is installed). Sizes: `vram_bytes` of VRAM, `ram_bytes` of RAM in place of the topology's, `geometry` (a small
+    PMD makes small tests). Call `close` at the end: it tears the machine down and so checks that nothing leaked.
+    Accesses are checked against the contents of memory. With mode "explored" the order of tasks, spawned on `kernel`,
+    is left to `choices`.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Bench:
         choices: Choices | None = None,
         mode: Literal["timed", "explored"] = "timed",
         topology: Topology | None = None,
+        ram_bytes: int | None = None,
         checked: bool = True,
         opened: Sequence[int] | None = None,
     ) -> None:
@@ -70,6 +72,8 @@ class Bench:
 
             drivers = load_drivers()
         hardware = topology or load_topology("single")
+        if ram_bytes is not None:
+            hardware = evolve(hardware, ram_bytes=ram_bytes)
         self.machine = Machine.boot(
             hardware,
             [read_spec(spec, drivers, quirks=quirks)] * len(hardware.device),

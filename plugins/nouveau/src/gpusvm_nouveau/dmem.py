@@ -22,6 +22,7 @@ from gpusvm.mm.api import (
     MIGRATE_VMA_SELECT_SYSTEM,
     VM_FAULT_OOM,
     VM_FAULT_SIGBUS,
+    VM_READ,
     MigrateVma,
     MmApi,
     Pfns,
@@ -128,6 +129,7 @@ class NouveauDmem:
         self.bo_mapping = ChunkBoMapping(self.pool)
         self._pages_hold = device.quirks.freed_svmm == "fixed"
         self._before: dict[int, Chunk] = {}  # where the chunks were before the device fell asleep
+        self._asks_rights = device.quirks.bind_unreadable == "fixed"
 
     # ---- dev_pagemap_ops -----------------------------------------------------------------------------------------
 
@@ -229,6 +231,8 @@ class NouveauDmem:
         """
         memory = self.memory
         geometry = memory.geometry
+        if self._asks_rights and not vma.flags & VM_READ:
+            return
         for addr in range(start, end, geometry.pmd_size):
             until = min(addr + geometry.pmd_size, end)
             pages = (until - addr) >> geometry.page_shift

@@ -167,6 +167,12 @@ class NouveauQuirks:
         "Derived from the source, seen by nobody",
         cite="nouveau_svm.c:nouveau_svm_fault_cmp",
     )
+    bind_unreadable: str = quirk(
+        "SVM_BIND migrates, and maps, memory that the process may not read: nobody looks at the area's rights, and the "
+        "GPU reads what a CPU's access of is a SIGSEGV. Derived from the source, found by the conformance suite; seen "
+        "by nobody",
+        cite="nouveau_svm.c:nouveau_svmm_bind; nouveau_dmem.c:nouveau_dmem_migrate_chunk",
+    )
 
 
 def refuse(tunables: NouveauTunables, quirks: NouveauQuirks) -> list[str]:

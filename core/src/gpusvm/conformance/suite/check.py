@@ -3,7 +3,7 @@
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from typing import Final, Literal, TypeVar, get_args
+from typing import Any, Final, Literal, TypeVar, get_args
 
 from attrs import fields, frozen
 
@@ -76,6 +76,7 @@ def check(
         problems = _problems(id_, since, ref, profile, requires, function)
         if problems:
             raise ModelError(f"check {id_!r}: {'; '.join(problems)}")
+        written: Any = inspect.unwrap(function)  # one function may be many checks
         capability = PROFILES[profile]
         own = (capability,) if capability is not None else ()
         made = Check(
@@ -85,7 +86,7 @@ def check(
             requires=tuple(dict.fromkeys((*own, *requires))),
             ref=ref,
             rule=_rule(function),
-            place=place(function.__code__.co_filename, function.__code__.co_firstlineno),
+            place=place(written.__code__.co_filename, written.__code__.co_firstlineno),
             run=function,
         )
         setattr(function, _ATTRIBUTE, made)

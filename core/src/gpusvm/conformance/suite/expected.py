@@ -54,9 +54,26 @@ class Statement:
 
 
 @frozen(kw_only=True)
+class _Entry:
+    kind: Literal["bug", "by-design", "not-yet"]
+    reason: str
+    ref: str
+    check: str | None = None
+    checks: tuple[str, ...] = ()  # in place of one: those that fail for the same reason
+    quirk: str | None = None
+    driver: str | None = None
+
+    def each(self) -> list[Expected]:
+        return [
+            Expected(check=name, kind=self.kind, reason=self.reason, ref=self.ref, quirk=self.quirk, driver=self.driver)
+            for name in ((self.check,) if self.check is not None else self.checks)
+        ]
+
+
+@frozen(kw_only=True)
 class _File:
     spec: str = SPEC_VERSION
-    expected: tuple[Expected, ...] = Factory(tuple)
+    expected: tuple[_Entry, ...] = Factory(tuple)
 
 
 def read_statement(loaded: "LoadedDriver", spec: "DriverSpec") -> Statement:
@@ -74,8 +91,16 @@ def read_statement(loaded: "LoadedDriver", spec: "DriverSpec") -> Statement:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: {error}") from None
     file = structure(document, _File, source=str(path))
-    mine = [each for each in file.expected if each.driver in {None, spec.name}]
-    problems = [*_version_problems(file.spec), *(p for each in mine for p in _entry_problems(each, spec))]
+    mine = [each for entry in file.expected for each in entry.each() if each.driver in {None, spec.name}]
+    problems = [
+        *_version_problems(file.spec),
+        *(
+            f"expected[{i}]: say one check, or checks that fail for the same reason"
+            for i, entry in enumerate(file.expected)
+            if (entry.check is None) is (not entry.checks)
+        ),
+        *(p for each in mine for p in _entry_problems(each, spec)),
+    ]
     names = [each.check for each in mine]
     problems += [f"check {name!r} is stated twice" for name in sorted(set(names)) if names.count(name) > 1]
     if problems:
