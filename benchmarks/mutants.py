@@ -19,7 +19,7 @@ from pathlib import Path
 from attrs import frozen
 from gpusvm.conformance.caught import Trial, catchers, likely_first, places, read_trials, trial, write_trials
 from gpusvm.conformance.hunt import SCHEDULERS, Hunt, HuntPlan, Outcome, hunt, read_outcomes, read_plan, write_outcomes
-from gpusvm.conformance.mutants import MUTANTS, load
+from gpusvm.conformance.mutants import BROKEN, MUTANTS, load
 from gpusvm.conformance.suite.catalogue import catalogue
 from gpusvm.run.executor import ProcessExecutor
 
@@ -113,13 +113,13 @@ def suite(chosen: set[str], jobs: int, *, again: bool, every: bool) -> int:
         for one in found:
             key = (one.mutant, one.driver)
             have[key] = have[key].and_also(one) if key in have else one
-        order = sorted(have.values(), key=lambda one: (["", *MUTANTS].index(one.mutant), one.driver))
+        order = sorted(have.values(), key=lambda one: (["", *MUTANTS, *BROKEN].index(one.mutant), one.driver))
         write_trials(order, [check.id for check in catalogue()], SUITE, command=f"{COMMAND} --suite")
         mutant, driver = found[0].mutant, found[0].driver
         caught = catchers(mutant, have).get(driver, ())
         sys.stdout.write(f"{done}/{len(wanted)} {mutant} {driver}: caught by {', '.join(caught[:3]) or 'nothing'}\n")
         sys.stdout.flush()
-    return 1 if any(not any(catchers(mutant, have).values()) for mutant in MUTANTS) else 0
+    return 1 if any(not any(catchers(name, have).values()) for name in (*MUTANTS, *BROKEN)) else 0
 
 
 def main() -> int:
@@ -131,7 +131,7 @@ def main() -> int:
     parser.add_argument("--suite", action="store_true", help="run the conformance suite with each mutant")
     parser.add_argument("--all", action="store_true", help="with --suite, every check, and not until one catches it")
     options = parser.parse_args()
-    chosen = {load(name).id for name in options.mutant}
+    chosen = {name if name in BROKEN else load(name).id for name in options.mutant}
     if options.suite:
         return suite(chosen, options.jobs, again=options.again, every=options.all)
     plan = read_plan(PLAN)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gpusvm.conformance.caught import catchers, read_trials
 from gpusvm.conformance.hunt import SCHEDULERS, Hunt, HuntPlan, Outcome, cheapest, read_outcomes, read_plan
-from gpusvm.conformance.mutants import MUTANTS, Mutant
+from gpusvm.conformance.mutants import BROKEN, MUTANTS, Mutant
 
 from generators.markdown import NOTICE, code, table
 
@@ -83,6 +83,10 @@ def page(root: Path) -> str:
         "",
         *_suite(root),
         "",
+        "## Broken drivers",
+        "",
+        *_broken(root),
+        "",
         "## Not found",
         "",
         "In no case: not explored.",
@@ -127,6 +131,33 @@ def _suite(root: Path) -> list[str]:
         "",
         *table(("mutant", "grade", "driver", "caught by check"), rows),
     ]
+
+
+def _broken(root: Path) -> list[str]:
+    trials = read_trials(root / "docs" / "reference" / "mutants-suite.json")
+    rows = []
+    for broken in BROKEN.values():
+        names = catchers(broken.id, trials).get(broken.driver, ())
+        rows.append((code(broken.id), broken.driver, broken.rule, str(len(names)), ", ".join(map(code, names[:3]))))
+    caught = [catchers(name, trials) for name in (*MUTANTS, *BROKEN)]
+    failed = {check for found in caught for checks in found.values() for check in checks}
+    tried = {name for one in trials.values() if one.mutant in BROKEN for name in (*one.passed, *one.failed)}
+    quiet = sorted(tried - failed)
+    return [
+        "Drivers that ship, each with one rule of the contract",
+        "[broken](../../core/src/gpusvm/conformance/mutants/broken.py) as an author may. They are run through all",
+        "checks.",
+        "",
+        *table(("broken", "driver", "what it does", "checks:", "caught by check"), rows),
+        "",
+        f"Of the {len(tried)} checks that they were run through {_quiet(quiet)}",
+    ]
+
+
+def _quiet(checks: Sequence[str]) -> str:
+    if not checks:
+        return "each has failed with a mutant or a broken driver, and so has shown that it can."
+    return f"{len(checks)} have failed with none of them, nor with a mutant, yet: {', '.join(map(code, checks))}."
 
 
 def _schedulers(outcomes: Iterable[Outcome], grave: Sequence[Mutant]) -> list[tuple[str, ...]]:

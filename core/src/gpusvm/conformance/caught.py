@@ -1,4 +1,5 @@
-"""Run the conformance suite against the mutants: which check notices which bug that Linux had.
+"""Run the conformance suite against the mutants, which are bugs that Linux had, and drivers that break one rule each:
+which check notices what.
 
 A check catches a mutant on a driver if the driver passes it without the mutant, and not with it. All quirks are fixed,
 so that what drivers are known to do wrong hides nothing.
@@ -13,7 +14,7 @@ import attrs
 from attrs import frozen
 
 from gpusvm.conformance.hunt import HuntPlan
-from gpusvm.conformance.mutants import MUTANTS, load
+from gpusvm.conformance.mutants import BROKEN, MUTANTS, load
 from gpusvm.conformance.suite.check import SPEC_VERSION, Check
 from gpusvm.conformance.suite.column import Column, read_columns
 from gpusvm.conformance.suite.status import Status
@@ -62,12 +63,13 @@ class Trial:
 
 def places(plan: HuntPlan) -> dict[str, tuple[str, ...]]:
     """Return for each mutant the drivers, by their specs, to run the suite on: those that exploration has it on, or
-    those that run through its code.
+    those that run through its code; and for each broken driver which that is.
     """
-    return {
+    mutants = {
         name: tuple(dict.fromkeys(case.driver for case in plan.case if name in case.mutants)) or mutant.drivers
         for name, mutant in MUTANTS.items()
     }
+    return mutants | {name: (broken.driver,) for name, broken in BROKEN.items()}
 
 
 def verdict(check: Check, column: Column) -> Verdict | None:
@@ -91,7 +93,7 @@ def trial(mutant: str, driver: str, checks: Sequence[Check], *, every: bool = Fa
     failed come to without the mutant. InputError for names that there are not.
     """
     (column,) = read_columns([driver], Installed(()).registry(), quirks="fixed")
-    bug = load(mutant)
+    bug = BROKEN.get(mutant) or load(mutant)
     found, plain = Trial(mutant=mutant, driver=driver), Trial(mutant="", driver=driver)
     for check in checks:
         with bug.active():

@@ -10,6 +10,7 @@ mutant replaces it by the buggy form while it is active::
 from collections.abc import Mapping
 from typing import Final
 
+from gpusvm.conformance.mutants.broken import BROKEN, BrokenDriver
 from gpusvm.conformance.mutants.drivers import DRIVERS
 from gpusvm.conformance.mutants.gpusvm import GPUSVM
 from gpusvm.conformance.mutants.mm import MM
@@ -17,7 +18,7 @@ from gpusvm.conformance.mutants.mutant import Mutant, Swap
 from gpusvm.conformance.mutants.pagemap import PAGEMAP
 from gpusvm.errors import InputError, nearest
 
-__all__ = ["MUTANTS", "Mutant", "Swap", "load"]
+__all__ = ["BROKEN", "MUTANTS", "BrokenDriver", "Mutant", "Swap", "load"]
 
 MUTANTS: Final[Mapping[str, Mutant]] = {mutant.id: mutant for mutant in (*GPUSVM, *PAGEMAP, *DRIVERS, *MM)}
 """By id: those of drm_gpusvm, of drm_pagemap, of the drivers and of the mm."""

@@ -10,7 +10,7 @@ from attrs import frozen
 
 from gpusvm.errors import InputError, ModelError
 
-__all__ = ["Mutant", "Swap", "gone", "instead", "never"]
+__all__ = ["Mutant", "Swap", "gone", "instead", "never", "replaced"]
 
 Grade = Literal["S", "A", "B"]
 Scope = Literal["mm", "drm", "driver", "xe", "nouveau", "dmirror", "kfd"]
@@ -59,6 +59,27 @@ def never(_guard: object) -> Callable[..., bool]:
     return lambda *_: False
 
 
+@contextmanager
+def replaced(swaps: tuple[Swap, ...], *, by: str, of: str) -> Iterator[None]:
+    """Have guards replaced inside the context, in the name of a mutant of a driver or a room. InputError where another
+    has replaced one already, or the driver is not installed.
+    """
+    with ExitStack() as undo:
+        for swap in swaps:
+            try:
+                holder, name, guard = swap.place()
+            except ModuleNotFoundError as error:
+                raise InputError(f"mutant {by}: it is a bug of {of}, and {error.name} is not installed") from None
+            other = _REPLACED.get(swap.target)
+            if other is not None:
+                raise InputError(f"mutant {by}: {swap.target} is replaced by {other} already")
+            _REPLACED[swap.target] = by
+            undo.callback(_REPLACED.pop, swap.target)
+            undo.callback(setattr, holder, name, guard)
+            setattr(holder, name, swap.by(guard))
+        yield
+
+
 @frozen(kw_only=True)
 class Mutant:
     """Be one bug of Linux that can be switched on.
@@ -94,19 +115,5 @@ class Mutant:
         Two mutants can be active at once unless they replace the same guard. InputError then, and where the driver
         whose bug it is is not installed.
         """
-        with ExitStack() as undo:
-            for swap in self.swaps:
-                try:
-                    holder, name, guard = swap.place()
-                except ModuleNotFoundError as error:
-                    raise InputError(
-                        f"mutant {self.id}: it is a bug of {self.scope}, and {error.name} is not installed"
-                    ) from None
-                other = _REPLACED.get(swap.target)
-                if other is not None:
-                    raise InputError(f"mutant {self.id}: {swap.target} is replaced by {other} already")
-                _REPLACED[swap.target] = self.id
-                undo.callback(_REPLACED.pop, swap.target)
-                undo.callback(setattr, holder, name, guard)
-                setattr(holder, name, swap.by(guard))
+        with replaced(self.swaps, by=self.id, of=self.scope):
             yield self
