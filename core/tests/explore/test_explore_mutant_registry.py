@@ -6,6 +6,7 @@ import pytest
 from gpusvm.conformance.mutants import MUTANTS, Mutant, Swap, load
 from gpusvm.conformance.mutants.mutant import instead
 from gpusvm.errors import InputError, ModelError
+from gpusvm.explore import chunk
 
 IN_CORE = [mutant for mutant in MUTANTS.values() if all(s.target.startswith("gpusvm.") for s in mutant.swaps)]
 
@@ -104,3 +105,14 @@ def test_a_driver_that_is_not_installed_is_named():
     with pytest.raises(InputError) as raised, mutant.active():
         pass
     assert str(raised.value) == "mutant XX-01: it is a bug of xe, and gpusvm_nosuch is not installed"
+
+
+def test_no_machine_goes_on_that_was_booted_with_a_bug_or_before_it(monkeypatch):
+    """Of one exploration after another, of the same case, the second goes on with the machine of the first."""
+    kept = []
+    monkeypatch.setattr(chunk, "_LAST", kept)
+    kept.append("booted without")
+    with load("GS-01").active():
+        assert kept == []
+        kept.append("booted with")
+    assert kept == []

@@ -26,7 +26,7 @@ from gpusvm.plugins import Installed
 __all__ = ["Trial", "catchers", "likely_first", "places", "read_trials", "trial", "verdict", "write_trials"]
 
 SCHEMA: Final = 1
-LIMIT_S: Final = 10.0
+LIMIT_S: Final = 30.0
 """How long a check may take: some mutants never end."""
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gpusvm.explore.scheduler import Scheduler
     from gpusvm.explore.stage import Stage
 
-__all__ = ["Chunk", "ChunkResult", "run_chunk"]
+__all__ = ["Chunk", "ChunkResult", "forget", "run_chunk"]
 
 
 @frozen(kw_only=True)
@@ -73,6 +73,11 @@ class ChunkResult:
 
 # What the next chunk of the same exploration in this process goes on with: the chunks of one come one after the other.
 _LAST: list[_Kept] = []
+
+
+def forget() -> None:
+    """Boot anew next time: code that machines are made of is other code from now on."""
+    _LAST.clear()
 
 
 def run_chunk(chunk: Chunk, *, progress: Callable[[ChunkResult], None] | None = None) -> ChunkResult:

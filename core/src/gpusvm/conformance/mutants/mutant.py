@@ -64,7 +64,10 @@ def replaced(swaps: tuple[Swap, ...], *, by: str, of: str) -> Iterator[None]:
     """Have guards replaced inside the context, in the name of a mutant of a driver or a room. InputError where another
     has replaced one already, or the driver is not installed.
     """
+    from gpusvm.explore.chunk import forget
+
     with ExitStack() as undo:
+        undo.callback(forget)
         for swap in swaps:
             try:
                 holder, name, guard = swap.place()
@@ -77,6 +80,7 @@ def replaced(swaps: tuple[Swap, ...], *, by: str, of: str) -> Iterator[None]:
             undo.callback(_REPLACED.pop, swap.target)
             undo.callback(setattr, holder, name, guard)
             setattr(holder, name, swap.by(guard))
+        forget()
         yield
 
 
