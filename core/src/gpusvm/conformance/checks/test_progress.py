@@ -1,0 +1,101 @@
+"""Who gets on when all want the same memory: no livelock, no access that never ends, and nothing lost on the way.
+
+Each program runs in a few random orders of its tasks, with every invariant watched; an access that faults for ever, and
+tasks that keep each other from getting on, are failures (IGT's race sections, fault-threads-same-page, MM-01, MM-02).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from gpusvm.conformance.family import every, family
+from gpusvm.conformance.story import told
+from gpusvm.conformance.suite import Lab
+
+_REF: Final = "IGT tests/intel/xe_exec_system_allocator.c: race, threads, same-page; mm/memory.c:do_swap_page"
+_SETUP: Final = ("map 0 8", "cpu_write 0 8")
+
+Program = Mapping[str, Sequence[str]]
+
+CONTESTS: Final[Mapping[str, Program]] = {
+    "ping-pong-read": {"gpu": ["gpu_read 0 1"] * 4, "cpu": ["cpu_write 0 1"] * 4},
+    "ping-pong-write": {"gpu": ["gpu_write 0 1"] * 4, "cpu": ["cpu_write 0 1"] * 4},
+    "ping-pong-block": {"gpu": ["gpu_write 0 4"] * 2, "cpu": ["cpu_write 0 4"] * 2},
+    "two-gpu-tasks": {"one": ["gpu_write 0 4"], "two": ["gpu_write 0 4"], "cpu": ["cpu_read 0 4"]},
+    "four-faulters": {f"gpu{i}": [f"gpu_write {2 * i} 2"] for i in range(4)},
+    "four-on-one-page": {f"gpu{i}": ["gpu_write 0 1"] for i in range(4)},
+    "warp-against-cpu": {"gpu": ["gpu_together write 0 4"], "cpu": ["cpu_write 0 4"] * 2},
+    "storm-dontneed": {"gpu": ["gpu_write 0 4"], "cpu": ["dontneed 0 4"] * 4},
+    "storm-mprotect": {"gpu": ["gpu_read 0 4"], "cpu": ["mprotect 0 4 ro", "mprotect 0 4 rw"] * 2},
+    "storm-next-door": {"gpu": ["gpu_write 0 4"], "cpu": ["dontneed 4 4"] * 4},
+    "munmap": {"gpu": ["gpu_write 0 4"], "cpu": ["munmap 0 4"]},
+    "munmap-part": {"gpu": ["gpu_write 0 4"], "cpu": ["munmap 1 2"]},
+    "remap": {"gpu": ["gpu_write 0 4"], "cpu": ["map 0 4", "cpu_write 0 4"]},
+    "mremap": {"gpu": ["gpu_write 0 4"], "cpu": ["mremap 0 4 8", "cpu_write 8 4"]},
+    "fork": {"gpu": ["gpu_write 0 4"], "cpu": ["fork child", "cpu_write 0 2", "child.cpu_write 1 2"]},
+    "collapse": {"gpu": ["gpu_write 0 4"], "cpu": ["collapse 0 4", "cpu_write 0 1"]},
+    "pin": {"gpu": ["gpu_write 0 4"], "cpu": ["pin 1 1", "cpu_write 1 1", "drop 1 1"]},
+    "close": {"gpu": ["gpu_write 0 4"], "cpu": ["cpu_write 0 4"], "hand": ["close"]},
+    "exit": {"gpu": ["gpu_write 0 4"], "cpu": ["cpu_write 0 4"], "hand": ["exit"]},
+    "oom-kill": {"gpu": ["gpu_write 0 4"], "hand": ["oom_kill"]},
+}
+"""Programs that every driver runs."""
+
+DEVICE_CONTESTS: Final[Mapping[str, Program]] = {
+    "cpu-same-page": {f"cpu{i}": ["cpu_read 0 1"] for i in range(4)},
+    "cpu-neighbours": {f"cpu{i}": [f"cpu_write {i} 1"] for i in range(4)},
+    "cpu-and-gpu": {"gpu": ["gpu_write 0 4"], "cpu": ["cpu_write 0 4"]},
+    "populate-and-cpu": {"hand": ["populate 0 4"], "cpu": ["cpu_write 0 4"]},
+    "populate-and-gpu": {"hand": ["populate 4 4"], "gpu": ["gpu_write 4 4"]},
+    "populate-twice": {"one": ["populate 4 4"], "two": ["populate 4 4"]},
+    "populate-and-munmap": {"hand": ["populate 4 4"], "cpu": ["munmap 5 2"]},
+    "populate-and-fork": {"hand": ["populate 4 4"], "cpu": ["fork child", "child.cpu_write 4 2"]},
+    "munmap-and-cpu": {"one": ["cpu_read 0 4"], "two": ["munmap 1 2"]},
+    "mremap-and-cpu": {"one": ["cpu_read 0 4"], "two": ["mremap 0 4 8"]},
+    "dontneed-and-cpu": {"one": ["cpu_write 0 4"], "two": ["dontneed 0 4"]},
+    "fork-and-gpu": {"gpu": ["gpu_write 0 4"], "cpu": ["fork child", "child.cpu_read 0 4", "cpu_write 0 4"]},
+    "close-and-cpu": {"cpu": ["cpu_read 0 4"], "hand": ["close"]},
+    "exit-and-cpu": {"cpu": ["cpu_read 0 4"], "hand": ["exit"]},
+}
+"""Programs on memory whose first block is on the device."""
+
+
+@family("progress.{contest}", every(contest=CONTESTS), since="1.0", ref=_REF)
+def test_contest(lab: Lab, contest: str) -> None:
+    """In {contest}, whatever the order, every access ends, with a reason if it is refused, and nothing is lost."""
+    told(lab, setup=_SETUP, tasks=CONTESTS[contest])
+
+
+@family(
+    "progress.on-device.{contest}.{size}",
+    every(contest=DEVICE_CONTESTS, size=("small", "huge")),
+    since="1.0",
+    ref=_REF,
+    profile="device-memory",
+    requires=("explicit_populate",),
+)
+def test_contest_on_device(lab: Lab, contest: str, size: str) -> None:
+    """In {contest} on {size} device pages, whatever the order, every access ends and nothing is lost."""
+    told(
+        lab,
+        setup=(*_SETUP, "populate 0 4"),
+        tasks=DEVICE_CONTESTS[contest],
+        thp="always" if size == "huge" else "never",
+    )
+
+
+@family(
+    "progress.without-room.{contest}",
+    every(contest=("gpu", "populate", "cpu")),
+    since="1.0",
+    ref="drivers/gpu/drm/drm_pagemap.c:drm_pagemap_evict_to_ram; IGT evict-malloc",
+    profile="device-memory",
+    requires=("explicit_populate",),
+)
+def test_without_room(lab: Lab, contest: str) -> None:
+    """With less device memory than is wanted, {contest} included, all get on, in VRAM or outside of it."""
+    tasks = {
+        "gpu": {"gpu": ["gpu_write 0 12"], "cpu": ["cpu_read 0 4"]},
+        "populate": {"one": ["populate 0 8"], "two": ["populate 4 8"]},
+        "cpu": {"hand": ["populate 8 4"], "cpu": ["cpu_write 0 8"]},
+    }[contest]
+    told(lab, setup=("map 0 12", "cpu_write 0 12", "populate 0 8"), tasks=tasks, vram_pages=8, end=("cpu_read 0 12",))
