@@ -47,6 +47,11 @@ class InjectedFailure:
     nth: int
     broke: str
 
+    @property
+    def invariant(self) -> str:
+        """The invariant, rule or quirk that `broke` names behind the kind, if it begins with one."""
+        return self.broke.partition(":")[0].rpartition(" ")[2]
+
     def __str__(self) -> str:
         return f"{self.program}: {self.site} fails on passing {self.nth}: {self.broke}"
 

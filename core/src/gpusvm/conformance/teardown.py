@@ -6,7 +6,7 @@ anybody holds it. What is refused goes at the end, as the machine does. Each ord
 CPU that reads.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import permutations
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -22,7 +22,7 @@ from gpusvm.explore.world import World
 if TYPE_CHECKING:
     from gpusvm.driver import DriverInfo
 
-__all__ = ["Teardowns", "teardowns"]
+__all__ = ["Teardowns", "orders", "program", "teardowns"]
 
 _SETUP: Final = ("map 0 8", "cpu_write 0 8", "gpu_write 0 1")
 _POPULATE: Final = "populate 4 4"
@@ -44,6 +44,28 @@ class Teardowns:
         return f"{self.driver}: {self.orders} orders, {self.runs} runs, {len(self.findings)} findings"
 
 
+def orders(*, unplug: bool) -> Iterator[tuple[str, ...]]:
+    """Yield every order in which things may go, with the device itself among them or not."""
+    for order in permutations(("close", "exit", *(("unplug",) if unplug else ()), "shutdown", "unload")):
+        if {"close", "unplug"}.isdisjoint(order[order.index("shutdown") :]):
+            yield order
+
+
+def program(order: Sequence[str], *, populate: bool) -> Scenario:
+    """Return the program in which everything goes in an order; some of its memory is on the device if it can be."""
+    setup = (*_SETUP, *((_POPULATE,) if populate else ()))
+    return Scenario(
+        name="-".join(order),
+        about="everything goes, with faults in flight",
+        setup=tuple(map(Operation.parse, setup)),
+        tasks={
+            "gpu": tuple(map(Operation.parse, _GPU)),
+            "cpu": tuple(map(Operation.parse, _CPU)),
+            "hand": tuple(map(Operation.parse, order)),
+        },
+    )
+
+
 def teardowns(
     driver: str,
     drivers: "Mapping[str, DriverInfo] | None" = None,
@@ -57,23 +79,10 @@ def teardowns(
 
         drivers = dict(load_drivers())
     capabilities = drivers[driver.partition(":")[0]].capabilities
-    steps = ["close", "exit", *(["unplug"] if capabilities.unplug else []), "shutdown", "unload"]
-    setup = (*_SETUP, *([_POPULATE] if capabilities.explicit_populate else []))
     found = Teardowns(driver=driver)
-    for order in permutations(steps):
-        if not {"close", "unplug"}.isdisjoint(order[order.index("shutdown") :]):
-            continue
+    for order in orders(unplug=bool(capabilities.unplug)):
         found.orders += 1
-        scenario = Scenario(
-            name="-".join(order),
-            about="everything goes, with faults in flight",
-            setup=tuple(map(Operation.parse, setup)),
-            tasks={
-                "gpu": tuple(map(Operation.parse, _GPU)),
-                "cpu": tuple(map(Operation.parse, _CPU)),
-                "hand": tuple(map(Operation.parse, order)),
-            },
-        )
+        scenario = program(order, populate=bool(capabilities.explicit_populate))
         stage = Stage(lambda scenario=scenario: World(scenario, driver, drivers=drivers, quirks=quirks))  # type: ignore[misc]  # a lambda's default has no annotation
         for seed in range(seeds):
             walk = RandomWalk(seed=seed)
