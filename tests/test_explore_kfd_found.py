@@ -12,6 +12,10 @@ FREE = ("invariant", "54")
         ("kfd-cut-swap", "notifier_gap", 200, FREE),
         ("kfd-queues-none", "no_access", 20, FREE),
         ("kfd-queues-swap", "split_invalid", 60, FREE),
+        ("kfd-unmap", "unmap_gap", 60, ("errno", "I-ERRNO")),
+        ("kfd-unmap", "child_mapped", 60, FREE),
+        ("kfd-freed", "freed_range", 60, ("use-after-free", "I-LIFE")),
+        ("kfd-devices", "fault_under_lock", 60, ("invariant", "50")),
         ("kfd-clone", "clone_reference", 100, ("driver", "svm_range_clone")),
     ],
 )

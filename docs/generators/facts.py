@@ -43,6 +43,11 @@ PAGES: Final = {
         title="Facts about nouveau and dmirror",
         about="The same of nouveau's SVM and of the kernel's own test device, `lib/test_hmm.c`, of Linux 7.3.4:",
     ),
+    "kfd-facts.md": Page(
+        source="facts_kfd.toml",
+        title="Facts about kfd",
+        about="The same of amdkfd's SVM of Linux 7.3.4, `kfd_svm.c` and `kfd_migrate.c`:",
+    ),
 }
 
 

@@ -59,6 +59,7 @@ class SvmRangeList:
         tunables = process.kfd.tunables
         self.granularity = tunables.granularity >> self.memory.geometry.page_shift
         self._blockable_only = process.kfd.quirks.non_blockable == "fixed"
+        self._by_parent = process.kfd.quirks.child_mapped == "as_written"
         self._gap = process.kfd.quirks.notifier_gap == "as_written"
         self._home = SYSTEM if tunables.preferred_loc == "system" else UNDEFINED
         self._in_place = tunables.access == "in_place"
@@ -188,7 +189,11 @@ class SvmRangeList:
         for each in (*prange.children, prange):
             first, last = max(start, each.start), min(end, each.end)
             if first < last:
-                unmap_from_gpus(each, first, last, prange.mapped)
+                unmap_from_gpus(each, first, last, self._mapped(prange, each))
+
+    def _mapped(self, prange: SvmRange, each: SvmRange) -> int:
+        """Return which GPUs have a range or a child of it mapped: as written those that have the range."""
+        return prange.mapped if self._by_parent else each.mapped
 
     def _unmap_from_cpu(self, mm: "MmApi", prange: SvmRange, start: int, end: int) -> None:
         """Unmap, split off what goes, and leave the rest to the worker (svm_range_unmap_from_cpu)."""
@@ -200,7 +205,7 @@ class SvmRangeList:
             child.lock.lock(_PARENT)
             first, last = max(start, child.start), min(end, child.end)
             if first < last:
-                unmap_from_gpus(child, first, last, prange.mapped)
+                unmap_from_gpus(child, first, last, self._mapped(prange, child))
             self._unmap_split(prange, child, start, end)
             child.lock.unlock()
         first, last = max(start, prange.start), min(end, prange.end)

@@ -175,6 +175,12 @@ class KfdQuirks:
         "reclaim, say, a GPU that has the page mapped never hears. Derived from the source, found in random orders",
         cite="kfd_svm.c:svm_range_update_notifier_and_interval_tree, svm_range_deferred_list_work",
     )
+    child_mapped: str = quirk(
+        "The notifier asks the range that was cut which GPUs have its children mapped, and forgets those once all that "
+        "is left of the range was unmapped: what is invalidated of a child after that stays mapped until a worker has "
+        "given the child a notifier of its own, and longer. Derived from the source, found in random orders",
+        cite="kfd_svm.c:svm_range_evict, svm_range_unmap_from_cpu, svm_range_unmap_from_gpus",
+    )
     no_access: str = quirk(
         "Memory that no one may access any more stays mapped where nothing is unmapped by the notifier, without XNACK: "
         "the worker that resumes the queues takes addresses for page numbers, and unmaps nothing; of what becomes of "
