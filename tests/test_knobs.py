@@ -1,9 +1,16 @@
 """docs/reference/knobs.md: every knob is addressable with keys that there are, or it says why not."""
 
+import ast
+import re
+from pathlib import Path
+
+import attrs
 import pytest
 from attrs import evolve, frozen
 from generators import knobs
 from generators.shipped import SHIPPED, info_of
+from gpusvm.driver import read_spec
+from gpusvm.errors import InputError
 
 IDS = [f"K{number}" for number in range(1, 49)]
 
@@ -61,3 +68,57 @@ def test_every_combination_that_the_page_calls_refused_is_among_them():
 @pytest.mark.parametrize("spec", REFUSED)
 def test_what_cannot_work_is_refused_with_its_reason(spec):
     assert knobs.refusal(spec) == REFUSED[spec]
+
+
+def _strings(path):
+    """Return every string of a test file; what an f-string puts in is a "?"."""
+    inner = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.JoinedStr):
+            inner |= {id(part) for part in node.values}
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "?" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inner:
+            yield node.value
+
+
+def _accepted(spec, name):
+    """Tell whether the driver takes the settings; of those of an f-string that is not known."""
+    try:
+        read_spec(spec, {name: info_of(name)})
+    except InputError:
+        return "?" in spec
+    return True
+
+
+def _settings(path, name, *, own):
+    """Return the keys that a test file sets: in spec strings, and in the driver's own tests in bare settings."""
+    for text in _strings(path):
+        texts = [spec[1] for spec in re.finditer(rf"(?<!\w){name}:(\w\S*=\S+)", text)]
+        if own and re.fullmatch(r"\w+=[^\s,]+(,\w+=[^\s,]+)*", text):
+            texts.append(text)
+        for settings in texts:
+            if _accepted(f"{name}:{settings}", name):
+                yield from (part.partition("=")[0] for part in settings.split(","))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_tunable_is_set_by_a_test(name):
+    """The test then says what that changes; a key that no test sets may do nothing."""
+    here = Path(__file__)
+    own = sorted((here.parents[1] / "plugins" / name / "tests").rglob("*.py"))
+    several = [path for path in sorted(here.parent.rglob("*.py")) if path != here]
+    found = {key for path in own for key in _settings(path, name, own=True)}
+    found |= {key for path in several for key in _settings(path, name, own=False)}
+    assert [each.name for each in attrs.fields(info_of(name).tunables) if each.name not in found] == []
+
+
+def test_what_counts_as_a_setting(tmp_path):
+    path = tmp_path / "test_it.py"
+    path.write_text(
+        'b = bench(f"kfd:range_min={k}K,hive=on"), bench("kfd:runpm=perhaps")\n'
+        'c = "with kfd:home_tries=2 more", "ring_entries=4", "access=in_place,xnack=maybe", "home_tries = 3"\n',
+        encoding="utf-8",
+    )
+    assert set(_settings(path, "kfd", own=True)) == {"range_min", "hive", "home_tries", "ring_entries"}
+    assert set(_settings(path, "kfd", own=False)) == {"range_min", "hive", "home_tries"}
+    assert set(_settings(path, "xe", own=False)) == set()

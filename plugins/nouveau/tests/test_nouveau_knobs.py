@@ -4,6 +4,7 @@ import errno
 
 import pytest
 from gpusvm.driver import ACCESS_READ, ACCESS_WRITE, read_spec
+from gpusvm.mm.api import MADV_DONTNEED
 from gpusvm.testing.bench import Fault
 from gpusvm_nouveau.info import INFO
 
@@ -66,3 +67,25 @@ def test_a_read_of_read_only_memory_is_refused_where_reads_ask_to_write(bench, a
     b.mm.mprotect(addr, PMD, 1)
     assert b.fault(addr, ACCESS_READ).errno == answer
     assert read_spec(f"nouveau:read_faults={asks}", {"nouveau": INFO}).info.refusals.read_needs_write is (answer != 0)
+
+
+@pytest.mark.parametrize(("ms", "attempts"), [(1, 1), (1000, 4), (1600, 6)])
+def test_a_fault_that_is_invalidated_again_and_again_is_tried_for_as_long_as_it_is_told(
+    bench, monkeypatch, ms, attempts
+):
+    b = bench(f"nouveau:hmm_timeout_ms={ms}", thp="never")
+    addr = b.map(PAGE)
+    b.cpu_write(addr)
+    begun = []
+    plain = type(b.memory).mmu_interval_read_begin
+
+    def read_begin(memory, sub):
+        seq = plain(memory, sub)
+        begun.append(memory.kernel.now_ns)
+        memory.kernel.sleep_ns(300_000_000)
+        b.mm.madvise(addr, PAGE, MADV_DONTNEED)
+        return seq
+
+    monkeypatch.setattr(type(b.memory), "mmu_interval_read_begin", read_begin)
+    assert b.fault(addr, ACCESS_READ).errno == errno.EBUSY
+    assert len(begun) == attempts
