@@ -24,6 +24,7 @@ from generators import (
     locks,
     mm_quirks,
     mutants,
+    rules,
     scenarios,
     symbols,
 )
@@ -53,6 +54,7 @@ PAGES: Final[dict[str, Callable[[Path], str]]] = {
     "mutants.md": mutants.page,
     "scenarios.md": scenarios.page,
     "conformance.md": conformance.page,
+    "driver-rules.md": rules.page,
 }
 
 

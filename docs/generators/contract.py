@@ -90,6 +90,11 @@ A driver subclasses `FaultPipeline` and overrides stages;
         ("gpusvm.driver.unit.FaultUnit", "gpusvm.driver.pipeline.FaultPipeline"),
     ),
     (
+        "For drivers that mirror range by range",
+        "What such drivers would copy from each other.",
+        ("gpusvm.driver.mirror.RangeVm", "gpusvm.driver.mirror.RangeFaults", "gpusvm.driver.mirror.NoDeviceMemory"),
+    ),
+    (
         "Recorded operations",
         """\
 What `gpusvm_operations` returns: how a driver does the operations that
@@ -116,9 +121,10 @@ def page(root: Path) -> str:
         NOTICE,
         "",
         f"Version {_abi(root / every['gpusvm.driver.contract'].file)}. Everything is a `Protocol` or a frozen attrs",
-        "class: a plugin inherits from nothing but, if it likes, `FaultPipeline`. Errors are",
+        "class: a plugin inherits from nothing but, if it likes, `FaultPipeline`, `RangeVm`, `RangeFaults`. Errors are",
         "`gpusvm.errors.KernelError(errno)`; an errno that a docstring names is part of the contract. Behind *Linux*",
         "stands what an op follows in 7.3.4, behind a driver's name what its implementation cites.",
+        "The rules that errors about a driver's code end with are on [a page of their own](driver-rules.md).",
     ]
     for heading, about, names in SECTIONS:
         lines += ["", f"## {heading}", "", about]

@@ -20,6 +20,7 @@ from gpusvm.drm import OwnerList
 from gpusvm.errors import InputError, KernelError, nearest
 from gpusvm.gpu import Link
 from gpusvm.kernel import Choices, Costs, Kernel, Module, Mutex, SeededChoices
+from gpusvm.kernel.authors import code_roots
 from gpusvm.mm import Geometry, MemoryManager, MmStruct
 
 __all__ = ["USER_SPACE_END", "Machine", "Process", "Topology", "load_topology", "topologies"]
@@ -62,6 +63,11 @@ class Topology:
             for place, other in enumerate(self.device)
             if place != index and _would_reach(device, other) and _would_reach(other, device)
         )
+
+
+def _code_of(drivers: Sequence[DriverSpec]) -> tuple[str, ...]:
+    roots = [root for spec in drivers for root in code_roots(spec.info.make)]
+    return tuple(dict.fromkeys(roots))
 
 
 def _would_reach(device: _Device, other: _Device) -> bool:
@@ -165,12 +171,14 @@ class Machine:
         preemptive: bool = True,
         policies: Mapping[int, FaultPolicy] | None = None,
         owners: OwnerList | None = None,
+        authors: bool = False,
     ) -> "Machine":
         """Boot `topology` with `drivers[i]` on its device i; every device has `vram_bytes` of VRAM,
         shared evenly by its tiles.
 
         With `cpus`, in explored mode, CPUs count, and `preemptive` says where tasks lose theirs (`Kernel`). `policies`,
-        by the number of the device, and `owners` are the what-ifs of `Host`.
+        by the number of the device, and `owners` are the what-ifs of `Host`. With `authors` an error about a driver
+        names its code: for those who write one. It costs time.
         Raises InputError when there is not one driver for each device, or when the VRAM is smaller than the largest
         range, which is one PMD, or not a whole number of pages.
         """
@@ -212,6 +220,7 @@ class Machine:
             checked=checked,
             cpus=cpus,
             preemptive=preemptive,
+            authors=_code_of(drivers) if authors else None,
         )
         memory = MemoryManager(
             kernel,
@@ -378,6 +387,8 @@ class Machine:
             self.remove(device)
         self.kernel.settle()
         self.kernel.assert_idle()
+        if self.kernel.authors is not None:
+            self.kernel.authors.assert_consumed()
         self.kernel.ledger.assert_empty()
 
     def gauges(self) -> Mapping[str, int]:

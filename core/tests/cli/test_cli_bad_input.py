@@ -222,12 +222,12 @@ class TestNewDriver:
         )
 
     def test_a_directory_that_is_not_empty(self, refused, tiny):
-        assert refused("new-driver", "mine", "--out", tiny.parent) == (
-            f"gpusvm: {tiny.parent}: expected a new or empty directory; name another one with --out DIR"
+        assert refused("new-driver", "mine", "--dir", tiny.parent) == (
+            f"gpusvm: {tiny.parent}: expected a new or empty directory; name another one with --dir DIR"
         )
 
     def test_a_place_that_cannot_be_written(self, refused, tiny):
-        assert refused("new-driver", "mine", "--out", tiny / "mine") == (
+        assert refused("new-driver", "mine", "--dir", tiny / "mine") == (
             f"gpusvm: {tiny / 'mine'}: cannot be written: File exists"
         )
 

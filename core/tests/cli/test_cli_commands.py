@@ -2,9 +2,7 @@ import json
 import os
 import subprocess
 import sys
-import tomllib
 from importlib import metadata, resources
-from pathlib import Path
 from types import SimpleNamespace
 
 import gpusvm as package
@@ -256,10 +254,11 @@ class TestNewDriver:
         done = gpusvm("new-driver", "two-words")
         assert (done.code, done.err) == (0, [])
         assert done.out.splitlines() == [
-            "Written to gpusvm-two-words. To try it:",
-            "    cd gpusvm-two-words",
-            "    uv run pytest",
-            "    uv run gpusvm compare two-words",
+            "Written to gpusvm-two-words. To try it, in this environment:",
+            "    pip install --no-deps --editable gpusvm-two-words",
+            "    gpusvm conform --driver two-words",
+            "    pytest gpusvm-two-words",
+            "pip may be `uv pip`. TODOs in the code lead on; docs/tutorial/your-first-driver.md goes through them.",
         ]
         written = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
         assert written == [
@@ -272,10 +271,6 @@ class TestNewDriver:
             "gpusvm-two-words/tests/test_two_words_driver.py",
         ]
         assert "class TwoWordsDriver:" in (tmp_path / written[3]).read_text()
-        # This core comes from a directory, which no registry has: uv is told.
-        manifest = tomllib.loads((tmp_path / "gpusvm-two-words" / "pyproject.toml").read_text())
-        core = Path(manifest["tool"]["uv"]["sources"]["gpusvm-core"]["path"])
-        assert (core / "src" / "gpusvm").is_dir()
 
     def test_its_tests_pass(self, acme, only_acme):
         """What is written has to work as it is: the contract cannot move away from it."""

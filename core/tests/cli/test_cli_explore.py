@@ -44,26 +44,25 @@ def acme(tmp_path_factory):
     text = file.read_text()
     for old, new in (
         (
-            "        start, end = max(mmu_range.start",
+            "        self.driver = driver\n\n    # TODO device memory: preferred",
             (
-                '        self.driver.kernel.write_once(self, "invalidations", self.invalidations + 1)\n'
-                "        start, end = max(mmu_range.start"
-            ),
-        ),
-        (
-            '        self.lock = kernel.mutex("acme_vm_lock")\n',
-            '        self.lock = kernel.mutex("acme_vm_lock")\n        self.invalidations = 0\n',
-        ),
-        (
-            "        while self.garbage:\n",
-            (
+                "        self.driver = driver\n"
+                "        self.invalidations = 0\n\n"
+                "    def invalidate(self, gpusvm, notifier, mmu_range):\n"
+                '        self.kernel.write_once(self, "invalidations", self.invalidations + 1)\n'
+                "        super().invalidate(gpusvm, notifier, mmu_range)\n\n"
+                "    def collect_garbage(self):\n"
                 "        before = self.invalidations\n"
-                '        if self.driver.kernel.read_once(self, "invalidations") != before:\n'
+                '        if self.kernel.read_once(self, "invalidations") != before:\n'
                 f'            raise ModelError("{MESSAGE}")\n'
-                "        while self.garbage:\n"
+                "        super().collect_garbage()\n\n"
+                "    # TODO device memory: preferred"
             ),
         ),
-        ("from gpusvm.errors import KernelError\n", "from gpusvm.errors import KernelError, ModelError\n"),
+        (
+            "from gpusvm.gpu import ATOMIC",
+            "from gpusvm.errors import ModelError\nfrom gpusvm.gpu import ATOMIC",
+        ),
     ):
         assert text.count(old) == 1
         text = text.replace(old, new)

@@ -73,7 +73,11 @@ def test_what_a_bad_target_is_told(told, result, problem):
 
 def test_an_executor_that_lacks_a_method(told):
     source = GOOD.replace("take_events", "give_events")
-    assert told("target()", source) == ["Executor has no take_events() (OperationExecutor of the contract)"]
+    (line,) = told("target()", source)
+    assert line == (
+        "Executor has no take_events() (OperationExecutor of the contract); "
+        "see docs/reference/driver-rules.md#signature"
+    )
 
 
 def test_an_executor_that_cannot_be_called_as_it_must(told):

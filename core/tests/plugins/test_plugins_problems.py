@@ -23,6 +23,7 @@ def told(install, problems, first_line):
         offset = 0 if options else first_line - 1
         lines = problems()
         assert all(line.startswith(beginning) for line in lines)
+        lines = [line.partition("; see docs/reference/driver-rules.md#")[0] for line in lines]  # TestRules
         lines = [line.removeprefix(beginning).replace(str(file), "FILE").replace(file.stem, "MODULE") for line in lines]
         return [re.sub(r"^FILE:(\d+)", lambda found: f"FILE:{int(found[1]) - offset}", line) for line in lines]
 
@@ -294,3 +295,28 @@ class TestDuplicates:
         install("acme", HOOK, distribution="gpusvm-acme")
         install("acme", HOOK.replace("acme", "zeta"), distribution="gpusvm-other")
         assert list(survey().registry()) == ["acme", "zeta"]
+
+
+class TestRules:
+    """What an author has to know more of leads to its rule."""
+
+    def test_a_signature(self, install, problems):
+        file = install(
+            "acme",
+            "@hookimpl\ndef gpusvm_drivers(host):\n    return info('acme')\n",
+            prelude="from gpusvm.plugins import hookimpl\n",
+        )
+        (line,) = problems()
+        assert line == (
+            f"driver plugin 'acme' (gpusvm-acme 1.2): {file}:2: gpusvm_drivers: expected gpusvm_drivers(), "
+            "got gpusvm_drivers(host): missing a required argument: 'host'; "
+            "see docs/reference/driver-rules.md#signature"
+        )
+
+    def test_a_capability(self, install, problems, first_line):
+        file = install("acme", "del CAPABILITIES['atomics']\nMINE = Capabilities(**CAPABILITIES)\n")
+        (line,) = problems()
+        assert line == (
+            f"driver plugin 'acme' (gpusvm-acme 1.2): {file}:{first_line + 1}: Capabilities: undeclared capability "
+            "'atomics'; declare each with yes('…') or no('…'); see docs/reference/driver-rules.md#capability"
+        )

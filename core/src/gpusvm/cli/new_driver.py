@@ -15,14 +15,14 @@ _NAME: Final = re.compile(r"[a-z][a-z0-9-]*\Z")
 _SUFFIX: Final = ".in"  # so that no tool takes the templates for modules, tests or projects of this one
 
 
-def new_driver(name: str, /, *, out: Path | None = None) -> int:
+def new_driver(name: str, /, *, dir: Path | None = None) -> int:  # the option's name
     """Write a driver plugin: a distribution of its own, with the smallest complete driver and its tests.
 
     Parameters
     ----------
     name
         Name of the driver: lower-case letters, digits and "-", beginning with a letter.
-    out
+    dir
         New or empty directory to write to; gpusvm-NAME if not given.
     """
     from gpusvm.plugins import survey_drivers
@@ -34,17 +34,18 @@ def new_driver(name: str, /, *, out: Path | None = None) -> int:
     taken = survey_drivers().drivers
     if name in taken:
         raise InputError(f"new-driver: {taken.find(name).origin} has a driver {name!r} already; choose another name")
-    target = Path(f"gpusvm-{name}") if out is None else out
+    target = Path(f"gpusvm-{name}") if dir is None else dir
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{target}: expected a new or empty directory; name another one with --out DIR")
+        raise InputError(f"{target}: expected a new or empty directory; name another one with --dir DIR")
     try:
         write_driver(name, target)
     except OSError as exc:
         raise InputError(f"{target}: cannot be written: {exc.strerror or exc}") from None
-    print(f"Written to {target}. To try it:")
-    print(f"    cd {target}")
-    print("    uv run pytest")
-    print(f"    uv run gpusvm compare {name}")
+    print(f"Written to {target}. To try it, in this environment:")
+    print(f"    pip install --no-deps --editable {target}")
+    print(f"    gpusvm conform --driver {name}")
+    print(f"    pytest {target}")
+    print("pip may be `uv pip`. TODOs in the code lead on; docs/tutorial/your-first-driver.md goes through them.")
     return 0
 
 
@@ -58,33 +59,11 @@ def write_driver(name: str, target: Path) -> None:
     pending = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         _copy(resources.files("gpusvm").joinpath("templates", "driver"), pending, name)
-        with (pending / "pyproject.toml").open("a", encoding="utf-8") as manifest:
-            manifest.write(_core_source())
         pending.chmod(0o755)  # mkdtemp lets nobody else in
         pending.replace(target)
     except BaseException:
         shutil.rmtree(pending)
         raise
-
-
-def _core_source() -> str:
-    """Tell uv where gpusvm-core is, if it was installed from a directory: then no registry has it."""
-    import json
-    from importlib import metadata
-    from urllib.parse import urlsplit
-    from urllib.request import url2pathname
-
-    try:
-        origin = json.loads(metadata.distribution("gpusvm-core").read_text("direct_url.json") or "{}")
-    except metadata.PackageNotFoundError:
-        return ""
-    url = urlsplit(origin.get("url", ""))
-    if url.scheme != "file" or "dir_info" not in origin:
-        return ""
-    path = json.dumps(url2pathname(url.path))
-    editable = ", editable = true" if origin["dir_info"].get("editable") else ""
-    table = f"[tool.uv.sources]\ngpusvm-core = {{ path = {path}{editable} }}\n"
-    return f"\n# Where the gpusvm-core that wrote this was installed from.\n{table}"
 
 
 def _copy(source: "Traversable", target: Path, name: str) -> None:

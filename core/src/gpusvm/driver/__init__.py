@@ -15,6 +15,7 @@ from gpusvm.driver.fault import (
     FaultAccounts,
     GpuFault,
 )
+from gpusvm.driver.mirror import NoDeviceMemory, RangeFaults, RangeVm
 from gpusvm.driver.nofail import RETRY_NS, alloc_folio_nofail, alloc_pages_nofail
 from gpusvm.driver.pipeline import FaultJob, FaultPipeline, Restart
 from gpusvm.driver.power import AlwaysAwake, ChangedPm
@@ -71,12 +72,15 @@ __all__ = [
     "FreeList",
     "GpuFault",
     "Host",
+    "NoDeviceMemory",
     "NotifierWindow",
     "P2pProvider",
     "PagemapEmbedding",
     "PopulateOnly",
     "QueueFaults",
+    "RangeFaults",
     "RangeUnit",
+    "RangeVm",
     "Refusals",
     "Restart",
     "RuntimePmPolicy",

@@ -10,8 +10,8 @@ import re
 from pathlib import Path
 from typing import Any, Final
 
-from gpusvm.driver.signatures import protocol_problems
 from gpusvm.errors import InputError, nearest
+from gpusvm.signatures import protocol_problems
 
 __all__ = ["load_strategy", "strategy_problems"]
 

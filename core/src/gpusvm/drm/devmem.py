@@ -10,6 +10,7 @@ from attrs import frozen
 from gpusvm.drm.addr import PagemapAddrs
 from gpusvm.drm.device import DrmDevice
 from gpusvm.drm.fence import Fence
+from gpusvm.drm.guard import guarded
 from gpusvm.kernel import Kernel
 from gpusvm.mm.api import MmApi, Pfns
 
@@ -96,7 +97,7 @@ class Devmem:
         self._holds_mm = dpagemap.quirks.devmem_mm == "fixed"
         if self._holds_mm:
             mm.mmgrab()
-        self.ops = ops
+        self.ops = ops if kernel.authors is None else guarded(kernel, ops, DevmemOps, dpagemap.memory)
         self.dpagemap = dpagemap
         self.size_bytes = size_bytes
         self.pre_migrate_fence = pre_migrate_fence
@@ -105,6 +106,8 @@ class Devmem:
         self.timeslice_expiration_ns = 0
         self.detached = kernel.completion("drm_pagemap_detached")
         self._released = False
+        if kernel.authors is not None:
+            kernel.authors.made(self)
 
     @property
     def is_empty(self) -> bool:
@@ -114,6 +117,9 @@ class Devmem:
     def release(self) -> None:
         """Give the reference that the migration was handed back to the driver."""
         self._released = True
+        authors = self.drm.kernel.authors
+        if authors is not None:
+            authors.consumed(self)
         release = self.ops.devmem_release
         if release is not None:
             release(self)

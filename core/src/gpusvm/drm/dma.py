@@ -108,7 +108,9 @@ class DmaDevice:
     def unmap_pages(self, n: int) -> None:
         """Unmap `n` rows (dma_unmap_page, once a row)."""
         if n > self.mapped_rows:
-            raise ModelError(f"{self.name}: {n} rows unmapped, {self.mapped_rows} mapped")
+            raise ModelError(
+                f"{self.name}: {n} rows unmapped, {self.mapped_rows} mapped{self.kernel.blame('dma-unmap')}"
+            )
         if n:
             self.mapped_rows -= n
             self.kernel.ledger.put("dma", self.name, n)

@@ -8,6 +8,7 @@ import numpy as np
 from attrs import frozen
 
 from gpusvm.drm.device import DrmDevice
+from gpusvm.drm.guard import guarded
 from gpusvm.drm.notifier import GpuSvmNotifier
 from gpusvm.drm.pages import HMM_RANGE_DEFAULT_TIMEOUT_NS, GpuSvmPages, get_pages
 from gpusvm.drm.range import GpuSvmRange
@@ -123,6 +124,8 @@ class GpuSvm:
         self.mm_start = mm_start
         self.mm_end = mm_start + mm_range
         self.notifier_size = notifier_size
+        if kernel.authors is not None and ops is not None:
+            ops = guarded(kernel, ops, GpuSvmOps, memory)
         self.ops = cast("GpuSvmOps", ops)
         self.chunk_sizes = chunks
         self.notifier_lock = kernel.rwsem("drm_gpusvm_notifier_lock")
@@ -365,6 +368,8 @@ class GpuSvm:
 
     def pages_valid(self, pages: GpuSvmPages) -> bool:
         """Tell whether pages can be bound (drm_gpusvm_pages_valid). The notifier lock is held."""
+        if self.kernel.authors is not None and pages.has_dma_mapping:
+            self.kernel.authors.unchanged(self.mm, self.mm_start, self.mm_end)
         return pages.has_dma_mapping
 
     def free_pages(self, pages: GpuSvmPages) -> None:
@@ -378,6 +383,8 @@ class GpuSvm:
         """Tell whether a range's pages can be bound: the last check before that, with the notifier lock held
         (drm_gpusvm_range_pages_valid).
         """
+        if self.kernel.authors is not None and range_.pages.has_dma_mapping:
+            self.kernel.authors.unchanged(self.mm, range_.start, range_.end)
         return range_.pages.has_dma_mapping
 
     def range_unmap_pages(self, range_: GpuSvmRange, ctx: GpuSvmCtx) -> None:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from gpusvm.drm.addr import DMA_FROM_DEVICE, DMA_TO_DEVICE, Orders, constant_u8
 from gpusvm.drm.devmem import Devmem, DevmemOps, MigrateDetails
+from gpusvm.drm.guard import unguarded
 from gpusvm.drm.mapping import CopyMapping, PeerMapping
 from gpusvm.drm.zdd import Zdd, folio_zdd
 from gpusvm.errors import KernelError, ModelError
@@ -66,6 +67,8 @@ def migrate_to_devmem(
     memory = dpagemap.memory
     if memory.kernel.checked and not mm.mmap_lock.is_locked:
         raise ModelError(f"migrate_to_devmem without the mmap_lock of {mm.name}")
+    if memory.kernel.authors is not None:
+        memory.kernel.authors.consumed(devmem)
     for op in ("populate_devmem_pfn", "copy_to_devmem", "copy_to_ram"):
         if getattr(ops, op, None) is None:
             devmem.release()
@@ -278,7 +281,9 @@ class _Migration:
         devmem = self._devmem
         pfns = devmem.ops.populate_devmem_pfn(devmem, self._npages)
         if len(pfns) != self._npages:
-            raise ModelError(f"populate_devmem_pfn of {devmem.drm.name} gave {len(pfns)} of {self._npages} pages")
+            raise ModelError(
+                f"populate_devmem_pfn of {devmem.drm.name} gave {len(pfns)} of {self._npages} pages{self._blame()}"
+            )
         self._live = 0
         return pfns
 
@@ -298,7 +303,14 @@ class _Migration:
         nr = self._memory.geometry.pmd_nr
         return ModelError(
             f"populate_devmem_pfn of {self._devmem.drm.name}: a PMD folio needs {nr} consecutive pages from {pfn:#x}"
+            f"{self._blame()}"
         )
+
+    def _blame(self) -> str:
+        authors = self._memory.kernel.authors
+        if authors is None:
+            return ""
+        return authors.says("pages-named", authors.of(unguarded(self._devmem.ops).populate_devmem_pfn))
 
     def _runs(
         self, src: Pfns, device: Bools, some_device: bool

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from gpusvm.drm.addr import Orders, PagemapAddrs, Protos
 from gpusvm.drm.cpu_fault import migrate_to_ram
 from gpusvm.drm.device import DrmDevice
+from gpusvm.drm.guard import guarded
 from gpusvm.drm.page_index import PageIndex
 from gpusvm.drm.pagemap_cache import PagemapCache
 from gpusvm.drm.quirks import AS_WRITTEN, DrmQuirks
@@ -91,7 +92,7 @@ class DrmPagemap:
         self.drm = drm
         self.pagemap = pagemap
         pagemap.power = drm.pm
-        self.ops = ops
+        self.ops = ops if kernel.authors is None else guarded(kernel, ops, PagemapOps, memory)
         self.container = container
         self.quirks = quirks
         self.index = index

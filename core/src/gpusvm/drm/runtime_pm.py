@@ -266,7 +266,9 @@ class RuntimePm:
         """Drop a reference; with the last the autosuspend delay begins (pm_runtime_put_autosuspend). Never sleeps."""
         hold = self._holds.get(holder)
         if hold is None or not hold.count:
-            raise ModelError(f"{self.name}: {holder!r} puts a runtime PM reference and holds none")
+            raise ModelError(
+                f"{self.name}: {holder!r} puts a runtime PM reference and holds none{self.kernel.blame('pm-put')}"
+            )
         hold.count -= 1
         if of is not None:
             del hold.of_ns[of]

@@ -115,6 +115,8 @@ class GpuPageTable:
 
     def map_run(self, vpn: int, pfn: int, pages: int, perm: int) -> None:
         """Map `pages` virtual pages from `vpn` to consecutive frames from `pfn`, all with `perm`."""
+        if self.kernel.authors is not None:
+            self._allowed(vpn, vpn + pages, pfn if pages == 1 else None)
         window = self._window(vpn, vpn + pages)
         i = vpn - window.base
         entries = window.perm[i : i + pages]
@@ -127,6 +129,8 @@ class GpuPageTable:
     def map_pages(self, vpn: int, pfns: npt.NDArray[np.int64], perm: int | Perms) -> None:
         """Map the virtual pages from `vpn` to `pfns` one by one; `perm` for all, or uint8 for each (0 skips a page)."""
         pages = len(pfns)
+        if self.kernel.authors is not None:
+            self._allowed(vpn, vpn + pages, int(pfns[0]) if pages == 1 else None)
         window = self._window(vpn, vpn + pages)
         i = vpn - window.base
         entries = window.perm[i : i + pages]
@@ -268,6 +272,12 @@ class GpuPageTable:
             one = slice(k, k + 1)
             quirk = self._quirks[vpn + k] if stale[k] else None
             contents.write_many(self.mm, vpns[one], pfns[one], tokens=tokens[one], quirk=quirk)
+
+    def _allowed(self, vpn: int, end_vpn: int, pfn: int | None) -> None:
+        """Raise ModelError where a driver writes entries that may be out of date (`gpusvm.kernel.authors`)."""
+        assert self.kernel.authors is not None
+        shift = self.memory.geometry.page_shift
+        self.kernel.authors.writes(self.mm, vpn << shift, end_vpn << shift, pfn)
 
     def _access(self, window: PteWindow, vpns: Vpns, need: Perms) -> tuple[int, int]:
         index = vpns - window.base

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from sys import _getframe
 from typing import Any, Literal, Self
 
 from greenlet import GreenletExit, getcurrent
 
 from gpusvm.errors import DriverError, InputError, LateWorkError, LockdepError, ModelError, nearest
+from gpusvm.kernel.authors import Authors, PlacedLedger
 from gpusvm.kernel.choices import Choices, FirstChoice
 from gpusvm.kernel.costs import Costs
 from gpusvm.kernel.cpus import CpuScheduler
@@ -94,6 +95,9 @@ class Kernel:
     runs on each, and a `preemptive` kernel lets another have the CPU at any operation, one that is not only where a
     task waits, ends, returns to user space or asks (`cond_resched`). See `gpusvm.kernel.cpus`.
 
+    `authors` are the files and directories of drivers: with them, in a checked kernel, an error that is about the code
+    of a driver ends with the op, the line and the rule (`gpusvm.kernel.authors`).
+
     ``observer`` is None or an object with methods that are looked up by name when something happens: in explored mode
     ``step(task, operation, what)`` at each yield point, `what` being the lock, queue or (object, field) that is touched
     next, and ``leaves(task)`` when the running task waits or has ended. ``footprint`` is None or, in explored mode, is
@@ -111,11 +115,14 @@ class Kernel:
         checked: bool = True,
         cpus: int | None = None,
         preemptive: bool = True,
+        authors: Sequence[str] | None = None,
     ) -> None:
         if mode not in {"timed", "explored"}:
             raise InputError(f"kernel mode {mode!r}: {nearest(mode, ['timed', 'explored'])}")
         if cpus is not None and (mode == "timed" or cpus < 1):
             raise InputError(f"a kernel of {cpus} CPUs in {mode} mode: CPUs count in explored mode, from 1")
+        if authors is not None and not checked:
+            raise InputError("a kernel that names the code of drivers is a checked one")
         if cpus is None and not preemptive:
             raise InputError("a kernel without preemption needs a number of CPUs that its tasks keep")
         self.mode: Mode = mode
@@ -130,7 +137,8 @@ class Kernel:
         self.footprint: Footprint | None = None
         self.stats = Stats()
         self.gauges = Gauges()
-        self.ledger = Ledger(checked=checked)
+        self.authors = None if authors is None else Authors(self, authors)
+        self.ledger = Ledger(checked=checked) if self.authors is None else PlacedLedger(self.authors)
         self.lockdep = Lockdep(self)
         self.tracer = Tracer(self)
         self.injector = Injector(self.choices)
@@ -164,6 +172,14 @@ class Kernel:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def blame(self, duty: str) -> str:
+        """Return the end of a message about a driver's code: its op, its line, and the rule (`gpusvm.kernel.duties`).
+
+        Empty where no driver's code is on the stack, or this kernel names none.
+        """
+        authors = self.authors
+        return "" if authors is None else authors.says(duty, authors.find())
 
     # -- time
 

@@ -148,7 +148,7 @@ class Lockdep:
                 ):
                     raise LockdepError(
                         f"in an mmu notifier: task {task.name!r} takes {cls} at {name_site(site)}, "
-                        f"inside a notifier callback made at {node.place}"
+                        f"inside a notifier callback made at {node.place}{self._kernel.blame('notifier-alloc')}"
                     )
             if waits and cls.ordered:
                 self._check_order(task, lock, cls, path, site)
@@ -162,12 +162,13 @@ class Lockdep:
             if instance is lock:
                 raise LockdepError(
                     f"recursive lock: task {task.name!r} takes {cls} at {name_site(site)} and holds it since "
-                    f"{node.place}"
+                    f"{node.place}{self._kernel.blame('lock-order')}"
                 )
             if node.cls.key is cls:
                 raise LockdepError(
                     f"possible recursive locking: task {task.name!r} takes {cls} at {name_site(site)} and holds "
                     f"another of that class since {node.place}; if they nest in a known order, say so with a subclass"
+                    f"{self._kernel.blame('lock-order')}"
                 )
         for node in path:
             assert node.cls is not None
@@ -181,7 +182,7 @@ class Lockdep:
                     f"{a} (taken at {name_site(at)}), then {b} at {name_site(then)} by task {name!r}"
                     for a, b, (at, then, name) in circle
                 )
-                raise LockdepError(f"lock order: {first}; but before: {known}")
+                raise LockdepError(f"lock order: {first}; but before: {known}{self._kernel.blame('lock-order')}")
             before.after[cls] = (node.site, site, task.name)
 
     @staticmethod
@@ -216,7 +217,10 @@ class Lockdep:
             if held[at] is lock:
                 break
         else:
-            raise LockdepError(f"task {task.name!r} releases {lock.describe()} at {caller()} and does not hold it")
+            raise LockdepError(
+                f"task {task.name!r} releases {lock.describe()} at {caller()} and does not hold it"
+                f"{self._kernel.blame('lock-order')}"
+            )
         path = task.chain.path()
         chain = path[at].parent
         assert chain is not None
@@ -261,7 +265,7 @@ class Lockdep:
         node = next(node for node in task.chain.path() if node.cls is self._notifier)
         raise LockdepError(
             f"in an mmu notifier: task {task.name!r} is {doing} at {caller()}, "
-            f"inside a notifier callback made at {node.place}"
+            f"inside a notifier callback made at {node.place}{self._kernel.blame('notifier-alloc')}"
         )
 
     def _sleeping(self, task: Task, doing: str, place: str) -> NoReturn:
@@ -269,6 +273,7 @@ class Lockdep:
         what = next(str(node.cls) for node in task.chain.path() if node.cls is not None and node.cls.atomic)
         raise LockdepError(
             f"sleeping while atomic: task {task.name!r} is {doing} at {place}, atomic since {since} ({what})"
+            f"{self._kernel.blame('atomic')}"
         )
 
 

@@ -4,6 +4,7 @@ The methods say in one line what they do; what they follow and promise stands at
 module of that kernel file.
 """
 
+from sys import _getframe
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
@@ -270,6 +271,8 @@ class MemoryManager:
     def mmu_interval_read_retry(self, sub: IntervalNotifier, seq: int) -> bool:
         """Tell, under the driver's lock, whether the section must start over."""
         retry = sub.invalidate_seq != seq
+        if self.kernel.authors is not None and not retry:
+            self.kernel.authors.unchanged(sub.mm, sub.start, sub.last + 1)
         if self.kernel.observer is not None:
             tell(self.kernel.observer, "read_retried", sub, seq, retry)
         return retry
@@ -316,7 +319,10 @@ class MemoryManager:
     def make_device_exclusive(self, mm: MmApi, addr: int, owner: object | None) -> int:
         """Make one page device-exclusive; its pfn, folio locked and referenced. EFAULT ENOMEM EOPNOTSUPP."""
         assert isinstance(mm, MmStruct)
-        return exclusive.make_device_exclusive(self, mm, addr, owner)
+        pfn = exclusive.make_device_exclusive(self, mm, addr, owner)
+        if self.kernel.authors is not None:
+            self.kernel.authors.exclusive(mm, addr, pfn)
+        return pfn
 
     # pages behind addresses
 
@@ -355,6 +361,8 @@ class MemoryManager:
     def migrate_vma_setup(self, args: MigrateVma) -> None:
         """Collect, lock, isolate and unmap. EINVAL. mmap_lock held."""
         migrate_device.migrate_vma_setup(self, args)
+        if self.kernel.authors is not None:
+            self.kernel.authors.migrates(args)
 
     def migrate_vma_pages(self, args: MigrateVma) -> None:
         """Move the metadata of every page that still can move."""
@@ -363,6 +371,8 @@ class MemoryManager:
     def migrate_vma_finalize(self, args: MigrateVma) -> None:
         """Map what moved at its new place and the rest at its old one."""
         migrate_device.migrate_vma_finalize(self, args)
+        if self.kernel.authors is not None:
+            self.kernel.authors.migrates(args, ends=True)
 
     def migrate_device_pfns(self, src: Words, npages: int) -> None:
         """Collect by pfn: pfns in, words out."""
@@ -413,10 +423,15 @@ class MemoryManager:
     def zone_device_folio_init(self, pfn: int, pgmap: DevPagemap, order: int) -> None:
         """Make a free device folio live: locked, refcount 1."""
         self.pagemaps.zone_device_folio_init(pfn, pgmap, order)
+        if self.kernel.authors is not None:
+            self.kernel.authors.took_folio(pfn, _getframe(1))
 
     def zone_device_folios_init(self, pfns: Pfns, pgmap: DevPagemap) -> None:
         """Do so for many order-0 folios at once."""
         self.pagemaps.zone_device_folios_init(pfns, pgmap)
+        if self.kernel.authors is not None:
+            for pfn in pfns.tolist():
+                self.kernel.authors.took_folio(pfn, _getframe(1))
 
     def zone_device_data(self, pfn: int) -> Any:
         """Return what set_zone_device_data stored, without the flag bit."""
@@ -463,6 +478,8 @@ class MemoryManager:
     def folio_get(self, pfn: int) -> None:
         """Take a reference."""
         self.pages.folio_get(pfn)
+        if self.kernel.authors is not None:
+            self.kernel.authors.took_folio(pfn, _getframe(1))
 
     def folio_put(self, pfn: int) -> None:
         """Drop a reference; the last frees the folio."""

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from gpusvm.errors import KernelError, LockdepError, ModelError
+from gpusvm.errors import DeadlockError, KernelError, LockdepError, ModelError
 from gpusvm.kernel import Kernel
 from gpusvm.mm.api import (
     MEMORY_DEVICE_COHERENT,
@@ -38,6 +38,8 @@ from gpusvm.mm.page import (
 from gpusvm.mm.ptemask import all_zero
 
 __all__ = ["DevPagemaps"]
+
+_HELD_SHOWN: Final = 4
 
 
 class DevPagemaps:
@@ -138,7 +140,10 @@ class DevPagemaps:
         self._ref_put(pgmap, refs)
         self.kernel.step()
         assert pgmap.done is not None
-        pgmap.done.wait()
+        try:
+            pgmap.done.wait()
+        except DeadlockError as error:
+            raise DeadlockError(f"{error}{self._still_held(zone)}") from error
         if self.kernel.observer is not None:
             tell(self.kernel.observer, "pgmap_done", pgmap)
         if pgmap.ref:  # invariant 31
@@ -151,6 +156,18 @@ class DevPagemaps:
         self.pages.remove_region(zone)
         self.regions.remove(pgmap)
         self._reserved.pop(pgmap.start_pfn, None)
+
+    def _still_held(self, zone: Zone) -> str:
+        """Say which pages of a region are held, and which lines of drivers took them, where that is known."""
+        authors = self.kernel.authors
+        if authors is None:
+            return ""
+        heads = np.flatnonzero((zone.refcount != 0) & (zone.head_off == 0))
+        lines = []
+        for i in heads[:_HELD_SHOWN].tolist():
+            lines.append(f"\n  device page {zone.base + i:#x} is held, {int(zone.refcount[i])} references")
+            lines += [f"\n    {n} taken {author}" for author, n in authors.takers(zone.base + i).items()]
+        return "".join(lines) + authors.rule("folio-put")
 
     def page_pgmap(self, pfn: int) -> DevPagemap | None:
         """Return the pagemap of a ZONE_DEVICE page; None for system RAM."""

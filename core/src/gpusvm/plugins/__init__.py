@@ -5,6 +5,7 @@ checked here, and from then on drivers are plain typed objects. Nothing is loade
 manager: `load_drivers` returns a `Registry` value.
 """
 
+from gpusvm.plugins.examining import examine
 from gpusvm.plugins.hookspecs import hookimpl
 from gpusvm.plugins.installed import Installed
 from gpusvm.plugins.loading import Survey, load_drivers, survey_drivers
@@ -18,6 +19,7 @@ __all__ = [
     "LoadedDriver",
     "Registry",
     "Survey",
+    "examine",
     "hookimpl",
     "load_drivers",
     "survey_drivers",

@@ -8,13 +8,13 @@ import attrs
 import pluggy
 from attrs import define, field, frozen
 
-from gpusvm.driver.signatures import call_problem
 from gpusvm.errors import InputError, nearest
 from gpusvm.plugins import hookspecs
 from gpusvm.plugins.problems import BrokenPluginError, BrokenPluginsError, Place
 from gpusvm.plugins.registry import LoadedDriver, Registry
 from gpusvm.plugins.sources import Source, find_sources
 from gpusvm.plugins.validation import Finding, info_findings, operations_findings, raised, returned
+from gpusvm.signatures import call_problem
 
 __all__ = ["Survey", "load_drivers", "survey_drivers"]
 
@@ -89,6 +89,7 @@ class _Load:
                     distribution=self.source.distribution,
                     version=self.source.version,
                     place=finding.place,
+                    duty=finding.duty,
                 )
             )
 
@@ -188,7 +189,7 @@ def _hook_findings(plugin: object, place: Place | None) -> list[Finding]:
             findings.append(Finding(problem, Place.of(function)))
         elif name in valid:
             mismatch = call_problem(function, getattr(hookspecs, name), name=name)
-            findings += [Finding(mismatch, Place.of(function))] if mismatch else []
+            findings += [Finding(mismatch, Place.of(function), "signature")] if mismatch else []
     if not marked and not findings:
         findings.append(
             Finding("it implements no hook: expected a function gpusvm_drivers marked with @hookimpl", place)

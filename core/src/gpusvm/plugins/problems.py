@@ -8,6 +8,7 @@ from typing import Any, Self
 from attrs import frozen
 
 from gpusvm.errors import PluginError
+from gpusvm.kernel.duties import DUTIES
 
 __all__ = ["BrokenPluginError", "BrokenPluginsError", "Place"]
 
@@ -42,21 +43,30 @@ class BrokenPluginError(PluginError):
     """
 
     def __init__(
-        self, plugin: str, problem: str, *, distribution: str | None, version: str | None, place: Place | None
+        self,
+        plugin: str,
+        problem: str,
+        *,
+        distribution: str | None,
+        version: str | None,
+        place: Place | None,
+        duty: str = "declaration",
     ) -> None:
-        """Take what the message is put together from."""
+        """Take what the message is put together from; `duty` names the rule that is broken (`gpusvm.kernel.duties`)."""
         super().__init__(plugin, problem, distribution, version, place)
         self.plugin = plugin
         self.problem = problem
         self.distribution = distribution
         self.version = version
         self.place = place
+        self.duty = DUTIES[duty]
 
     def __str__(self) -> str:
-        """Say it in one line: plugin, distribution, version, file and line, problem."""
+        """Say it in one line: plugin, distribution, version, file and line, problem, where its rule is explained."""
         origin = f" ({self.distribution} {self.version})" if self.distribution else ""
         place = f"{self.place}: " if self.place else ""
-        return f"driver plugin {self.plugin!r}{origin}: {place}{self.problem}"
+        see = "" if self.duty.name == "declaration" else f"; see {self.duty.see}"
+        return f"driver plugin {self.plugin!r}{origin}: {place}{self.problem}{see}"
 
 
 class BrokenPluginsError(ExceptionGroup[BrokenPluginError], PluginError):

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import attrs
 from attrs import frozen
 
-from gpusvm.driver.signatures import call_problem, protocol_problems
 from gpusvm.errors import nearest
 from gpusvm.plugins.problems import Place
+from gpusvm.signatures import call_problem, protocol_problems
 
 if TYPE_CHECKING:
     from gpusvm.driver import DriverInfo
@@ -36,6 +36,7 @@ class Finding:
 
     problem: str
     place: Place | None
+    duty: str = "declaration"
 
 
 def raised(exc: BaseException, doing: str, *, default: Place | None) -> Finding:
@@ -50,6 +51,8 @@ def raised(exc: BaseException, doing: str, *, default: Place | None) -> Finding:
     place = Place(Path(own[-1].filename), own[-1].lineno) if own else default
     message = (str(exc).splitlines() or [""])[0]
     declared = _declaration_problem(message) if isinstance(exc, TypeError) else None
+    if declared and declared.startswith("Capabilities"):
+        return Finding(declared, place, "capability")
     return Finding(declared or f"{doing}: {type(exc).__name__}: {message}".rstrip(": "), place)
 
 
@@ -77,7 +80,7 @@ def info_findings(
     """List everything that is wrong with one DriverInfo."""
     found = [Finding(text, place) for text in _texts(info)]
     found += [Finding(text, place) for text in _abi(info, distribution=distribution, version=version)]
-    found += [Finding(text, place) for text in _capabilities(info)]
+    found += [Finding(text, place, "capability") for text in _capabilities(info)]
     for kind in ("tunables", "quirks"):
         found += [Finding(text, place) for text in _settings(info, kind)]
     found += _make(info, place)
@@ -197,7 +200,7 @@ def _factory(name: str, make: object, takes: str, returns: type, place: Place | 
     where = Place.of(make) or place
     problem = call_problem(make, expected, name=name)
     if problem:
-        return [Finding(problem, where)]
+        return [Finding(problem, where, "signature")]
     built: Any = make
     if not isinstance(make, type):
         try:
@@ -206,7 +209,9 @@ def _factory(name: str, make: object, takes: str, returns: type, place: Place | 
             built = None
     if not isinstance(built, type):
         return []
-    return [Finding(problem, Place.of(found) or place) for found, problem in protocol_problems(built, returns)]
+    return [
+        Finding(problem, Place.of(found) or place, "signature") for found, problem in protocol_problems(built, returns)
+    ]
 
 
 def _declaration_problem(message: str) -> str | None:

@@ -5,7 +5,7 @@ from gpusvm.report.call_graph_text import explained_document, print_explained
 from gpusvm.report.characterized import print_characterization
 from gpusvm.report.conformed import checks_document, print_changes, print_checks, print_conformance
 from gpusvm.report.conformed_html import conformance_fragment, conformance_page
-from gpusvm.report.drivers import print_survey, survey_document
+from gpusvm.report.drivers import checked_document, print_checked, print_survey, survey_document
 from gpusvm.report.explanation import print_explanation, print_repeated, repeated_document
 from gpusvm.report.explored import print_explorations, print_scenarios, scenarios_document
 from gpusvm.report.html import fragment, page
@@ -17,6 +17,7 @@ from gpusvm.report.terminal import print_comparison
 from gpusvm.report.trace import print_trace_info
 
 __all__ = [
+    "checked_document",
     "checks_document",
     "conformance_fragment",
     "conformance_page",
@@ -27,6 +28,7 @@ __all__ = [
     "print_changes",
     "print_characterization",
     "print_check",
+    "print_checked",
     "print_checks",
     "print_comparison",
     "print_conformance",

@@ -1,12 +1,13 @@
 """Show which drivers are installed, and what is wrong with those that cannot be used."""
 
+from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
 import attrs
 
-from gpusvm.plugins import LoadedDriver, Survey
+from gpusvm.plugins import BrokenPluginError, LoadedDriver, Survey
 
-__all__ = ["print_survey", "survey_document"]
+__all__ = ["checked_document", "print_checked", "print_survey", "survey_document"]
 
 
 def survey_document(survey: Survey) -> dict[str, Any]:
@@ -17,17 +18,7 @@ def survey_document(survey: Survey) -> dict[str, Any]:
         "schema": 1,
         "abi": _abi(ABI),
         "drivers": [_driver_document(driver) for driver in survey.drivers.drivers],
-        "broken": [
-            {
-                "plugin": problem.plugin,
-                "distribution": problem.distribution,
-                "version": problem.version,
-                "file": str(problem.place.file) if problem.place else None,
-                "line": problem.place.line if problem.place else None,
-                "problem": problem.problem,
-            }
-            for problem in survey.problems
-        ],
+        "broken": [_problem_document(problem) for problem in survey.problems],
     }
 
 
@@ -64,6 +55,41 @@ def print_survey(survey: Survey, *, full: bool, file: IO[str] | None = None) -> 
         console.print(Text.assemble((f"{problem.plugin}", "bold red"), f"  broken: {problem}"), soft_wrap=True)
     if not survey.drivers and not survey.problems:
         console.print("No driver plugin is installed.")
+
+
+def checked_document(looked: Mapping[str, int], problems: Sequence[BrokenPluginError]) -> dict[str, Any]:
+    """Return the content of ``gpusvm drivers --check --json``: `looked` says how many ops of each driver were seen."""
+    return {
+        "schema": 1,
+        "drivers": [{"name": name, "ops": ops} for name, ops in looked.items()],
+        "problems": [{**_problem_document(each), "rule": each.duty.name, "see": each.duty.see} for each in problems],
+    }
+
+
+def print_checked(looked: Mapping[str, int], problems: Sequence[BrokenPluginError]) -> None:
+    """Print each problem with the rule that it breaks, and a line for each driver without one."""
+    broken = {each.plugin for each in problems}
+    for each in problems:
+        origin = f" ({each.distribution} {each.version})" if each.distribution else ""
+        print(f"{each.plugin}{origin}: {f'{each.place}: ' if each.place else ''}{each.problem}")
+        print(f"    rule {each.duty.name}: {each.duty.text}")
+        print(f"    see {each.duty.see}")
+    for name, ops in looked.items():
+        if name not in broken:
+            print(f"{name}: {ops} ops looked at, nothing wrong with them")
+    if not looked and not problems:
+        print("No driver plugin is installed.")
+
+
+def _problem_document(problem: BrokenPluginError) -> dict[str, Any]:
+    return {
+        "plugin": problem.plugin,
+        "distribution": problem.distribution,
+        "version": problem.version,
+        "file": str(problem.place.file) if problem.place else None,
+        "line": problem.place.line if problem.place else None,
+        "problem": problem.problem,
+    }
 
 
 def _settings(driver: LoadedDriver) -> list[tuple[str, str]]:

@@ -6,8 +6,8 @@ from typing import Literal
 import numpy as np
 from attrs import evolve
 
-from gpusvm.driver import ACCESS_ATOMIC, ACCESS_READ, ACCESS_WRITE, Driver, DriverInfo, Vm, read_spec
-from gpusvm.errors import KernelError, ModelError
+from gpusvm.driver import ACCESS_ATOMIC, ACCESS_READ, ACCESS_WRITE, Driver, DriverInfo, Errnos, Vm, read_spec
+from gpusvm.errors import KernelError, ModelError, errno_name
 from gpusvm.gpu import NEED_OF_OP
 from gpusvm.kernel import Choices, Costs, Kernel
 from gpusvm.machine import Machine, Topology, load_topology
@@ -23,9 +23,10 @@ _MOST_FAULTS = 1000
 class Fault:
     """One GPU fault raised by hand (`gpusvm.driver.GpuFault`); `errno` is None until the driver has answered."""
 
-    __slots__ = ("access", "addr", "errno", "inst", "sm", "time_ns")
+    __slots__ = ("access", "addr", "errno", "inst", "kernel", "sm", "time_ns")
 
-    def __init__(self, addr: int, access: int, *, time_ns: int, sm: int = 0) -> None:
+    def __init__(self, addr: int, access: int, *, time_ns: int, sm: int = 0, kernel: Kernel | None = None) -> None:
+        self.kernel = kernel
         self.addr = addr
         self.access = access
         self.sm = sm
@@ -34,7 +35,12 @@ class Fault:
         self.errno: int | None = None
 
     def complete(self, errno: int) -> None:
-        """Take the driver's answer."""
+        """Take the driver's answer; ModelError for a second one."""
+        if self.errno is not None:
+            raise ModelError(
+                f"the fault on {self.addr:#x} is answered twice, with {self.errno} and {errno}"
+                f"{'' if self.kernel is None else self.kernel.blame('fault-answered')}"
+            )
         self.errno = errno
 
 
@@ -47,7 +53,8 @@ class Bench:
     what is installed). Sizes: `vram_bytes` of VRAM, `ram_bytes` of RAM in place of the topology's, `geometry` (a small
     PMD makes small tests). Call `close` at the end: it tears the machine down and so checks that nothing leaked.
     Accesses are checked against the contents of memory. With mode "explored" the order of tasks, spawned on `kernel`,
-    is left to `choices`.
+    is left to `choices`. In mode "timed" a `checked` bench says of an error in a driver's code which op, line and rule
+    it is about (docs/reference/driver-rules.md).
     """
 
     def __init__(
@@ -84,6 +91,7 @@ class Bench:
             choices=choices,
             mode=mode,
             checked=checked,
+            authors=checked and mode == "timed",
         )
         self.process = self.machine.process("bench")
         devices = range(len(hardware.device))
@@ -138,7 +146,7 @@ class Bench:
 
     def fault(self, addr: int, access: int = ACCESS_READ) -> Fault:
         """Raise one GPU fault and wait for its answer, whether the access would need it or not."""
-        fault = Fault(addr, access, time_ns=self.kernel.now_ns)
+        fault = Fault(addr, access, time_ns=self.kernel.now_ns, kernel=self.kernel)
         return self.faults([fault])[0]
 
     def faults(self, faults: Sequence[Fault]) -> Sequence[Fault]:
@@ -155,7 +163,11 @@ class Bench:
             waiting = [fault for fault in waiting if fault.errno is None]
             step_ns *= 2
         if waiting:
-            raise ModelError(f"the driver never answered the fault on {waiting[0].addr:#x}")
+            raise ModelError(
+                f"the driver never answered the fault on {waiting[0].addr:#x}{self._blame_answer('fault-answered')}"
+            )
+        for fault in faults:
+            self._check_answer(fault)
         return faults
 
     def where(self, addr: int, *, mm: MmStruct | None = None) -> Literal["none", "system", "device"]:
@@ -181,6 +193,31 @@ class Bench:
         contents = self.memory.contents
         if contents.mismatch_count:
             raise ModelError(f"{contents.mismatch_count} reads did not see the last write; {contents.mismatches[0]}")
+
+    def _check_answer(self, fault: Fault) -> None:
+        """Raise ModelError for an errno that no program may see, whatever happens meanwhile (`DriverInfo.refusals`)."""
+        if self.kernel.authors is None or not fault.errno:
+            return
+        refusals = self.driver.info.refusals
+        stated = (refusals.access, refusals.atomic, refusals.populate, refusals.ioctl, Errnos())
+        known = frozenset[int]().union(*(errnos for each in stated for _, errnos in each.items()))
+        if fault.errno not in known:
+            what = errno_name(fault.errno) if fault.errno > 0 else f"{fault.errno}, which is no errno"
+            raise ModelError(
+                f"the fault on {fault.addr:#x} is answered with {what}, and DriverInfo.refusals knows of no such answer"
+                f"{self._blame_answer('errno')}"
+            )
+
+    def _blame_answer(self, duty: str) -> str:
+        """Name the function of the driver that answers faults."""
+        authors = self.kernel.authors
+        if authors is None:
+            return ""
+        source = self.vm.faults
+        pipeline = getattr(getattr(source, "queues", source), "pipeline", source)
+        names = ("respond", "acknowledge", "replay", "run", "submit")
+        found = (authors.of(getattr(type(pipeline), name, None)) for name in names)
+        return authors.says(duty, next((each for each in found if each), None) or authors.of(type(pipeline)))
 
     def _cpu(self, addr: int, pages: int, *, write: bool) -> None:
         vpn = addr >> self.memory.geometry.page_shift

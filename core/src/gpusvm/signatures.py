@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["call_problem", "protocol_problems"]
+__all__ = ["arity_problem", "call_problem", "optional_ops", "protocol_methods", "protocol_problems"]
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -27,7 +27,7 @@ def protocol_problems(cls: type, protocol: type) -> Iterator[tuple[Callable[...,
         if (candidate, wanted) in seen or getattr(candidate, "_is_protocol", False):
             continue
         seen.add((candidate, wanted))
-        for name, expected in _methods(wanted):
+        for name, expected in protocol_methods(wanted):
             found = inspect.getattr_static(candidate, name, None)
             if found is None:
                 yield (
@@ -43,17 +43,63 @@ def protocol_problems(cls: type, protocol: type) -> Iterator[tuple[Callable[...,
             if problem:
                 yield found, f"{candidate.__name__}.{problem} ({wanted.__name__} of the contract)"
             pending += _returned(found, expected)
+        yield from _optional_problems(candidate, wanted)
 
 
-def call_problem(found: Callable[..., Any], expected: Callable[..., Any], *, name: str) -> str | None:
-    """Say why `found` cannot be called in every way that `expected` can, or None; methods are given with their self."""
+def _optional_problems(cls: type, protocol: type) -> Iterator[tuple[Callable[..., Any], str]]:
+    """Do so for ops that a class may leave out: properties of the protocol that return a function or None."""
+    for name, arguments in optional_ops(protocol):
+        found = inspect.getattr_static(cls, name, None)
+        if inspect.isfunction(found):
+            problem = arity_problem(found, arguments, name=name)
+            if problem:
+                yield found, f"{cls.__name__}.{problem} ({protocol.__name__} of the contract)"
+
+
+def optional_ops(protocol: type) -> Iterator[tuple[str, list[str]]]:
+    """Yield (name, what its arguments are) for every op of a protocol that may be None."""
+    for base in reversed(protocol.__mro__):
+        for name, value in vars(base).items():
+            if not (isinstance(value, property) and value.fget is not None and getattr(base, "_is_protocol", False)):
+                continue
+            try:
+                hint = typing.get_type_hints(value.fget).get("return")
+            except (NameError, AttributeError, TypeError):  # a name that only type checkers import
+                continue
+            for choice in typing.get_args(hint):
+                parts = typing.get_args(choice)
+                if parts and isinstance(parts[0], list):
+                    yield name, [_argument(each) for each in parts[0]]
+
+
+def _argument(hint: Any) -> str:
+    name = getattr(hint, "__forward_arg__", None) or getattr(hint, "__name__", str(hint))
+    return str(name).rpartition(".")[2]
+
+
+def arity_problem(found: Callable[..., Any], arguments: list[str], *, name: str, bound: bool = False) -> str | None:
+    """Say why `found` cannot be called with so many arguments by place, or None."""
+    try:
+        inspect.signature(found).bind(*[None] * (len(arguments) + (not bound)))
+    except TypeError as exc:
+        shown = ", ".join(arguments)
+        return f"{name}: expected {name}({shown}), got {name}{_shown(found)}: {exc}"
+    return None
+
+
+def call_problem(
+    found: Callable[..., Any], expected: Callable[..., Any], *, name: str, bound: bool = False
+) -> str | None:
+    """Say why `found` cannot be called in every way that `expected` can, or None; methods are given with their self,
+    unless `found` is `bound`.
+    """
     try:
         ours = inspect.signature(found)
     except (TypeError, ValueError):  # written in C without a text signature
         return None
     for by_place, by_name in _ways(inspect.signature(expected)):
         try:
-            ours.bind(*by_place, **by_name)
+            ours.bind(*by_place[bound:], **by_name)
         except TypeError as exc:
             return f"{name}: expected {name}{_shown(expected)}, got {name}{_shown(found)}: {exc}"
     return None
@@ -69,7 +115,8 @@ def _ways(signature: inspect.Signature) -> list[tuple[list[None], dict[str, None
     return ways
 
 
-def _methods(protocol: type) -> Iterator[tuple[str, Callable[..., Any]]]:
+def protocol_methods(protocol: type) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """Yield (name, function) for every method of a protocol, those of its bases first."""
     for base in reversed(protocol.__mro__):
         if not getattr(base, "_is_protocol", False):
             continue
