@@ -230,7 +230,7 @@ def test_a_replay_as_a_document(found, gpusvm):
         "read_once",
         "AcmeVm.invalidations",
     )
-    assert broken["code"] == 'if self.driver.kernel.read_once(self, "invalidations") != before:'
+    assert broken["code"] == 'if self.kernel.read_once(self, "invalidations") != before:'
     assert {key: document[key] for key in short} == short
     assert (short["file"], short["shows"], short["preemptions"]) == (finding["file"], True, 1)
 
