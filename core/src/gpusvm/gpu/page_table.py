@@ -126,10 +126,13 @@ class GpuPageTable:
         if self.kernel.observer is not None:
             tell(self.kernel.observer, "mirror_written", self, vpn, vpn + pages)
 
-    def map_pages(self, vpn: int, pfns: npt.NDArray[np.int64], perm: int | Perms) -> None:
-        """Map the virtual pages from `vpn` to `pfns` one by one; `perm` for all, or uint8 for each (0 skips a page)."""
+    def map_pages(self, vpn: int, pfns: npt.NDArray[np.int64], perm: int | Perms, *, written: bool = True) -> None:
+        """Map the virtual pages from `vpn` to `pfns` one by one; `perm` for all, or uint8 for each (0 skips a page).
+
+        Not `written`: the entries are as they were, and it is memory that has changed places under them.
+        """
         pages = len(pfns)
-        if self.kernel.authors is not None:
+        if written and self.kernel.authors is not None:
             self._allowed(vpn, vpn + pages, int(pfns[0]) if pages == 1 else None)
         window = self._window(vpn, vpn + pages)
         i = vpn - window.base

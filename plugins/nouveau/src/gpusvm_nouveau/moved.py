@@ -46,7 +46,7 @@ def follow_chunks(device: "NouveauDevice", before: "Mapping[int, Chunk]", offset
                     named[inside] += there.first - chunk.first
             if stale.any():
                 vpn = int(vpns[0])
-                table.map_pages(vpn, named, np.where(stale, perms, np.uint8(0)))
+                table.map_pages(vpn, named, np.where(stale, perms, np.uint8(0)), written=False)
                 for first, last in runs(np.flatnonzero(stale)):
                     table.mark_stale(vpn + first, vpn + last, "moved_chunks")
 
