@@ -24,7 +24,11 @@ def problem(registry, statement, **options):
 @pytest.mark.parametrize(
     ("statement", "said"),
     [
-        ("[[expected]]\ncheck = 3", "expected[0].check: expected a text, got 3"),
+        (
+            "[[expected]]\ncheck = 3",
+            "expected[0].kind: missing; expected[0].reason: missing; expected[0].ref: missing; "
+            "expected[0].check: expected a text, got 3",
+        ),
         (
             f"[[expected]]\n{ENTRY.replace('bug', 'bugg')}",
             "expected[0].kind: expected one of 'bug', 'by-design', 'not-yet', got 'bugg'",

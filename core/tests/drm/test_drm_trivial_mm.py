@@ -17,7 +17,10 @@ def test_drm_imports_nothing_of_the_mm_but_its_api():
     for path in Path(gpusvm.drm.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("gpusvm."):
-                assert node.module.split(".")[1] in {"drm", "kernel", "errors"} or node.module == "gpusvm.mm.api", path
+                assert (
+                    node.module.split(".")[1] in {"drm", "kernel", "signatures", "errors"}
+                    or node.module == "gpusvm.mm.api"
+                ), path
 
 
 def test_a_fault_migrates_a_range_and_a_cpu_touch_brings_it_home(trivial):

@@ -57,11 +57,11 @@ def test_the_page_has_a_table_and_a_chart_for_each_workload(comparison):
     labels = [value for name, value in parsed.attributes if name == "aria-label"]
     assert labels[0] == (
         "Time in GPU faults, by stage, summed over the faults, triad: "
-        "xe 13.9 ms, nouveau 198 ms, dmirror 441 ms, xe:chunk_sizes=64K+4K 47.3 ms"
+        "xe 13.9 ms, nouveau 197.7 ms, dmirror 441.3 ms, xe:chunk_sizes=64K+4K 47.3 ms"
     )
     cells = [cell.strip() for cell in parsed.cells]
     start = cells.index("simulated time")
-    assert cells[start : start + 5] == ["simulated time", "213 ms*", "3,031 ms", "6,767 ms", "726 ms"]
+    assert cells[start : start + 5] == ["simulated time", "0.21 s*", "3.03 s", "6.77 s", "0.73 s"]
     assert {metric.label for metric in METRICS} <= set(cells)
 
 

@@ -16,7 +16,7 @@ def test_a_pipe_gets_plain_text_with_every_column_whole(comparison):
     assert lines[0] == "triad"
     assert lines[1] == "1.00 GiB VRAM, thp always, costs h100-pcie5, topology single, seed 0"
     assert lines[3].split() == ["xe", "nouveau", "dmirror", "xe:chunk_sizes=64K+4K"]
-    assert lines[5] == " simulated time                213 ms *    3,031 ms    6,767 ms                726 ms"
+    assert lines[5] == " simulated time                  0.21 s *      3.03 s      6.77 s                0.73 s"
     assert lines[-1] == "* marks the least of a row. – does not apply."
 
 

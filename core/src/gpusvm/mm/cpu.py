@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
-from gpusvm.errors import CpuSignal
+from gpusvm.errors import CpuSignal, LivelockError
 from gpusvm.mm.api import (
     FAULT_FLAG_ALLOW_RETRY,
     FAULT_FLAG_KILLABLE,
@@ -75,7 +75,14 @@ def cpu_access(memory: "MemoryManager", mm: "MmStruct", vpns: Pfns, is_write: Bo
             cpu_fault(memory, mm, vpn << memory.geometry.page_shift, write=writes)
             # A driver's timeslice lets the fault mend nothing, thousands of times: the other accesses need no look
             # until it does.
+            left = memory.cpu_faults_max
             while _is_private(mm, vpn):
+                left -= 1
+                if not left:
+                    raise LivelockError(
+                        f"a CPU faults on page {vpn:#x} of {mm.name!r} for ever: {memory.cpu_faults_max:,} times in a row "
+                        "the driver says that the page may be tried again, and has not moved it"
+                    )
                 cpu_fault(memory, mm, vpn << memory.geometry.page_shift, write=writes)
 
 

@@ -108,6 +108,8 @@ class MemoryManager:
         self.mms: list[MmStruct] = []
         self.mirrors: list[object] = []
         self.mm_ids = 0
+        self.cpu_faults_max = 0
+        """So many faults in a row may mend nothing of one page before that is a LivelockError; 0: as many as it takes."""
         self.system_wq = kernel.workqueue("events")
 
     # address spaces

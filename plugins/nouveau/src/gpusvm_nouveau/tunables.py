@@ -168,9 +168,9 @@ class NouveauQuirks:
         cite="nouveau_svm.c:nouveau_svm_fault_cmp",
     )
     bind_unreadable: str = quirk(
-        "SVM_BIND migrates, and maps, memory that the process may not read: nobody looks at the area's rights, and the "
-        "GPU reads what a CPU's access of is a SIGSEGV. Derived from the source, found by the conformance suite; seen "
-        "by nobody",
+        "SVM_BIND migrates memory that the process may not read, and has it mapped as far as the push of mappings is "
+        "not rejected (pfns_map_rejected): nobody looks at the area's rights. Derived from the source, found by the "
+        "conformance suite; seen by nobody",
         cite="nouveau_svm.c:nouveau_svmm_bind; nouveau_dmem.c:nouveau_dmem_migrate_chunk",
     )
 
