@@ -26,8 +26,10 @@ def problem(registry, statement, **options):
     [
         (
             "[[expected]]\ncheck = 3",
-            "expected[0].kind: missing; expected[0].reason: missing; expected[0].ref: missing; "
-            "expected[0].check: expected a text, got 3",
+            (
+                "expected[0].kind: missing; expected[0].reason: missing; expected[0].ref: missing; "
+                "expected[0].check: expected a text, got 3"
+            ),
         ),
         (
             f"[[expected]]\n{ENTRY.replace('bug', 'bugg')}",

@@ -35,7 +35,7 @@ def small(
 
     A CPU that faults on one page without an end is a LivelockError, after more faults than fit into a timeslice.
     """
-    sizes = {"vram_bytes": vram_pages * PAGE, "ram_bytes": ram_pages * PAGE}
-    bench = lab.bench(geometry=_GEOMETRY, thp=thp, **sizes, **options)
+    vram, ram = vram_pages * PAGE, ram_pages * PAGE
+    bench = lab.bench(geometry=_GEOMETRY, vram_bytes=vram, ram_bytes=ram, thp=thp, **options)
     bench.memory.cpu_faults_max = _FAULTS_MAX
     return bench

@@ -80,8 +80,8 @@ def cpu_access(memory: "MemoryManager", mm: "MmStruct", vpns: Pfns, is_write: Bo
                 left -= 1
                 if not left:
                     raise LivelockError(
-                        f"a CPU faults on page {vpn:#x} of {mm.name!r} for ever: {memory.cpu_faults_max:,} times in a row "
-                        "the driver says that the page may be tried again, and has not moved it"
+                        f"a CPU faults on page {vpn:#x} of {mm.name!r} for ever: {memory.cpu_faults_max:,} times in a "
+                        "row the driver says that the page may be tried again, and has not moved it"
                     )
                 cpu_fault(memory, mm, vpn << memory.geometry.page_shift, write=writes)
 

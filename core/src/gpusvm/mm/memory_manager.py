@@ -109,7 +109,7 @@ class MemoryManager:
         self.mirrors: list[object] = []
         self.mm_ids = 0
         self.cpu_faults_max = 0
-        """So many faults in a row may mend nothing of one page before that is a LivelockError; 0: as many as it takes."""
+        """So many faults in a row may mend nothing of one page before that is a LivelockError; 0: any number."""
         self.system_wq = kernel.workqueue("events")
 
     # address spaces
