@@ -12,12 +12,18 @@ from gpusvm.plugins import Installed, LoadedDriver, Registry
 
 
 @pytest.fixture(scope="session")
-def acme(tmp_path_factory):
-    """The driver that `gpusvm new-driver acme` writes: what a plugin hands over."""
+def acme_source(tmp_path_factory):
+    """The folder of the package that `gpusvm new-driver acme` writes."""
     folder = tmp_path_factory.mktemp("acme") / "gpusvm-acme"
     write_driver("acme", folder)
+    return folder / "src"
+
+
+@pytest.fixture(scope="session")
+def acme(acme_source):
+    """The driver that `gpusvm new-driver acme` writes: what a plugin hands over."""
     path = list(sys.path)
-    sys.path.insert(0, str(folder / "src"))
+    sys.path.insert(0, str(acme_source))
     spec = importlib.util.find_spec("gpusvm_acme.plugin")
     module = importlib.util.module_from_spec(spec)
     sys.modules["gpusvm_acme.plugin"] = module

@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -24,14 +23,13 @@ def gpusvm_drivers():
 
 
 @pytest.fixture
-def command(acme, tmp_path):
+def command(acme_source, tmp_path):
     """Run a Python module in a process that has acme, and a driver that ends the process of whoever builds it."""
     (tmp_path / "crashing.py").write_text(CRASHING)
-    source = Path(sys.modules["gpusvm_acme.plugin"].__file__).parents[1]
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
-        "PYTHONPATH": str(source),
-        "GPUSVM_DRIVERS": f"none,acme={source}/gpusvm_acme/plugin.py,crashing={tmp_path / 'crashing.py'}",
+        "PYTHONPATH": str(acme_source),
+        "GPUSVM_DRIVERS": f"none,acme={acme_source}/gpusvm_acme/plugin.py,crashing={tmp_path / 'crashing.py'}",
     }
 
     def command(*arguments):
