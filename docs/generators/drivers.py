@@ -21,7 +21,7 @@ def page(root: Path) -> str:
         "",
         NOTICE,
         "",
-        "The four drivers that ship. A tunable or quirk is set in a spec string: `xe:chunk_sizes=64K+4K`,",
+        "The drivers that ship. A tunable or quirk is set in a spec string: `xe:chunk_sizes=64K+4K`,",
         "`xe:quirk.acked_failure=fixed`.",
         "",
         "## Side by side",

@@ -34,7 +34,7 @@ _ACCESS = Errnos(
 
 INFO = DriverInfo(
     name="kfd",
-    summary="drivers/gpu/drm/amd/amdkfd with retry faults (XNACK): a range per 2 MiB, one buffer object behind each",
+    summary="drivers/gpu/drm/amd/amdkfd with retry faults (XNACK): ranges of addresses, one buffer object behind each",
     abi=ABI,
     kernel="7.3.4",
     capabilities=Capabilities(
