@@ -11,7 +11,7 @@ import pytest
 from gpusvm.cli.new_driver import write_driver
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "tutorial" / "your-first-driver.md"
-BLOCK = re.compile(r"^```(python|diff)\n# (\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(python|toml|diff)\n# (\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BENCH = """
 from gpusvm.testing import Bench
 
@@ -47,7 +47,7 @@ def acme(tmp_path_factory):
     write_driver("acme", folder)
     for kind, name, body in BLOCK.findall(PAGE.read_text("utf-8")):
         file = folder / name
-        file.write_text(body if kind == "python" else apply(file.read_text("utf-8"), body))
+        file.write_text(body if kind != "diff" else apply(file.read_text("utf-8"), body))
     return folder
 
 

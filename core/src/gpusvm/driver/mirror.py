@@ -8,10 +8,10 @@ A driver derives from `RangeVm` and writes `map`, its own page-table format; wit
 import errno
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from gpusvm.driver.fault import ACCESS_PREFETCH, FaultAccounts
-from gpusvm.driver.pipeline import FaultJob, FaultPipeline
+from gpusvm.driver.pipeline import FaultJob, FaultPipeline, Restart
 from gpusvm.driver.source import FaultQueues, QueueFaults
 from gpusvm.drm import SCAN_EQUAL, DrmDevice, DrmPagemap, GpuSvm, GpuSvmCtx, GpuSvmNotifier, GpuSvmRange
 from gpusvm.errors import KernelError
@@ -90,6 +90,15 @@ class RangeVm:
         """
         raise NotImplementedError
 
+    def write(self, unit: "RangeUnit") -> None:
+        """Do so, and name the culprit where HMM as written gave a write permission that the process has not (MM-S2)."""
+        self.map(unit)
+        pages = unit.range.pages
+        if pages.has_devmem_pages and pages.protected is not None:
+            vpn = unit.start >> self.page_shift
+            for page in pages.protected.tolist():
+                self.page_table.mark_stale(vpn + page, vpn + page + 1, "mm_s2")
+
     def is_mapped(self, unit: "RangeUnit", access: int) -> bool:
         """Tell whether a fault on a range is served already: all of it is mapped for such an access."""
         need = READ if access == ACCESS_PREFETCH else int(NEED_OF_OP[access])
@@ -124,6 +133,12 @@ class RangeVm:
                 with suppress(KernelError):  # what is busy stays where it is; its new ranges find it there
                     self.gpusvm.range_evict(range_)
             self.gpusvm.range_remove(range_)
+
+    def drop(self, range_: GpuSvmRange) -> None:
+        """Remove a range, so that the next fault makes one within the areas as they are now. The lock is held."""
+        self.zap(range_.start, range_.end)
+        self.gpusvm.range_remove(range_)
+        self.garbage = [each for each in self.garbage if each is not range_]  # no notifier finds it any more
 
     def populate(self, start: int, end: int) -> int:
         """Migrate [start, end) on the program's request, range by range; the bytes that moved. What cannot move stays.
@@ -165,7 +180,12 @@ class RangeVm:
 
 
 class RangeFaults(FaultPipeline):
-    """Serve faults one by one, each under the lock of its address space, which `vms` has by its number."""
+    """Serve faults one by one, each under the lock of its address space, which `vms` has by its number.
+
+    After `rounds` attempts the error of get_pages is the answer: a part of the range may be out of bounds for good.
+    """
+
+    rounds: ClassVar[int] = 3
 
     def __init__(
         self,
@@ -197,6 +217,29 @@ class RangeFaults(FaultPipeline):
     def collect_garbage(self, job: FaultJob) -> bool:
         """Remove ranges whose memory went away, before the lookup could find them."""
         job.vm.collect_garbage()
+        return True
+
+    def get_pages(self, job: FaultJob) -> bool:
+        """Get the pages, in another round if that fails, as often as there are `rounds`.
+
+        A range of which a part has lost a right makes room for a smaller one.
+        """
+        try:
+            return super().get_pages(job)
+        except Restart as restart:
+            error = restart.__cause__
+            job.tries += 1
+            if isinstance(error, KernelError):
+                if job.tries >= self.rounds:
+                    raise error from None
+                if error.errno in {errno.EFAULT, errno.EPERM}:
+                    job.vm.drop(job.unit.range)
+            raise
+
+    def bind(self, job: FaultJob) -> bool:
+        """Write the GPU's page table, unless the range was invalidated since its pages were read."""
+        if not job.unit.commit(lambda: job.vm.write(job.unit)):
+            raise Restart
         return True
 
     def place(self, job: FaultJob) -> DrmPagemap | None:
