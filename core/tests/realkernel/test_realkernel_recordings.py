@@ -52,7 +52,7 @@ def test_what_is_not_json(refused, tmp_path):
 @pytest.mark.parametrize(
     ("document", "problem"),
     [
-        ({"a": 1}, 'expected a list of sequences, got {"a": 1}'),
+        ({"a": 1}, "expected a recording of schema 1, got null"),
         ([], "expected sequences, got an empty list"),
         ([[], 5], "sequence 1: expected a list of [operation, answer] pairs, got 5"),
         ([["say 5"]], 'sequence 0, operation 0: expected an [operation, answer] pair of two texts, got "say 5"'),

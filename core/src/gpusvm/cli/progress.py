@@ -11,16 +11,20 @@ if TYPE_CHECKING:
     from gpusvm.conformance.conforming import Listener as ConformanceListener
     from gpusvm.conformance.injection import Listener as InjectionListener
     from gpusvm.explore.exploring import ExplorationProgress, Listener
-    from gpusvm.realkernel import CheckProgress, CheckProgressListener
+    from gpusvm.realkernel import CheckProgress, CheckProgressListener, DiffListener, DiffProgress
+    from gpusvm.realkernel.build import BuildListener
 
 __all__ = [
     "characterization_shown",
     "check_progress_shown",
     "conformance_shown",
+    "diff_shown",
     "eta_text",
     "exploration_shown",
     "injection_shown",
     "progress_shown",
+    "sequences_shown",
+    "steps_shown",
 ]
 
 _WIDE: Final = 120
@@ -56,6 +60,34 @@ def check_progress_shown() -> "Iterator[CheckProgressListener | None]":
             update(progress.done, progress.total, eta_text(progress.eta_s))
 
         yield listen
+
+
+@contextmanager
+def sequences_shown() -> "Iterator[Callable[[int, int], None] | None]":
+    """Do so for sequences that a real kernel does."""
+    with _bar("sequences", quiet=False) as update:
+        yield None if update is None else lambda done, total: update(done, total, "")
+
+
+@contextmanager
+def diff_shown() -> "Iterator[DiffListener | None]":
+    """Do so for sequences that a real kernel and the model do."""
+    with _bar("sequences", quiet=False) as update:
+        if update is None:
+            yield None
+            return
+
+        def listen(progress: "DiffProgress", /) -> None:
+            update(progress.done, progress.total, f"{progress.findings} findings  {eta_text(progress.eta_s)}")
+
+        yield listen
+
+
+@contextmanager
+def steps_shown() -> "Iterator[BuildListener | None]":
+    """Do so for the steps of a build."""
+    with _bar("done", quiet=False) as update:
+        yield None if update is None else lambda step, done, total: update(done, total or None, step)
 
 
 @contextmanager

@@ -2,11 +2,14 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
 from gpusvm.cli.parameters import Flag, Repeatable
+
+if TYPE_CHECKING:
+    from gpusvm.realkernel.build import Built
 
 __all__ = ["realkernel"]
 
@@ -71,4 +74,156 @@ def check(
         if out is not None:
             print(f"Written to {out}: check.json and run.json.")
     sys.stdout.flush()
+    return 0 if found.ok else 1
+
+
+@realkernel.command
+def build(*, kernel: str = "7.3", cache: Path | None = None, jobs: int | None = None, json: Flag = False) -> int:
+    """Build a small Linux that can be asked: a kernel, the devices' modules, an agent and an initramfs.
+
+    From Debian packages alone, through this machine's package sources; some minutes, once, and about 2 GB. A build that
+    was stopped goes on where it was. Exit codes: 0 built, 2 something is missing, or a step failed.
+
+    Parameters
+    ----------
+    kernel
+        Number in the name of a package linux-source-NUMBER, or the path of such a package, of a tar archive of a
+        kernel's source, or of an unpacked source.
+    cache
+        Folder to build in; $XDG_CACHE_HOME/gpusvm/realkernel, in ~/.cache, if not given.
+    jobs
+        Compilers that run at once; as many as there are CPUs if not given.
+    json
+        Print the manifest, and nothing else, on standard output.
+    """
+    from gpusvm.cli.progress import steps_shown
+    from gpusvm.errors import InputError
+    from gpusvm.realkernel.build import build as run_build
+    from gpusvm.report import print_json
+
+    if jobs is not None and jobs < 1:
+        raise InputError(f"--jobs: expected 1 or more, got {jobs}")
+    with steps_shown() as listener:
+        built = run_build(kernel, shop=cache, jobs=jobs, progress=listener)
+    if json:
+        print_json(built.manifest)
+    else:
+        _print_built(built)
+    return 0
+
+
+def _print_built(built: "Built") -> None:
+    print(f"Linux {built.manifest['kernel']} in {built.folder}: {', '.join(built.manifest['modules'])}.")
+
+
+@realkernel.command
+def run(
+    file: Path,
+    /,
+    *,
+    driver: str = "dmirror",
+    profile: str | None = None,
+    kernel: str = "7.3",
+    cache: Path | None = None,
+    out: Path | None = None,
+    json: Flag = False,
+) -> int:
+    """Have a real Linux, in a virtual machine, do the operations of a file, and print its answers.
+
+    Exit codes: 0 it did, 1 the kernel died of a sequence, 2 bad input, or no kernel is built.
+
+    Parameters
+    ----------
+    file
+        Text, an operation a line and an empty line between sequences, or a recording, whose operations are done again.
+    driver
+        Driver that the operations are for: NAME[:KEY=VALUE[,KEY=VALUE...]].
+    profile
+        How the devices are set up: a profile of the driver's. Its first if not given.
+    kernel
+        Kernel that was built.
+    cache
+        Folder that it was built in, if not the usual one.
+    out
+        File to write the recording to: FILE.json.gz.
+    json
+        Print the recording, and nothing else, on standard output.
+    """
+    from gpusvm.cli.progress import sequences_shown
+    from gpusvm.realkernel import run as run_file
+    from gpusvm.report import print_json, print_run
+
+    with sequences_shown() as listener:
+        found = run_file(file, driver, profile=profile, kernel=kernel, shop=cache, out=out, progress=listener)
+    if json:
+        print_json({**found.header, "sequences": [[list(pair) for pair in pairs] for pairs in found.sequences]})
+    else:
+        print_run(found)
+        if out is not None:
+            print(f"Written to {out}.")
+    return 0 if found.ok else 1
+
+
+@realkernel.command
+def diff(
+    *,
+    driver: str = "dmirror",
+    profile: str | None = None,
+    seqs: int = 200,
+    seed: int = 1,
+    level: Annotated[Literal["L0", "L1", "L2", "L3"], Parameter(name_transform=str)] = "L3",
+    kernel: str = "7.3",
+    cache: Path | None = None,
+    out: Path | None = None,
+    json: Flag = False,
+) -> int:
+    """Make random sequences of operations, have a real Linux and the model do them, and print what differs.
+
+    What differs is asked again, and made as short as it can be read. Exit codes: 0 all answers are equal, 1 some
+    differ, or the kernel died, 2 bad input, or no kernel is built.
+
+    Parameters
+    ----------
+    driver
+        Driver that the operations are for: NAME[:KEY=VALUE[,KEY=VALUE...]].
+    profile
+        Kind of sequences: a profile of the driver's. Its first if not given.
+    seqs
+        Number of sequences.
+    seed
+        What they are made from: the same seed, the same sequences.
+    level
+        How closely to compare: L0 return, errno, counts and data; L1 also snapshot bytes and residency; L2 also the
+        notifier events of each operation; L3 also their order.
+    kernel
+        Kernel that was built.
+    cache
+        Folder that it was built in, if not the usual one.
+    out
+        New or empty directory for diff.json, the recording of all answers, and one for each finding.
+    json
+        Print diff.json, and nothing else, on standard output.
+    """
+    from gpusvm.cli.progress import diff_shown
+    from gpusvm.realkernel import diff as run_diff
+    from gpusvm.report import print_diff
+
+    with diff_shown() as listener:
+        found = run_diff(
+            driver,
+            profile=profile,
+            sequences=seqs,
+            seed=seed,
+            level=level,
+            kernel=kernel,
+            shop=cache,
+            out=out,
+            progress=listener,
+        )
+    if json:
+        print(found.to_json(), end="")
+    else:
+        print_diff(found)
+        if out is not None:
+            print(f"Written to {out}.")
     return 0 if found.ok else 1

@@ -5,6 +5,7 @@ to a device, the plugin's executor does, through the driver's own interface.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from random import Random
 from typing import TYPE_CHECKING, Final, Protocol
 
 from attrs import Factory, field, frozen
@@ -22,6 +23,7 @@ __all__ = [
     "Deviation",
     "OperationExecutor",
     "OperationHost",
+    "OperationProfile",
     "OperationTarget",
     "PageWords",
 ]
@@ -134,6 +136,24 @@ class Deviation:
 
 
 @frozen(kw_only=True)
+class OperationProfile:
+    """Say what random sequences of one kind are like, and how the devices are set up that do them.
+
+    `sequence` makes one, out of the chance that it is given alone. On a real kernel the devices are those of the module
+    `module`, one of those that come with gpusvm, loaded with `parameters`; in the model those of the driver with
+    `settings`, options of a spec string. `coherent`: the kernel needs memory that it leaves to the devices.
+    """
+
+    name: str
+    about: str
+    sequence: Callable[[Random], list[str]]
+    module: str
+    parameters: Sequence[str] = Factory(tuple)
+    settings: Mapping[str, str] = field(factory=dict)
+    coherent: bool = False
+
+
+@frozen(kw_only=True)
 class OperationTarget:
     """Say which operations a driver's recordings have, and how to do them.
 
@@ -142,7 +162,7 @@ class OperationTarget:
     `n` are checked to be in range, others only to be whole. An answer's events begin with a word of `events` and a
     parenthesis. The answers of `residency` say where pages are; all other payload is data. `settings` are options of a
     spec string that the recordings need; `settings_by_name` are those of recordings whose file name matches a pattern
-    (`fnmatch`), where several do, the last one's count.
+    (`fnmatch`), where several do, the last one's count. `profiles` are the kinds of random sequences that there are.
     """
 
     driver: str
@@ -154,3 +174,4 @@ class OperationTarget:
     settings: Mapping[str, str] = field(factory=dict)
     settings_by_name: Sequence[tuple[str, Mapping[str, str]]] = Factory(tuple)
     explained: Sequence[Deviation] = Factory(tuple)
+    profiles: Sequence[OperationProfile] = Factory(tuple)

@@ -17,9 +17,10 @@ from gpusvm.driver.spec import DriverSpec, read_spec, split_spec
 from gpusvm.errors import InputError, nearest
 from gpusvm.plugins import Installed, Registry, load_drivers
 from gpusvm.realkernel.answers import LEVELS, Level
-from gpusvm.realkernel.recordings import Pairs, Recording, load_recording, target_of_name
+from gpusvm.realkernel.recordings import Pairs, Recording, load_recording, read_recording, target_of_name
 from gpusvm.realkernel.result import Check, KindCount, check_directory
 from gpusvm.realkernel.sequence import SequenceResult, check_sequence
+from gpusvm.realkernel.targets import target_of, with_settings
 from gpusvm.run.executor import Executor, SerialExecutor
 
 if TYPE_CHECKING:
@@ -71,10 +72,11 @@ def check(
 ) -> Check:
     """Have a driver answer what a real kernel was asked, and compare the answers with the recorded ones.
 
-    `files` are recordings; `target` is a driver's spec string, by default the driver that a file's name begins with
-    (``dmirror-base.json.gz``). What the driver's plugin says that its recordings were made with is set, unless the
-    spec says otherwise; the mm's quirks are as written. `level` is ``L0`` for return, errno, counts and data, ``L1``
-    for snapshot bytes and residency too, ``L2`` for the notifier events of each operation too, ``L3`` for their order.
+    `files` are recordings; `target` is a driver's spec string, by default the one that the file says, or the driver
+    that its name begins with (``dmirror-base.json.gz``). What the driver's plugin says that its recordings were made
+    with is set, unless the spec says otherwise; the mm's quirks are as written. `level` is ``L0`` for return, errno,
+    counts and data, ``L1`` for snapshot bytes and residency too, ``L2`` for the notifier events of each operation too,
+    ``L3`` for their order.
 
     `out`, a new or empty directory, gets ``run.json`` and ``check.json``. `executor` is by default a `SerialExecutor`:
     this process. Raises InputError, in one line with file, sequence and operation, for what is wrong, before anything
@@ -146,7 +148,10 @@ def _able(registry: Registry) -> list[str]:
 
 
 def _target_of(path: Path, target: str | None, registry: Registry) -> str:
-    return target_of_name(path, _able(registry)) if target is None else target
+    if target is not None:
+        return target
+    said = read_recording(path).spec
+    return target_of_name(path, _able(registry)) if said is None else said
 
 
 def _loaded(path: Path, target: OperationTarget, spec: str, registry: Registry) -> Recording:
@@ -169,22 +174,12 @@ def _prepared(text: str, registry: Registry, file: str) -> tuple[DriverSpec, Ope
     """
     name, options = split_spec(text)
     spec = read_spec(text, registry)
-    target = registry.find(name).operations
-    if target is None:
-        able = _able(registry)
-        raise InputError(
-            f"driver {name} cannot execute recorded operations: its plugin has no hook gpusvm_operations"
-            + (f"; those that can: {', '.join(able)}" if able else "")
-        )
+    target = target_of(name, registry)
     settings = dict(target.settings)
     for pattern, of_such in target.settings_by_name:
         if fnmatchcase(file, pattern):
             settings.update(of_such)
-    missing = {key: value for key, value in settings.items() if key not in options}
-    if missing:
-        every = ",".join(f"{key}={value}" for key, value in {**options, **missing}.items())
-        spec = read_spec(f"{name}:{every}", registry)
-    return spec, target
+    return with_settings(name, options, settings, registry), target
 
 
 def _gather(jobs: Sequence[Sequence[SequenceResult]], level: Level, document: dict[str, Any]) -> Check:

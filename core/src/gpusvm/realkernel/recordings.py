@@ -5,16 +5,18 @@ import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from attrs import frozen
+from attrs import Factory, frozen
 
 from gpusvm.driver.operations import PROCESS_OPERATIONS, OperationTarget
 from gpusvm.errors import InputError
 from gpusvm.realkernel.answers import HANG, read_answer
 from gpusvm.realkernel.operations import read_operation
 
-__all__ = ["Pairs", "Recording", "load_recording", "target_of_name", "write_recording"]
+__all__ = ["Pairs", "Recording", "load_recording", "read_recording", "target_of_name", "write_recording"]
+
+_SCHEMA: Final = 1
 
 Pairs = tuple[tuple[str, str], ...]
 """The pairs of operation and answer of one sequence, as text."""
@@ -22,10 +24,17 @@ Pairs = tuple[tuple[str, str], ...]
 
 @frozen(kw_only=True)
 class Recording:
-    """Hold one file: its path as given, and its sequences."""
+    """Hold one file: its path as given, its sequences, and what it says of how they came about, if it says anything."""
 
     file: str
     sequences: tuple[Pairs, ...]
+    header: Mapping[str, Any] = Factory(dict)
+
+    @property
+    def spec(self) -> str | None:
+        """Return the spec string of the driver that answers as what was recorded; None if the file does not say."""
+        spec = self.header.get("spec")
+        return spec if isinstance(spec, str) else None
 
 
 def target_of_name(path: Path, targets: Sequence[str]) -> str:
@@ -43,24 +52,42 @@ def target_of_name(path: Path, targets: Sequence[str]) -> str:
     )
 
 
-def load_recording(path: Path, target: OperationTarget) -> Recording:
-    """Read and check a file for `target`. InputError names the file, the sequence and the operation."""
+def read_recording(path: Path) -> Recording:
+    """Read a file, without asking what its operations mean. InputError names the file and the place."""
     document = _document(path)
+    header: dict[str, Any] = {}
+    if isinstance(document, dict):
+        header = {key: value for key, value in document.items() if key != "sequences"}
+        if header.get("schema") != _SCHEMA:
+            raise InputError(f"{path}: expected a recording of schema {_SCHEMA}, got {_kind(header.get('schema'))}")
+        document = document.get("sequences")
     if not isinstance(document, list):
         raise InputError(f"{path}: expected a list of sequences, got {_kind(document)}")
     if not document:
         raise InputError(f"{path}: expected sequences, got an empty list")
+    sequences = tuple(_pairs(each, f"{path}: sequence {number}") for number, each in enumerate(document))
+    return Recording(file=str(path), sequences=sequences, header=header)
+
+
+def load_recording(path: Path, target: OperationTarget) -> Recording:
+    """Read and check a file for `target`. InputError names the file, the sequence and the operation."""
+    recording = read_recording(path)
     forms = {**PROCESS_OPERATIONS, **target.operations}
-    sequences = tuple(
-        _sequence(each, f"{path}: sequence {number}", forms, target) for number, each in enumerate(document)
-    )
-    return Recording(file=str(path), sequences=sequences)
+    for number, pairs in enumerate(recording.sequences):
+        _check_pairs(pairs, f"{path}: sequence {number}", forms, target)
+    return recording
 
 
-def write_recording(path: str | Path, sequences: Iterable[Iterable[tuple[str, str]]]) -> Path:
-    """Write sequences of (operation, answer) pairs as a recording; return its path. The same input, the same bytes."""
+def write_recording(
+    path: str | Path, sequences: Iterable[Iterable[tuple[str, str]]], *, header: Mapping[str, Any] | None = None
+) -> Path:
+    """Write sequences of (operation, answer) pairs as a recording; return its path. The same input, the same bytes.
+
+    `header` is what stands before them: which driver was asked, and what answered. Without one it is a bare list.
+    """
     target = Path(path)
-    text = json.dumps([[list(pair) for pair in pairs] for pairs in sequences], separators=(",", ":"))
+    listed = [[list(pair) for pair in pairs] for pairs in sequences]
+    text = json.dumps(listed if header is None else {**header, "sequences": listed}, separators=(",", ":"))
     target.write_bytes(gzip.compress(text.encode(), mtime=0))
     return target
 
@@ -80,25 +107,29 @@ def _document(path: Path) -> Any:
         raise InputError(f"{path}: expected JSON in gzip: {exc}") from None
 
 
-def _sequence(found: Any, where: str, forms: Mapping[str, tuple[str, ...]], target: OperationTarget) -> Pairs:
+def _pairs(found: Any, where: str) -> Pairs:
     if not isinstance(found, list):
         raise InputError(f"{where}: expected a list of [operation, answer] pairs, got {_kind(found)}")
     pairs = []
     for number, pair in enumerate(found):
-        at = f"{where}, operation {number}"
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(each, str) for each in pair)):
-            raise InputError(f"{at}: expected an [operation, answer] pair of two texts, got {_kind(pair)}")
-        operation, answer = pair
+            raise InputError(
+                f"{where}, operation {number}: expected an [operation, answer] pair of two texts, got {_kind(pair)}"
+            )
+        pairs.append((pair[0], pair[1]))
+    return tuple(pairs)
+
+
+def _check_pairs(pairs: Pairs, where: str, forms: Mapping[str, tuple[str, ...]], target: OperationTarget) -> None:
+    for number, (operation, answer) in enumerate(pairs):
         try:
             read_operation(operation, forms, devices=target.devices)
             if answer != HANG:
                 read_answer(answer, target.events)
-            elif number != len(found) - 1:
+            elif number != len(pairs) - 1:
                 raise InputError(f"expected the sequence to end with {HANG}, got more operations behind it")
         except InputError as exc:
-            raise InputError(f"{at}: {exc}") from None
-        pairs.append((operation, answer))
-    return tuple(pairs)
+            raise InputError(f"{where}, operation {number}: {exc}") from None
 
 
 def _kind(value: Any) -> str:

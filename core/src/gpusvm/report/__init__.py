@@ -11,7 +11,7 @@ from gpusvm.report.explored import print_explorations, print_scenarios, scenario
 from gpusvm.report.html import fragment, page
 from gpusvm.report.injected import print_sweeps
 from gpusvm.report.json import print_json
-from gpusvm.report.realkernel import print_check
+from gpusvm.report.realkernel import print_check, print_diff, print_run
 from gpusvm.report.swimlanes import draw_explanation
 from gpusvm.report.terminal import print_comparison
 from gpusvm.report.trace import print_trace_info
@@ -32,11 +32,13 @@ __all__ = [
     "print_checks",
     "print_comparison",
     "print_conformance",
+    "print_diff",
     "print_explained",
     "print_explanation",
     "print_explorations",
     "print_json",
     "print_repeated",
+    "print_run",
     "print_scenarios",
     "print_survey",
     "print_sweeps",

@@ -1,4 +1,4 @@
-"""Show what a check of recorded answers found: totals by kind of operation, and each sequence's first difference."""
+"""Show what a real kernel answered, and where the model answers otherwise."""
 
 import re
 from typing import IO, TYPE_CHECKING, Final
@@ -6,9 +6,9 @@ from typing import IO, TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from gpusvm.realkernel import Check, Difference
+    from gpusvm.realkernel import Check, Diff, Difference, Finding, Run
 
-__all__ = ["print_check", "shortened"]
+__all__ = ["print_check", "print_diff", "print_run", "shortened"]
 
 _WIDTH: Final = 200
 
@@ -62,6 +62,58 @@ def _print_difference(console: "Console", difference: "Difference") -> None:
     ]
     for line in lines:
         console.print(Text(line), soft_wrap=True)
+
+
+def print_run(run: "Run", *, file: IO[str] | None = None) -> None:
+    """Print the sequences, an operation with its answer a line, and what the kernel said when it died."""
+    from rich.text import Text
+
+    from gpusvm.report.console import open_console
+
+    console = open_console(file, width=_WIDTH)
+    for number, pairs in enumerate(run.sequences):
+        console.print(Text(f"sequence {number}", style="bold"))
+        for operation, answer in pairs:
+            console.print(Text(f"  {operation} => {shortened(answer)}"), soft_wrap=True)
+        if number in run.serial:
+            console.print(Text(run.serial[number], style="red"), soft_wrap=True)
+    died = f", {len(run.serial):,} of which it died of" if run.serial else ""
+    console.print(f"{len(run.sequences):,} sequences on Linux {run.header['release']}{died}", soft_wrap=True)
+
+
+def print_diff(diff: "Diff", *, file: IO[str] | None = None) -> None:
+    """Print each finding with what led to it, then the totals."""
+    from gpusvm.report.console import open_console
+
+    console = open_console(file, width=_WIDTH)
+    for finding in diff.findings:
+        _print_finding(console, finding)
+    rate = len(diff.sequences) / diff.seconds if diff.seconds else 0
+    console.print(
+        f"{len(diff.sequences):,} sequences of {diff.header['profile']}, "
+        f"{diff.compared.total():,} operations compared at {diff.level} with Linux {diff.header['release']}: "
+        + (f"{len(diff.findings):,} findings" if diff.findings else "no difference")
+        + f" ({diff.seconds:.0f} s, {rate:.1f} sequences/s)",
+        soft_wrap=True,
+    )
+
+
+def _print_finding(console: "Console", finding: "Finding") -> None:
+    from rich.text import Text
+
+    words = {
+        "difference": "the model fails" if finding.level is None else f"differs at {finding.level}",
+        "crash": "the kernel died",
+        "unsteady": "the kernel answers otherwise when asked again",
+    }
+    console.print(Text(f"sequence {finding.sequence}: {words[finding.kind]}", style="bold"))
+    for operation, answer in finding.pairs:
+        console.print(Text(f"  {operation} => {shortened(answer)}" if answer else f"  {operation}"), soft_wrap=True)
+    if finding.got:
+        console.print(Text(f"       model  {shortened(finding.got)}"), soft_wrap=True)
+    if finding.serial:
+        console.print(Text(finding.serial, style="red"), soft_wrap=True)
+    console.print()
 
 
 def shortened(answer: str) -> str:

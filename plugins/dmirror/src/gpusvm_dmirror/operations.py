@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Final
 from gpusvm.driver.operations import Answer, OperationHost, OperationTarget
 from gpusvm.mm.api import IntervalNotifier, MmuNotifierRange
 
+from gpusvm_dmirror.profiles import PROFILES
+
 if TYPE_CHECKING:
     from gpusvm_dmirror.commands import Done
     from gpusvm_dmirror.mirror import Dmirror
@@ -100,4 +102,5 @@ OPERATIONS = OperationTarget(
     start=DmirrorOperations,
     residency=frozenset({"snap"}),
     settings={"quirk.device_page": "fixed"},
+    profiles=PROFILES,
 )

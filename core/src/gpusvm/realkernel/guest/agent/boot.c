@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: MIT
+/* What the first process of a system has to do before the agent can work. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/reboot.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include "agent.h"
+
+#define THP "/sys/kernel/mm/transparent_hugepage/"
+
+void die(const char *what)
+{
+	printf("AGENT FAILED: %s: %s\n", what, strerror(errno));
+	fflush(stdout);
+	if (getpid() == 1)
+		power_off();
+	_exit(9);
+}
+
+void power_off(void)
+{
+	sync();
+	reboot(RB_POWER_OFF);
+	for (;;)
+		pause();
+}
+
+/* The kernel puts words of its command line that it does not know, NAME=VALUE, into the environment. */
+const char *setting(const char *name, const char *otherwise)
+{
+	const char *value = getenv(name);
+
+	return value ? value : otherwise;
+}
+
+static void mount_all(void)
+{
+	static const char *const mounts[][2] = {
+		{ "proc", "/proc" }, { "sysfs", "/sys" }, { "devtmpfs", "/dev" }, { "tmpfs", "/tmp" },
+		{ "tracefs", "/sys/kernel/tracing" },
+	};
+
+	for (size_t i = 0; i < sizeof(mounts) / sizeof(*mounts); i++)
+		if (mount(mounts[i][0], mounts[i][1], mounts[i][0], 0, NULL) && errno != EBUSY)
+			die(mounts[i][1]);
+}
+
+/* Of a file that may be missing, as not every kernel has every knob. */
+static int write_file(const char *path, const char *value)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC | O_APPEND);
+	ssize_t done;
+
+	if (fd < 0)
+		return -1;
+	done = write(fd, value, strlen(value));
+	close(fd);
+	return done < 0 ? -1 : 0;
+}
+
+static void load_module(const char *name, const char *with)
+{
+	char path[128], parameters[256];
+	int fd;
+
+	snprintf(path, sizeof(path), "/modules/%s.ko", name);
+	snprintf(parameters, sizeof(parameters), "%s", with);
+	for (char *comma = parameters; (comma = strchr(comma, ',')); )
+		*comma = ' ';
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0 || syscall(SYS_finit_module, fd, parameters, 0))
+		die(path);
+	close(fd);
+	printf("LOADED %s %s\n", name, parameters);
+}
+
+/* Major number of a driver, by its name in /proc/devices; 0 if it is not there. */
+static unsigned int major_of(const char *driver)
+{
+	FILE *devices = fopen("/proc/devices", "r");
+	unsigned int number, found = 0;
+	char line[128], name[64];
+
+	while (devices && fgets(line, sizeof(line), devices))
+		if (sscanf(line, "%u %63s", &number, name) == 2 && !strcmp(name, driver))
+			found = number;
+	if (devices)
+		fclose(devices);
+	return found;
+}
+
+static void make_nodes(void)
+{
+	unsigned int dmirrors = major_of("HMM_DMIRROR"), ports = major_of("virtio-portsdev");
+
+	for (unsigned int i = 0; dmirrors && i < 4; i++) {
+		char name[32];
+
+		snprintf(name, sizeof(name), "/dev/hmm_dmirror%u", i);
+		mknod(name, S_IFCHR | 0600, makedev(dmirrors, i));
+	}
+	if (ports)
+		mknod("/dev/vport0p1", S_IFCHR | 0600, makedev(ports, 1));
+}
+
+/* One probe a line of the file /probes, if there is one. */
+static void place_probes(void)
+{
+	FILE *probes = fopen("/probes", "r");
+	char line[512];
+
+	if (!probes)
+		return;
+	while (fgets(line, sizeof(line), probes))
+		if (write_file("/sys/kernel/tracing/kprobe_events", line))
+			die(line);
+	fclose(probes);
+	if (write_file("/sys/kernel/tracing/events/kprobes/enable", "1"))
+		die("the probes");
+}
+
+/* Where the driver's array of devices is: what the probes report is an address in it. */
+static void find_devices(void)
+{
+	FILE *symbols = fopen("/proc/kallsyms", "r");
+	char line[256], name[128], address[32];
+
+	while (symbols && fgets(line, sizeof(line), symbols))
+		if (sscanf(line, "%31s %*c %127s", address, name) == 2 && !strcmp(name, "dmirror_devices"))
+			setenv("GPUSVM_DEVICES_AT", address, 1);
+	if (symbols)
+		fclose(symbols);
+}
+
+/* Nothing may happen to memory but what an operation does. */
+static void keep_quiet(void)
+{
+	write_file("/proc/sys/kernel/randomize_va_space", "0");
+	write_file("/proc/sys/kernel/kptr_restrict", "0");
+	write_file("/proc/sys/kernel/numa_balancing", "0");
+	write_file("/sys/kernel/mm/ksm/run", "0");
+	write_file(THP "enabled", "madvise");
+	write_file(THP "defrag", "madvise");
+	write_file(THP "khugepaged/defrag", "0");
+	write_file(THP "khugepaged/pages_to_scan", "1");
+	write_file(THP "khugepaged/scan_sleep_millisecs", "100000000");
+}
+
+void boot(void)
+{
+	const char *module = setting("GPUSVM_MODULE", "");
+
+	mount_all();
+	keep_quiet();
+	if (*module)
+		load_module(module, setting("GPUSVM_PARAMETERS", ""));
+	make_nodes();
+	if (!strcmp(setting("GPUSVM_TARGET", ""), dmirror.name)) {
+		find_devices();
+		place_probes();
+	}
+}
+
+int open_port(void)
+{
+	int port = open("/dev/vport0p1", O_RDWR | O_CLOEXEC);
+
+	if (port < 0)
+		die("/dev/vport0p1");
+	return port;
+}

@@ -1,0 +1,146 @@
+"""Make random sequences of operations for two dmirror devices, of several kinds."""
+
+from collections.abc import Callable, Mapping, Sequence
+from random import Random
+from typing import Final
+
+from attrs import define, field
+from gpusvm.driver.operations import OperationProfile
+
+__all__ = ["PROFILES"]
+
+_DONTNEED: Final = 4
+_HUGEPAGE: Final = 14
+_NOHUGEPAGE: Final = 15
+_FAIL_ALLOC: Final = 1
+_BLOCK: Final = 512
+
+_Weights = Mapping[str, int]
+
+
+def _weights(text: str) -> _Weights:
+    """Read how often each operation comes, as a share of the sum."""
+    words = text.split()
+    return dict(zip(words[::2], map(int, words[1::2]), strict=True))
+
+
+_BASE: Final = _weights(
+    "w 8 r 6 pm 2 mmap 1 munmap 2 mprot 4 madv 3 mremap 2 fr 3 fw 3 dr 8 dw 8 mtd 12 mts 6 snap 4 ex 4 cex 2 fl 2"
+)
+_THP: Final = _weights(
+    "w 9 r 5 pm 1 munmap 2 mprot 3 madv 2 mremap 3 fr 2 fw 3 dr 6 dw 6 mtd 14 mts 7 snap 3 ex 2 cex 1 fl 2"
+)
+_FORK: Final = _weights(
+    "w 6 r 4 munmap 2 mprot 2 madv 2 fr 3 fw 3 kf 6 ke 3 kr 6 kw 6 kp 2 dr 6 dw 6 mtd 12 mts 4 snap 2 ex 3"
+)
+_TWO: Final = _weights("w 4 r 3 munmap 1 mprot 2 fw 1 dr 12 dw 12 mtd 16 mts 6 snap 6 ex 10 cex 4 fl 3")
+
+
+@define
+class _Draft:
+    """Write one sequence down: what there is of each slot, and which words were written already."""
+
+    chance: Random
+    weights: _Weights
+    slots: Sequence[int]
+    pages: int
+    most: int
+    block: bool
+    words: int = 1
+    text: list[str] = field(factory=list)
+
+    def add(self, *words: object) -> None:
+        self.text.append(" ".join(map(str, words)))
+
+    def some(self, count: int) -> None:
+        for _ in range(count):
+            self.one(self.chance.choices([*self.weights], [*self.weights.values()])[0])
+
+    def one(self, name: str) -> None:
+        chance = self.chance
+        slot, device = chance.choice(self.slots), chance.randrange(2)
+        page, n = self.where(name)
+        self.words += 2 * max(self.most, 8)
+        match name:
+            case "w" | "fw" | "kw":
+                self.add(name, slot, page, n, self.words)
+            case "r" | "fr" | "kr" | "kp" | "munmap":
+                self.add(name, slot, page, n)
+            case "pm":
+                self.add("pm", slot, page, n)
+            case "mmap":
+                self.add("mmap", slot, page, n, chance.choice((1, 3, 3)), int(chance.random() < 0.3))
+            case "mprot":
+                self.add("mprot", slot, page, n, chance.choice((0, 1, 3, 3)))
+            case "madv":
+                advice = (_DONTNEED, _DONTNEED, _HUGEPAGE, _NOHUGEPAGE) if self.block else (_DONTNEED,)
+                self.add("madv", slot, page, n, chance.choice(advice))
+            case "mremap":
+                other = 1 - slot if self.block else chance.choice((2 + slot, 1 - slot))
+                self.add("mremap", slot, page, n, other, page if chance.random() < 0.6 else self.where(name)[0])
+            case "kf" | "ke":
+                self.add(name)
+            case "fl":
+                self.add("fl", device, _FAIL_ALLOC)
+            case "dw":
+                self.add("dw", device, slot, page, n, self.words)
+            case _:
+                self.add(name, device, slot, page, n)
+
+    def where(self, name: str) -> tuple[int, int]:
+        """Choose a page and a number of pages: anywhere, at the edges of a block, or a whole one."""
+        chance = self.chance
+        if self.block and name in {"mtd", "mts", "mremap"} and chance.random() < 0.6:
+            return chance.choice((0, _BLOCK)), _BLOCK
+        if self.block and chance.random() < 0.2:
+            edge = chance.choice((0, 1, 448, 480, 500, _BLOCK - 1, _BLOCK, _BLOCK + 1))
+            return edge, chance.randrange(1, self.most + 1)
+        page = chance.randrange(self.pages)
+        return page, chance.randrange(1, min(self.most, self.pages - page) + 1)
+
+    def look(self, slots: Sequence[int]) -> None:
+        """End with where every page is, for the CPU and for both devices."""
+        for slot in slots:
+            self.add("pm", slot, 0, self.pages)
+            self.add("snap", 0, slot, 0, self.pages)
+            self.add("snap", 1, slot, 0, self.pages)
+
+
+def _small(weights: _Weights, count: int = 20) -> Callable[[Random], list[str]]:
+    def sequence(chance: Random) -> list[str]:
+        draft = _Draft(chance, weights, slots=(0, 1), pages=16, most=8, block=False)
+        draft.add("mmap", 0, 0, 16, 3, 0)
+        draft.add("mmap", 1, 0, 16, 3, int(chance.random() < 0.3))
+        draft.some(count)
+        draft.look((0, 1))
+        return draft.text
+
+    return sequence
+
+
+def _huge(chance: Random) -> list[str]:
+    pages = 2 * _BLOCK
+    draft = _Draft(chance, _THP, slots=(0, 0, 0, 0, 0, 1), pages=pages, most=64, block=True)
+    draft.add("mmap", 0, 0, pages, 3, 0)
+    draft.add("madv", 0, 0, pages, _HUGEPAGE)
+    draft.some(16)
+    draft.look((0, 1))
+    return draft.text
+
+
+def _profile(name: str, about: str, sequence: Callable[[Random], list[str]]) -> OperationProfile:
+    return OperationProfile(
+        name=name,
+        about=about,
+        sequence=sequence,
+        module="test_hmm_repaired",
+        settings={"quirk.device_page": "fixed"},
+    )
+
+
+PROFILES: Final = (
+    _profile("base", "two regions of 16 pages, private or shared, one page at a time", _small(_BASE)),
+    _profile("thp", "two blocks of 2 MiB that may be huge, split, moved", _huge),
+    _profile("fork", "children that end, and one that stays and touches the memory", _small(_FORK)),
+    _profile("two-device", "two devices that take the same pages from each other", _small(_TWO, 24)),
+)
