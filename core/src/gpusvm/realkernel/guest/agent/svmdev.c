@@ -95,7 +95,7 @@ static int operation(const char *name, const unsigned long *a)
 		if (strcmp(name, plain[i].name))
 			continue;
 		command.addr = (uintptr_t)page_at(a[1], a[2]);
-		command.n = plain[i].request == SVMDEV_FAULT ? 1 : a[3];
+		command.n = plain[i].request == SVMDEV_FAULT ? a[5] : a[3];	/* milliseconds, or pages */
 		command.flags = a[3];
 		command.target = a[4];
 		command = ask(a[0], plain[i].request, command);
