@@ -173,7 +173,7 @@ def _prepared(text: str, registry: Registry, file: str) -> tuple[DriverSpec, Ope
     them.
     """
     name, options = split_spec(text)
-    spec = read_spec(text, registry)
+    read_spec(text, registry)
     target = target_of(name, registry)
     settings = dict(target.settings)
     for pattern, of_such in target.settings_by_name:
