@@ -35,8 +35,8 @@ class BuildListener(Protocol):
 class Built:
     """Be a kernel that can be run: `image`, `initramfs`, and what it was made of.
 
-    `manifest` holds the kernel's version, the package's name, version and hash, and the SHA-256 of the configuration, of
-    the image, of the agent and of each module.
+    `manifest` holds the kernel's version, the package's name, version and hash, and the SHA-256 of the configuration,
+    of the image, of the agent and of each module.
     """
 
     name: str
@@ -73,12 +73,12 @@ def build(
     jobs: int | None = None,
     progress: BuildListener | None = None,
 ) -> Built:
-    """Build the kernel `kernel`: the number in the name of a package linux-source-*, or the path of such a package, of a
-    tar archive of a kernel's source, or of an unpacked source.
+    """Build the kernel `kernel`: the number in the name of a package linux-source-*, or the path of such a package, of
+    a tar archive of a kernel's source, or of an unpacked source.
 
-    `shop` is the folder to build in (by default `default_shop()`), `jobs` how many compilers run at once. About 1.5 GB, and
-    some minutes, once; what is done already is not done again. InputError says what is missing, or what failed and where its
-    output is.
+    `shop` is the folder to build in (by default `default_shop()`), `jobs` how many compilers run at once. About 1.5 GB,
+    and some minutes, once; what is done already is not done again. InputError says what is missing, or what failed and
+    where its output is.
     """
     check_tools(build=True)
     at = Shop(shop or default_shop())

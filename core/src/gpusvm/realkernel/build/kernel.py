@@ -35,7 +35,9 @@ def unpack(archive: Path, target: Path, *, log: IO[bytes]) -> None:
         run_tool(["dpkg-deb", "-x", str(archive), str(pending / "package")], log=log)
         found = sorted((pending / "package" / "usr" / "src").glob("linux-source-*.tar.*"))
         if len(found) != 1:
-            raise InputError(f"{archive}: expected a package with one usr/src/linux-source-*.tar.xz, found {len(found)}")
+            raise InputError(
+                f"{archive}: expected a package with one usr/src/linux-source-*.tar.xz, found {len(found)}"
+            )
         archive = found[0]
     (pending / "tree").mkdir()
     try:
@@ -79,15 +81,15 @@ def configure(tree: Path, objects: Path, *, log: IO[bytes]) -> None:
     granted = set(config.read_text("utf-8").splitlines())
     refused = [line for line in wishes.splitlines() if line.startswith("CONFIG_") and line not in granted]
     refused = [line for line in refused if not (line.endswith("=n") and f"# {line[:-2]} is not set" in granted)]
-    refused = [line for line in refused if not (line.endswith("=n") and not any(g.startswith(line[:-1]) for g in granted))]
+    refused = [
+        line for line in refused if not (line.endswith("=n") and not any(g.startswith(line[:-1]) for g in granted))
+    ]
     if refused:
         raise InputError(f"the kernel's configuration does not take {', '.join(refused)}")
 
 
-def build_image(
-    tree: Path, objects: Path, *, jobs: int, log: IO[bytes], advance: Callable[[int, int], None]
-) -> Path:
-    """Build the image and what modules need; `advance` hears how many things are made, of how many. Return the image."""
+def build_image(tree: Path, objects: Path, *, jobs: int, log: IO[bytes], advance: Callable[[int, int], None]) -> Path:
+    """Build the image and what modules need; return it. `advance` hears how many things are made, of how many."""
     command = ["make", "-C", str(tree), f"O={objects}", f"-j{jobs}", "bzImage", "modules"]
     log.write(f"$ {' '.join(command)}\n".encode())
     log.flush()
@@ -102,12 +104,12 @@ def build_image(
                 advance(made, max(made, _LINES_OF_A_BUILD))
     log.flush()
     if make.returncode:
-        raise InputError(f"make failed with {make.returncode}; the end of {log.name}:\n{tail_of(Path(log.name), begun)}")
+        raise InputError(
+            f"make failed with {make.returncode}; the end of {log.name}:\n{tail_of(Path(log.name), begun)}"
+        )
     return objects / "arch" / "x86" / "boot" / "bzImage"
 
 
 def build_modules(folder: Path, objects: Path, *, log: IO[bytes]) -> None:
     """Build the modules of a folder that has a Kbuild file."""
     run_tool(["make", "-C", str(objects), f"M={folder}", "modules"], log=log)
-
-

@@ -20,13 +20,12 @@ _GUEST: Final = resources.files("gpusvm.realkernel").joinpath("guest")
 _LAYOUT: Final = "layout"
 _SECTION: Final = ".gpusvm_layout"
 
-# The one repair: a device page of the device's own stands for the page of RAM behind it, and a page that is not writable is
-# no surprise. Each pattern has to be found once.
+# The one repair: a device page of the device's own stands for the page of RAM behind it, and a page that is not
+# writable is no surprise. Each pattern has to be found once.
 _REPAIRS: Final = (
     (
         r"(WARN_ON\(!page\);\n)(\n\t\tentry = page;)",
-        r"\1"
-        "\t\tif (is_device_private_page(page)) {\n"
+        r"\1" + "\t\tif (is_device_private_page(page)) {\n"
         "\t\t\tstruct folio *of = page_folio(page);\n"
         "\n"
         "\t\t\tpage = (struct page *)folio_zone_device_data(of) + folio_page_idx(of, page);\n"

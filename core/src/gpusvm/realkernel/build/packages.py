@@ -67,8 +67,8 @@ def get_package(name: str, shop: Shop, *, log: IO[bytes]) -> Package:
             return package
         tried.append(suite)
     raise InputError(
-        f"package {name} is in none of {', '.join(tried)} of this machine's package sources; get it elsewhere, and name "
-        "the kernel's source with --kernel PATH"
+        f"package {name} is in none of {', '.join(tried)} of this machine's package sources; get it elsewhere, and "
+        "name the kernel's source with --kernel PATH"
     )
 
 
@@ -119,11 +119,13 @@ def _version(path: Path) -> str:
 
 
 def _suites() -> Iterator[tuple[str, list[_Source]]]:
-    """Yield the machine's release, its backports, and then those of newer releases, with the archives that have them."""
+    """Yield the machine's release, its backports, and then those of newer releases, each with its archives."""
     release = _codename()
     sources = [source for source, suite in _machine_sources() if suite == release]
     if not sources:
-        raise InputError(f"{_APT}: expected a package source for {release}, found none; name a source with --kernel PATH")
+        raise InputError(
+            f"{_APT}: expected a package source for {release}, found none; name a source with --kernel PATH"
+        )
     newer = _RELEASES[_RELEASES.index(release) :] if release in _RELEASES else (release,)
     for each in newer:
         yield each, sources
