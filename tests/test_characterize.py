@@ -61,7 +61,7 @@ def test_as_a_table() -> None:
     ]
     assert lines[2].startswith("S28 what mprotect, and MADV_DONTNEED, of one page take from the GPU, of a ")
     assert lines[-2:] == [
-        f"* S28 nouveau: in Linux 'the page; 511 of 512 mapped for DMA'; {deviation}",
+        f"* S28 nouveau: its code alone reads as 'the page; 511 of 512 mapped for DMA'; {deviation}",
         "2 questions to 2 drivers: 1 known deviation, 0 findings",
     ]
 

@@ -17,6 +17,8 @@ __all__ = ["page"]
 _DEVIATES: Final = "*"
 _MODEL: Final = "°"
 
+_BELOW: Final = "#where-a-driver-does-other-than-its-code-says"
+
 HEAD = f"""\
 # How the drivers behave
 
@@ -26,16 +28,22 @@ HEAD = f"""\
 too, and prints the answers side by side. Here are those of the drivers that ship, with every quirk as written; a test
 asks them all.
 
-`{_DEVIATES}`: a reading of Linux 7.3.4's drivers alone says something else; what, and why it is seen all the same, is
-[below](#where-something-else-is-seen). `{_MODEL}`: neither what was read nor a recording says what Linux does here; the
-model's answer is kept, so that it cannot change unnoticed.
+`{_DEVIATES}`: the driver's own code of Linux 7.3.4, read alone, says something else; what is seen comes of the
+functions that it calls, named [below]({_BELOW}). `{_MODEL}`: neither what was read nor a recording says what
+Linux does here; the model's answer is kept, so that it cannot change unnoticed.
 """
 
 
 def page(root: Path) -> str:
     """Return docs/reference/characteristics.md."""
-    lines = [HEAD, *table(("", "question", *SHIPPED), _matrix()), "", "## Where something else is seen", ""]
-    lines += table(("", "driver", "Linux", "seen", "why"), _deviations())
+    lines = [
+        HEAD,
+        *table(("", "question", *SHIPPED), _matrix()),
+        "",
+        "## Where a driver does other than its code says",
+        "",
+    ]
+    lines += table(("", "driver", "its code alone reads as", "seen", "why"), _deviations())
     lines += ["", "## Notes", "", *table(("", "driver", "note"), _notes()), "", "## Where Linux says so", ""]
     lines += table(("", "kernel"), ((id_, code(probe.reference)) for id_, probe in PROBES.items()))
     return "\n".join(lines) + "\n"

@@ -91,6 +91,9 @@ def test_only_some(install, survey):
     with pytest.raises(InputError) as caught:
         found.only(["acm"])
     assert str(caught.value) == "unknown driver 'acm'; did you mean 'acme'?"
+    with pytest.raises(InputError) as caught:
+        found.only(["acme:x=1"])
+    assert str(caught.value) == "expected the name of a driver, got 'acme:x=1' with settings; name acme alone"
 
 
 def test_nothing_installed(survey):

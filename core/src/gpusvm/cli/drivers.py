@@ -17,7 +17,8 @@ def drivers(*names: str, check: Flag = False, json: Flag = False) -> int:
     Parameters
     ----------
     names
-        Drivers to show in full, with their tunables and quirks; an overview of all if none is named.
+        Drivers to show in full, with their tunables and quirks; an overview of all if none is named. Names alone:
+        settings belong to the commands that run a driver.
     check
         Say everything that is wrong with them, as far as it can be known without running them; exit code 1 if anything
         is. Their modules are imported.

@@ -31,6 +31,9 @@ class Survey:
         known = [*self.drivers, *(problem.plugin for problem in self.problems)]
         for name in names:
             if name not in known:
+                driver, colon, _ = name.partition(":")
+                if colon and driver in known:
+                    raise InputError(f"expected the name of a driver, got {name!r} with settings; name {driver} alone")
                 raise InputError(f"unknown driver {name!r}; {nearest(name, sorted(set(known)))}")
         kept = [driver for driver in self.drivers.drivers if driver.info.name in names]
         problems = tuple(problem for problem in self.problems if problem.plugin in names)

@@ -34,7 +34,8 @@ def print_characterization(found: "Characterization", *, file: IO[str] | None = 
             console.print(line)
     for each in found.deviations:
         console.print(
-            Text(f"{_KNOWN} {each.id} {each.driver}: in Linux '{each.expected}'; {each.deviation}"), soft_wrap=True
+            Text(f"{_KNOWN} {each.id} {each.driver}: its code alone reads as '{each.expected}'; {each.deviation}"),
+            soft_wrap=True,
         )
     for each in found.findings:
         console.print(Text(f"{_FOUND} {each.id} {each.driver}: {each.finding}", style="bold red"), soft_wrap=True)

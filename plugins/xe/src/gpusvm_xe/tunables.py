@@ -214,7 +214,8 @@ class XeTunables:
     )
     embedding: tuple[str, ...] = tunable(
         ("siblings",),
-        "Where the dev_pagemap lies: beside the drm_pagemap, in it, in a pagemap of PCI p2p, or in a chunk of VRAM",
+        "Where the dev_pagemap lies: beside the drm_pagemap, in it, in a pagemap of PCI p2p, or in a chunk of VRAM "
+        "(which is refused, with the reason)",
         unit="choice",
         choices=("siblings", "dev_in_drm", "p2p_provider", "chunk"),
         cite="xe_svm.h:struct xe_pagemap",
@@ -222,7 +223,8 @@ class XeTunables:
     page_to_bo: str = tunable(
         "zone_device_data",
         "How a device page leads to its zdd, and so to its buffer object: by a pointer in the page, by an ordered map "
-        "of offsets, by an xarray, or through the chunk that it lies in",
+        "of offsets, by an xarray, or through the chunk that it lies in (which is "
+        "refused, with the reason)",
         unit="choice",
         choices=("zone_device_data", "offset", "xarray", "chunk"),
         cite="xe_svm.c:to_xe_bo",

@@ -157,10 +157,11 @@ def _order_of_service(lab: Lab) -> str:
     addr = written(bench, 16)
     raised = [(addr + 3 * PAGE, ACCESS_WRITE), (addr + PAGE, ACCESS_WRITE), (addr + PAGE, ACCESS_READ), (addr, 0)]
     served = [(fault.addr, fault.access) for fault in at_once(bench, raised)]
+    order = ", ".join(str(raised.index(each) + 1) for each in served)
     return {
         tuple(raised): "as they came",
         tuple(sorted(raised)): "sorted by address, the weakest access first",
-    }.get(tuple(served), f"otherwise: {[raised.index(each) for each in served]}")
+    }.get(tuple(served), f"as the numbers {order} of them that came")
 
 
 @probe(
