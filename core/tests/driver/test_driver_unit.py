@@ -88,7 +88,7 @@ def test_a_window_around_a_kept_subscription_leaves_it(place):
 def test_every_capability_has_to_be_declared():
     for each in attrs.fields(Capabilities):
         assert each.default is attrs.NOTHING, each.name
-    with pytest.raises(TypeError, match="missing 11 required keyword-only arguments"):
+    with pytest.raises(TypeError, match="missing 14 required keyword-only arguments"):
         Capabilities()
 
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Final
 from attrs import frozen
 
 from gpusvm.conformance.lab import Lab
+from gpusvm.conformance.recorder import subscriptions
 from gpusvm.conformance.scene import PAGE, PMD_PAGES, close, falls_asleep, pinned, written, written_anew
 from gpusvm.driver import ACCESS_PREFETCH
+from gpusvm.drm import GpuSvmNotifier, PagemapDevOps
 from gpusvm.errors import KernelError
 from gpusvm.mm.pgtable import PmdKind
 
@@ -186,6 +188,46 @@ def _unplug(lab: Lab) -> bool:
     return True
 
 
+def _drm_gpusvm(lab: Lab) -> bool:
+    bench = lab.bench()
+    addr = written(bench, _FEW)
+    bench.gpu_write(addr, _FEW)
+    intervals, _ = subscriptions(bench)
+    there = any(isinstance(each.ops, GpuSvmNotifier) and each.ops.range_find(addr, addr + PAGE) for each in intervals)
+    bench.cpu_read(addr, _FEW)
+    return there
+
+
+def _drm_pagemap(lab: Lab) -> bool:
+    bench = lab.bench()
+    addr = written(bench, _FEW)
+    _bring(bench, bench.vm, addr, _FEW)
+    there = bench.where(addr) == "device" and isinstance(_pagemap_ops(bench, addr), PagemapDevOps)
+    bench.cpu_read(addr, _FEW)
+    return there
+
+
+def _pagemap_ops(bench: "Bench", addr: int) -> object:
+    pgmap = bench.memory.page_pgmap(bench.mm.page_table.entry(addr).pfn)
+    assert pgmap is not None
+    return pgmap.ops
+
+
+def _pagemap_cache(lab: Lab) -> bool:
+    bench = lab.bench()
+    addr = written(bench, _FEW)
+    _bring(bench, bench.vm, addr, _FEW)
+    bench.cpu_read(addr, _FEW)
+    kept = [each for each in bench.driver.pagemaps() if each.cache is not None]
+    close(bench)
+    there = any(each.cache is not None and each.cache.dpagemap is each and not each.refcount for each in kept)
+    bench.memory.shrinkers.shrink_slab(len(kept))
+    bench.kernel.settle()
+    bench.vm = bench.machine.open(bench.process)
+    bench.gpu_read(addr, _FEW)
+    return there
+
+
 USES: Final[Mapping[str, Use]] = {
     "device_memory": Use(
         sentence="memory that is populated, or touched by the GPU, comes to the device",
@@ -242,6 +284,21 @@ USES: Final[Mapping[str, Use]] = {
         sentence="a device goes whose memory is in use, and contents stay",
         ref="drivers/gpu/drm/drm_drv.c:drm_dev_unplug",
         try_=_unplug,
+    ),
+    "drm_gpusvm": Use(
+        sentence="what the GPU has touched is a range under a notifier of drm_gpusvm",
+        ref="drivers/gpu/drm/drm_gpusvm.c:drm_gpusvm_range_find_or_insert",
+        try_=_drm_gpusvm,
+    ),
+    "drm_pagemap": Use(
+        sentence="the pages that have come to the device are drm_pagemap's, which brings them home",
+        ref="drivers/gpu/drm/drm_pagemap.c:drm_pagemap_pagemap_ops_get",
+        try_=_drm_pagemap,
+    ),
+    "pagemap_cache": Use(
+        sentence="a pagemap that the last user has left is kept, and is made anew after it was shrunk",
+        ref="drivers/gpu/drm/drm_pagemap_util.c:drm_pagemap_get_from_cache",
+        try_=_pagemap_cache,
     ),
 }
 """One for each capability."""

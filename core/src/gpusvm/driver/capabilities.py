@@ -55,6 +55,12 @@ class Capabilities:
     """One fault unit may map system and device pages side by side."""
     unplug: Capability
     """The device may go away while its pages are in use."""
+    drm_gpusvm: Capability
+    """What the GPU maps are ranges of drm_gpusvm, and the driver supplies its ops."""
+    drm_pagemap: Capability
+    """Device memory is filled and emptied by drm_pagemap, and the driver supplies the ops for that."""
+    pagemap_cache: Capability
+    """A drm_pagemap that nobody uses is kept in a drm_pagemap_cache, until memory is short."""
 
     def items(self) -> list[tuple[str, Capability]]:
         """Return (name, capability) in order of declaration."""
