@@ -161,6 +161,10 @@ def _do_fault_around(memory: "MemoryManager", vma: "Vma", address: int) -> bool:
     found = filemap_pages(mapping, first, first + ((high - low) >> shift) - 1)
     if not found:
         return False
+    last = mapping.nr_pages - 1
+    if found[0][0] == last and not mapping.swapbacked and address >> geometry.pmd_shift not in page_table.entries:
+        # filemap_map_pages: filemap_map_pmd, which brings the missing table, is not asked about a folio at the end.
+        return False
     table = page_table.table(address >> geometry.pmd_shift)
     at = (low - table.base) >> shift
     used = table.used

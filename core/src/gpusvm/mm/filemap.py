@@ -49,6 +49,11 @@ class AddressSpace:
         "vmas",
     )
 
+    moves_alone = False
+    """Whether mremap moves an area of it only by itself (mremap.c:vma_multi_allowed)."""
+    truncate_unmaps_always = False
+    """Whether a truncate that makes it no shorter looks for mapped pages behind its end too."""
+
     def __init__(
         self, memory: "MemoryManager", name: str, nr_pages: int, *, swapbacked: bool, page_mkwrite: bool
     ) -> None:
@@ -205,21 +210,35 @@ class AddressSpace:
         """
         old = self.nr_pages
         self.nr_pages = nr_pages
-        if nr_pages < old:
+        if nr_pages < old or self.truncate_unmaps_always:
             self.unmap_mapping_range(nr_pages, ULONG_MAX)
             for index in sorted(index for index in self.pages if index >= nr_pages):
                 self.remove(index)
             self.unmap_mapping_range(nr_pages, ULONG_MAX)
         # Until here a page that is still mapped could be read.
+        self._resize_tokens(nr_pages)
+
+    def extend(self, nr_pages: int) -> None:
+        """Make the file at least `nr_pages` long, as a write behind its end does: nobody is told (i_size_write)."""
+        if nr_pages > self.nr_pages:
+            self.nr_pages = nr_pages
+            self._resize_tokens(nr_pages)
+
+    def _resize_tokens(self, nr_pages: int) -> None:
         tokens = np.zeros(nr_pages, np.int64)
-        kept = min(old, nr_pages)
+        kept = min(len(self.tokens), nr_pages)
         tokens[:kept] = self.tokens[:kept]
         self.tokens = tokens
 
     # --- read(2) and write(2)
 
     def pread(self, index: int) -> int:
-        """Read one page and check it; its token. EINVAL: behind the end. ENOMEM."""
+        """Read one page and check it; its token. EINVAL: behind the end. ENOMEM.
+
+        A hole of shmem stays one (mm/shmem.c:shmem_file_read_iter).
+        """
+        if self.swapbacked and index not in self.pages and 0 <= index < self.nr_pages:
+            return 0
         return read_page(self, index)
 
     def pwrite(self, index: int) -> int:

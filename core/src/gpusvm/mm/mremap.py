@@ -137,9 +137,11 @@ def _remap_move(vrm: _Remap) -> int:
         vma = mm.find_vma(at)
         if vma is None or vma.start >= end:
             break
-        # vma_multi_allowed: what a process is told of, it is told of one by one.
-        if vma.flags & VM_UFFD_MISSING and (at > start or vma.end < end):
-            raise vrm.error(EFAULT, f"{vma!r}, which a userfaultfd watches, moves alone only")
+        # vma_multi_allowed: what a process is told of, it is told of one by one; a file that chooses addresses itself
+        # might choose others.
+        alone = vma.flags & VM_UFFD_MISSING or (vma.file is not None and vma.file.moves_alone)
+        if alone and (at > start or vma.end < end):
+            raise vrm.error(EFAULT, f"{vma!r}, which a userfaultfd or its file minds, moves alone only")
         vrm.addr = max(vma.start, at)
         at = min(end, vma.end)
         vrm.new_addr = vrm.addr + by
