@@ -2,7 +2,7 @@
 
 import pytest
 from gpusvm.driver.operations import PROCESS_OPERATIONS, PageWords
-from gpusvm.errors import KernelError
+from gpusvm.errors import InputError, KernelError
 from gpusvm.kernel import Kernel
 from gpusvm.mm import MemoryManager
 from gpusvm.realkernel.operations import read_operation
@@ -55,6 +55,35 @@ def test_an_access_stops_at_a_signal(do):
     assert do("r 0 0 6") == "-2 11 4 0 9,a,3,4"
     assert do("munmap 0 0 1") == "0 0 0 0"
     assert do("r 0 0 2") == "-2 11 0 0 "
+
+
+def test_files_are_mapped_written_and_cut(do):
+    assert do("ft 0 4") == "0 0 0 0"
+    assert do("pw 0 3 3 40") == "0 0 3 0"
+    assert do("pr 0 2 9") == "0 0 4 0 0,28,29,2a"
+    assert do("mapf 0 0 4 3 1 0 2") == "0 0 0 0"
+    assert do("r 0 0 4") == "0 0 4 0 0,28,29,2a"
+    assert do("w 0 1 1 9") == "0 0 1 0"
+    assert do("mapf 1 0 4 3 0 0 2") == "0 0 0 0"
+    assert do("w 1 2 1 7") == "0 0 1 0"
+    assert do("pr 0 3 2") == "0 0 2 0 9,29"
+    assert do("ft 0 4") == "0 0 0 0"
+    assert do("r 1 0 4") == "-2 7 2 0 0,9"
+    assert do("pr 1 0 4") == "0 0 0 0 "
+    do.operations.close_files()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ft 2 4", "file of 'ft 2 4': expected 0 (a tmpfs object) or 1 (a ramfs file), got 2"),
+        ("pr 0 0 4097", "pages of 'pr 0 0 4097': expected 0 to 4096 pages, got 4097"),
+    ],
+)
+def test_what_a_file_cannot_be_is_refused(text, message):
+    with pytest.raises(InputError) as refused:
+        read_operation(text, PROCESS_OPERATIONS, devices=1)
+    assert str(refused.value) == message
 
 
 def test_slots_lie_16_mib_apart(do):

@@ -2,11 +2,16 @@
 
 import errno
 
+import attrs
 import numpy as np
 import pytest
 from gpusvm.driver import ACCESS_READ
+from gpusvm.driver.spec import read_spec
 from gpusvm.errors import KernelError
+from gpusvm.machine import Machine, load_topology
 from gpusvm.mm.api import MADV_DONTNEED
+from gpusvm.plugins import LoadedDriver, Registry
+from gpusvm_dmirror.info import INFO
 from gpusvm_dmirror.uapi import HMM_DMIRROR_SNAPSHOT, HmmDmirrorCmd
 
 PAGE, MS = 4096, 1_000_000
@@ -53,6 +58,16 @@ def test_so_is_a_snapshot(disturbed, ms, attempts):
         b.vm.ioctl(HMM_DMIRROR_SNAPSHOT, HmmDmirrorCmd(addr=addr, npages=4, ptr=np.zeros(4, np.uint8)))
     assert str(caught.value) == f"-EBUSY: invalidated for {ms} ms"
     assert len(begun) == attempts
+
+
+@pytest.mark.parametrize(("spm", "coherent"), [("none", []), ("both", [2, 3])])
+def test_memory_of_their_own_makes_the_third_and_fourth_device_coherent(spm, coherent):
+    single = load_topology("single")
+    topology = attrs.evolve(single, device=tuple(attrs.evolve(single.device[0], name=f"gpu{i}") for i in range(4)))
+    spec = read_spec(f"dmirror:spm={spm}", Registry.of_loaded([LoadedDriver(info=INFO)]))
+    machine = Machine.boot(topology, [spec] * 4, vram_bytes=1 << 28)
+    assert [i for i, driver in enumerate(machine.drivers) if driver.coherent] == coherent
+    machine.teardown()
 
 
 @pytest.mark.parametrize(("way", "through"), [("zone_device_data", {"zone_device_data"}), ("chunk", {"page_pgmap"})])

@@ -46,6 +46,10 @@ PROCESS_OPERATIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "kp": ("slot", "page", "n"),
     "ke": (),
     "warn": (),
+    "mapf": ("slot", "page", "n", "prot", "shared", "file", "offset"),
+    "ft": ("file", "pages"),
+    "pr": ("file", "offset", "pages"),
+    "pw": ("file", "offset", "pages", "value"),
 }
 PROCESS_RESIDENCY: Final = frozenset({"pm", "kp"})
 
@@ -83,6 +87,10 @@ class PageWords:
         tokens = self._contents.new_tokens(n)
         self._note(tokens.tolist(), value)
         return tokens
+
+    def wrote_versions(self, tokens: Sequence[int], value: int) -> None:
+        """Note that version i holds `value` + i."""
+        self._note(tokens, value)
 
     def wrote(self, pfns: Pfns, value: int) -> None:
         """Note that page i, just written, holds `value` + i."""
@@ -141,7 +149,8 @@ class OperationProfile:
 
     `sequence` makes one, out of the chance that it is given alone. On a real kernel the devices are those of the module
     `module`, one of those that come with gpusvm, loaded with `parameters`; in the model those of the driver with
-    `settings`, options of a spec string. `coherent`: the kernel needs memory that it leaves to the devices.
+    `settings`, options of a spec string. `coherent`: the kernel needs memory that it leaves to the devices. `devices`:
+    how many there are, if not as many as the target says.
     """
 
     name: str
@@ -151,6 +160,7 @@ class OperationProfile:
     parameters: Sequence[str] = Factory(tuple)
     settings: Mapping[str, str] = field(factory=dict)
     coherent: bool = False
+    devices: int | None = None
 
 
 @frozen(kw_only=True)

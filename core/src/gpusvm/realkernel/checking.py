@@ -55,6 +55,7 @@ class _Job:
     first: int
     sequences: tuple[Pairs, ...]
     target: str
+    devices: int | None
     level: Level
     drivers: Installed | Registry
 
@@ -104,6 +105,7 @@ def check(
                 first=first,
                 sequences=recording.sequences[first : first + _BATCH],
                 target=chosen,
+                devices=recording.devices,
                 level=level,
                 drivers=drivers,
             )
@@ -138,7 +140,7 @@ def _check_job(job: _Job) -> list[SequenceResult]:
     registry = job.drivers.registry() if isinstance(job.drivers, Installed) else job.drivers
     spec, target = _prepared(job.target, registry, Path(job.file).name)
     return [
-        check_sequence(job.file, job.first + i, pairs, spec=spec, target=target, level=job.level)
+        check_sequence(job.file, job.first + i, pairs, spec=spec, target=target, level=job.level, devices=job.devices)
         for i, pairs in enumerate(job.sequences)
     ]
 

@@ -196,7 +196,13 @@ class _Session:
 
     def _checked(self, number: int, pairs: Pairs) -> SequenceResult:
         return check_sequence(
-            _GENERATED, number, pairs, spec=self.asked.spec, target=self.asked.target, level=self.level
+            _GENERATED,
+            number,
+            pairs,
+            spec=self.asked.spec,
+            target=self.asked.target,
+            level=self.level,
+            devices=self.asked.devices,
         )
 
     def _difference(self, guest: Guest, number: int, pairs: Pairs) -> Finding:

@@ -56,10 +56,13 @@ def read_operation(text: str, forms: Mapping[str, tuple[str, ...]], *, devices: 
 def _problem(kind: str, number: int, devices: int) -> str | None:
     if kind == "dev":
         return None if 0 <= number < devices else f"a device from 0 to {devices - 1}"
+    if kind == "file":
+        return None if number in (0, 1) else "0 (a tmpfs object) or 1 (a ramfs file)"
     if kind == "slot":
         return None if 0 <= number < _SLOTS else f"a slot from 0 to {_SLOTS - 1}"
     if kind == "prot":
         return None if number in _PROT else "0, 1 or 3"
-    if kind == "n":
-        return None if 1 <= number <= SLOT_PAGES else f"1 to {SLOT_PAGES} pages"
+    if kind in {"n", "pages"}:
+        least = int(kind == "n")
+        return None if least <= number <= SLOT_PAGES else f"{least} to {SLOT_PAGES} pages"
     return None if number >= 0 else "0 or more"

@@ -9,7 +9,9 @@ from attrs import evolve
 from gpusvm.driver.operations import Answer, PageWords
 from gpusvm.errors import CpuSignal
 from gpusvm.mm.api import MREMAP_FIXED, MREMAP_MAYMOVE, PROT_READ, PROT_WRITE, VM_SHARED, Pfns
+from gpusvm.mm.filemap import AddressSpace
 from gpusvm.mm.pgtable import PmdKind, PmdLeaf, PteTable
+from gpusvm.mm.ramfs import RamfsFile
 from gpusvm.realkernel.operations import PAGE, address
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ class ProcessOperations:
         self.mm = mm
         self.words = words
         self.child: MmStruct | None = None
+        self._files: dict[int, AddressSpace] = {}
 
     def execute(self, name: str, numbers: Sequence[int]) -> Answer:
         """Do one operation. KernelError stands for an answer of -1."""
@@ -86,6 +89,46 @@ class ProcessOperations:
         """Look at /proc/self/pagemap: see `_residency`."""
         return self._pagemap(self.mm, address(slot, page), n)
 
+    # --- files: 0 is an object of tmpfs, 1 a file of ramfs, both empty at first
+
+    def mapf(self, slot: int, page: int, n: int, prot: int, shared: int, file: int, offset: int) -> Answer:
+        flags = VM_SHARED if shared else 0
+        at = address(slot, page)
+        self.mm.mmap(at, n * PAGE, _PROT[prot], flags=flags, file=self._file(file), offset=offset * PAGE)
+        return Answer()
+
+    def ft(self, file: int, pages: int) -> Answer:
+        """Give a file another length (ftruncate)."""
+        self._file(file).truncate(pages)
+        return Answer()
+
+    def pr(self, file: int, offset: int, pages: int) -> Answer:
+        """Read pages of a file, as far as there are some (pread)."""
+        of = self._file(file)
+        tokens = [of.pread(i) for i in range(offset, min(offset + pages, of.nr_pages))]
+        return Answer(done=len(tokens), payload=self.words.of_tokens(tokens))
+
+    def pw(self, file: int, offset: int, pages: int, value: int) -> Answer:
+        """Write pages of a file, which grows where it has to (pwrite)."""
+        of = self._file(file)
+        for i in range(offset, offset + pages):
+            of.extend(i + 1)
+            self.words.wrote_versions([of.pwrite(i)], value + i - offset)
+        return Answer(done=pages)
+
+    def close_files(self) -> None:
+        """Close what was opened, as the end of the process does."""
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+    def _file(self, number: int) -> AddressSpace:
+        if number not in self._files:
+            self._files[number] = (
+                RamfsFile(self.memory, "ramfs", 0) if number else self.memory.memfd_create(0, name="tmpfs")
+            )
+        return self._files[number]
+
     # --- a child that stays
 
     def kf(self) -> Answer:
@@ -111,7 +154,7 @@ class ProcessOperations:
         return Answer()
 
     def warn(self) -> Answer:
-        """Say what the kernel has warned of: nothing. Where Linux would warn, the model raises an error at once."""
+        """Count what the kernel has warned of: nothing. Where Linux would warn, the model raises an error at once."""
         return Answer()
 
     def _write(self, mm: "MmStruct", start: int, n: int, value: int) -> Answer:

@@ -36,6 +36,12 @@ class Recording:
         spec = self.header.get("spec")
         return spec if isinstance(spec, str) else None
 
+    @property
+    def devices(self) -> int | None:
+        """Return how many devices there were; None if the file does not say: as many as its target has."""
+        devices = self.header.get("devices")
+        return devices if isinstance(devices, int) else None
+
 
 def target_of_name(path: Path, targets: Sequence[str]) -> str:
     """Return the driver that the name of a file begins with, as in ``dmirror-base.json.gz``. InputError, also if there
@@ -74,7 +80,7 @@ def load_recording(path: Path, target: OperationTarget) -> Recording:
     recording = read_recording(path)
     forms = {**PROCESS_OPERATIONS, **target.operations}
     for number, pairs in enumerate(recording.sequences):
-        _check_pairs(pairs, f"{path}: sequence {number}", forms, target)
+        _check_pairs(pairs, f"{path}: sequence {number}", forms, target, recording.devices)
     return recording
 
 
@@ -120,10 +126,12 @@ def _pairs(found: Any, where: str) -> Pairs:
     return tuple(pairs)
 
 
-def _check_pairs(pairs: Pairs, where: str, forms: Mapping[str, tuple[str, ...]], target: OperationTarget) -> None:
+def _check_pairs(
+    pairs: Pairs, where: str, forms: Mapping[str, tuple[str, ...]], target: OperationTarget, devices: int | None
+) -> None:
     for number, (operation, answer) in enumerate(pairs):
         try:
-            read_operation(operation, forms, devices=target.devices)
+            read_operation(operation, forms, devices=target.devices if devices is None else devices)
             if answer != HANG:
                 read_answer(answer, target.events)
             elif number != len(pairs) - 1:

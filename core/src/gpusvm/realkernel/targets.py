@@ -23,7 +23,7 @@ class Asked:
     @property
     def devices(self) -> int:
         """How many devices there are."""
-        return self.target.devices
+        return self.target.devices if self.profile.devices is None else self.profile.devices
 
     def header(self) -> dict[str, Any]:
         """Return what a recording says of it."""
@@ -32,6 +32,7 @@ class Asked:
             "target": self.target.driver,
             "spec": self.spec.text,
             "profile": self.profile.name,
+            "devices": self.devices,
             "module": self.profile.module,
             "parameters": list(self.profile.parameters),
         }

@@ -14,10 +14,19 @@ if TYPE_CHECKING:
 __all__ = ["INFO"]
 
 
+# Of the module's four devices, the last two, if there is memory for them.
+_COHERENT = 2
+
+
 def _make(host: Host) -> "Driver":
+    from gpusvm.driver import chunk_pages
+
     from gpusvm_dmirror.device import DmirrorDevice
 
-    return DmirrorDevice(host)
+    if host.tunables.spm == "none" or host.device.index < _COHERENT:
+        return DmirrorDevice(host)
+    pages = chunk_pages(host.tunables.chunk_bytes, host.memory.geometry)
+    return DmirrorDevice(host, spm=host.memory.request_free_mem_region(pages))
 
 
 _ACCESS = Errnos(

@@ -37,6 +37,14 @@ class DmirrorTunables:
         maximum=512,
         cite="test_hmm.c:dmirror_fault",
     )
+    spm: str = tunable(
+        "none",
+        "What spm_addr_dev0 and spm_addr_dev1, the module's parameters, name: nothing, or memory that only devices 2 "
+        "and 3 use, which are then coherent",
+        unit="choice",
+        choices=("none", "both"),
+        cite="test_hmm.c:hmm_dmirror_init, dmirror_allocate_chunk",
+    )
     hmm_timeout_ms: int = tunable(
         1000,
         "How long a fault is tried again when its pages are invalidated under it, before it fails with EBUSY",

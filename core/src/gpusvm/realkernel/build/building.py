@@ -22,7 +22,7 @@ __all__ = ["BuildListener", "Built", "build", "find_built"]
 DEFAULT_KERNEL: Final = "7.3"
 
 _MANIFEST: Final = "manifest.json"
-_AGENT: Final = ("boot.c", "dmirror.c", "main.c", "output.c", "process.c", "svmdev.c")
+_AGENT: Final = ("boot.c", "dmirror.c", "files.c", "main.c", "output.c", "process.c", "svmdev.c")
 
 
 class BuildListener(Protocol):

@@ -14,7 +14,7 @@
 #define SLOT_SIZE (16UL << 20)
 #define BASE 0x100000000000UL	/* slot 0: the same in every process and boot */
 #define MOST_PAGES 4096UL	/* of one operation */
-#define ARGUMENTS 6
+#define ARGUMENTS 8
 
 /* ---- output.c: the text of the answers, in memory that forked processes share */
 
@@ -40,6 +40,10 @@ void process_end(void);		/* ends the child that stays, if there is one */
 unsigned char *page_at(unsigned long slot, unsigned long page);
 void fill(unsigned char *pages, unsigned long n, uint32_t first);
 
+/* ---- files.c: what a process maps that has a name or a descriptor */
+
+int file_operation(const char *name, const unsigned long *argument);
+
 /* ---- devices: dmirror.c and svmdev.c, of which one is in use */
 
 struct target {
@@ -58,6 +62,8 @@ extern const struct target dmirror, svmdev;
 void boot(void);
 const char *setting(const char *name, const char *otherwise);
 int open_port(void);
+void forget_warnings(void);
+void put_kernel_warnings(void);	/* how many since the last call or forget_warnings(), and of what */
 void power_off(void);
 
 void die(const char *what) __attribute__((noreturn));

@@ -46,9 +46,11 @@ static void mount_all(void)
 {
 	static const char *const mounts[][2] = {
 		{ "proc", "/proc" }, { "sysfs", "/sys" }, { "devtmpfs", "/dev" }, { "tmpfs", "/tmp" },
-		{ "tracefs", "/sys/kernel/tracing" },
+		{ "tracefs", "/sys/kernel/tracing" }, { "ramfs", "/ram" },
+		{ "debugfs", "/sys/kernel/debug" },
 	};
 
+	mkdir("/ram", 0700);
 	for (size_t i = 0; i < sizeof(mounts) / sizeof(*mounts); i++)
 		if (mount(mounts[i][0], mounts[i][1], mounts[i][0], 0, NULL) && errno != EBUSY)
 			die(mounts[i][1]);
@@ -168,6 +170,50 @@ void boot(void)
 		find_devices();
 		place_probes();
 	}
+}
+
+/* ---- what the kernel warns of, which comes with its log */
+
+static int kernel_log = -1;
+
+void forget_warnings(void)
+{
+	/* a WARN_ON_ONCE is to come once a sequence, and not once a boot */
+	write_file("/sys/kernel/debug/clear_warn_once", "1");
+	if (kernel_log < 0)
+		kernel_log = open("/dev/kmsg", O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+	if (kernel_log < 0)
+		die("/dev/kmsg");
+	lseek(kernel_log, 0, SEEK_END);
+}
+
+void put_kernel_warnings(void)
+{
+	unsigned long count = 0, length = 0;
+	char record[8192], text[4096] = "";
+	ssize_t got;
+
+	for (;;) {
+		got = read(kernel_log, record, sizeof(record) - 1);
+		if (got < 0 && errno == EPIPE)
+			continue;
+		if (got <= 0)
+			break;
+		record[got] = 0;
+		for (const char *kind = "WARNING\0BUG\0Oops\0"; *kind; kind += strlen(kind) + 1) {
+			char *at = strchr(record, ';');
+
+			if (!at || strncmp(at + 1, kind, strlen(kind)))
+				continue;
+			count++;
+			/* up to the offset in the function: what follows is of this build, and this process */
+			for (text[length++] = ' '; *++at && *at != '\n' && *at != '+' && length < sizeof(text) - 200; )
+				text[length++] = *at == ' ' ? '_' : *at;
+		}
+	}
+	text[length] = 0;
+	put_result(0, count, 0);
+	put("%s", text);
 }
 
 int open_port(void)

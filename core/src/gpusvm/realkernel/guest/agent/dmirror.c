@@ -87,6 +87,10 @@ static int operation(const char *name, const unsigned long *a)
 			put("%02x", scratch[k]);
 		return 1;
 	}
+	if (!strcmp(name, "warn")) {
+		put_kernel_warnings();
+		return 1;
+	}
 	if (!strcmp(name, "fl")) {
 		put_result(ask(a[0], HMM_DMIRROR_FLAGS, (void *)BASE, a[1], &command), 0, 0);
 		return 1;

@@ -69,9 +69,9 @@ static void do_line(const struct target *target, const char *line)
 	unsigned long a[ARGUMENTS] = { 0 };
 	char name[16] = "";
 
-	sscanf(line, "%15s %lu %lu %lu %lu %lu %lu", name, a, a + 1, a + 2, a + 3, a + 4, a + 5);
+	sscanf(line, "%15s %lu %lu %lu %lu %lu %lu %lu %lu", name, a, a + 1, a + 2, a + 3, a + 4, a + 5, a + 6, a + 7);
 	target->forget_events();
-	if (!process_operation(name, a) && !target->operation(name, a))
+	if (!process_operation(name, a) && !file_operation(name, a) && !target->operation(name, a))
 		put("-9 0 0 0 unknown");
 	target->put_events();
 	put("\n");
@@ -83,6 +83,7 @@ static void do_sequence(const struct target *target, char *text)
 	int status = 0;
 
 	if (!worker) {
+		forget_warnings();
 		target->open();
 		for (char *line; (line = strsep(&text, "\n")); )
 			if (*line)

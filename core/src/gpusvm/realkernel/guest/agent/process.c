@@ -228,7 +228,7 @@ static void tell_child(char what, const unsigned long *a)
 	char done;
 
 	if (!child.pid) {
-		put("-9 0 0 0 no child");
+		put("-9 0 0 0 nochild");
 		return;
 	}
 	memcpy(request.a, a, sizeof(request.a));
