@@ -6,7 +6,7 @@ from typing import Final, Literal, get_args
 from gpusvm.driver.operations import Answer
 from gpusvm.errors import InputError
 
-__all__ = ["HANG", "LEVELS", "Level", "first_difference", "read_answer"]
+__all__ = ["ENDED", "HANG", "LEVELS", "Level", "first_difference", "read_answer"]
 
 Level = Literal["L0", "L1", "L2", "L3"]
 """How closely answers are compared: L0 return, errno, counts and data; L1 also where the pages are; L2 also which
@@ -14,6 +14,9 @@ events came; L3 also in which order."""
 
 HANG: Final = "HANG"
 """What stands for the answer of an operation that never returned: the last of its sequence."""
+
+ENDED: Final = "STATUS "
+"""What begins the answer of an operation before whose end its process ended, which no process should."""
 
 LEVELS: Final[tuple[Level, ...]] = get_args(Level)
 

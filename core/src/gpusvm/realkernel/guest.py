@@ -81,6 +81,8 @@ class Guest:
     hardware: Hardware = Hardware()
     kernel: str = ""
     """What the guest says that it runs, once it is up."""
+    said: str = ""
+    """The end of what the kernel before the last restart had said."""
     _process: "subprocess.Popen[bytes] | None" = None
     _line: socket.socket | None = None
     _folder: Path = Factory(lambda: Path(tempfile.mkdtemp(prefix="gpusvm-guest-")))
@@ -133,7 +135,8 @@ class Guest:
         self._line.settimeout(_ANSWER_S)
 
     def restart(self) -> None:
-        """End what is left of the guest, and boot it again."""
+        """End what is left of the guest, and boot it again; `said` is what it said last."""
+        self.said = self.serial
         self.stop()
         self.start()
 
@@ -155,7 +158,7 @@ class Guest:
     def sequence(self, operations: Sequence[str]) -> list[str]:
         """Do operations in a fresh process; their answers. GuestDiedError if the kernel dies of it.
 
-        The list is shorter than the operations if the process ended before the last; its end says ``STATUS n`` then.
+        The list is shorter than the operations if the process ended before the last; its last says `ENDED` then.
         """
         if self._line is None:
             raise InputError("the guest is not running")

@@ -19,7 +19,7 @@ from gpusvm.driver.operations import (
 from gpusvm.driver.spec import DriverSpec
 from gpusvm.errors import CpuSignal, DeadlockError, KernelError, LivelockError
 from gpusvm.machine import Machine, load_topology
-from gpusvm.realkernel.answers import HANG, LEVELS, Level, first_difference, read_answer
+from gpusvm.realkernel.answers import ENDED, HANG, LEVELS, Level, first_difference, read_answer
 from gpusvm.realkernel.operations import Operation, address, read_operation
 from gpusvm.realkernel.process import ProcessOperations
 from gpusvm.realkernel.recordings import Pairs
@@ -161,7 +161,7 @@ def check_sequence(
         got = str(answer)
         if got == expected:
             continue
-        if expected == HANG:
+        if expected == HANG or expected.startswith(ENDED):
             return differs(index, text, expected, got, "L0")
         wanted = read_answer(expected, target.events)
         at = first_difference(wanted, answer, residency=operation.name in residency)

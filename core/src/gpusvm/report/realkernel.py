@@ -103,15 +103,16 @@ def _print_finding(console: "Console", finding: "Finding") -> None:
 
     words = {
         "difference": "the model fails" if finding.level is None else f"differs at {finding.level}",
-        "crash": "the kernel died",
+        "hang": "the kernel does not return",
+        "crash": "the kernel died" if finding.same_as is None else f"the kernel died, as of sequence {finding.same_as}",
         "unsteady": "the kernel answers otherwise when asked again",
     }
     console.print(Text(f"sequence {finding.sequence}: {words[finding.kind]}", style="bold"))
-    for operation, answer in finding.pairs:
+    for operation, answer in finding.pairs if finding.same_as is None else ():
         console.print(Text(f"  {operation} => {shortened(answer)}" if answer else f"  {operation}"), soft_wrap=True)
     if finding.got:
         console.print(Text(f"       model  {shortened(finding.got)}"), soft_wrap=True)
-    if finding.serial:
+    if finding.serial and finding.same_as is None:
         console.print(Text(finding.serial, style="red"), soft_wrap=True)
     console.print()
 
