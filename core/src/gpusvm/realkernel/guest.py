@@ -13,6 +13,7 @@ from typing import Any, Final, Self
 from attrs import Factory, define, frozen
 
 from gpusvm.errors import GpusvmError, InputError
+from gpusvm.realkernel.answers import HANG
 from gpusvm.realkernel.build import Built
 from gpusvm.realkernel.build.tools import check_tools
 from gpusvm.realkernel.targets import Asked
@@ -158,7 +159,8 @@ class Guest:
     def sequence(self, operations: Sequence[str]) -> list[str]:
         """Do operations in a fresh process; their answers. GuestDiedError if the kernel dies of it.
 
-        The list is shorter than the operations if the process ended before the last; its last says `ENDED` then.
+        The list is shorter than the operations if the process ended before the last; its last says `ENDED` then, or is
+        `HANG` for an operation that did not return, after which the guest has been booted again.
         """
         if self._line is None:
             raise InputError("the guest is not running")
@@ -168,7 +170,10 @@ class Guest:
         except OSError:
             raise GuestDiedError("the guest died", self.serial) from None
         _, text = self._receive("the guest died")
-        return text.split("\n")[:-1]
+        answers = text.split("\n")[:-1]
+        if answers and answers[-1] == HANG:
+            self.restart()  # what the process holds it will hold for ever
+        return answers
 
     def _receive(self, otherwise: str) -> tuple[str, str]:
         length, kind = _HEAD.unpack(self._read(_HEAD.size, otherwise))

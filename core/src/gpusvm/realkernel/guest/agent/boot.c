@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
 #include <sys/stat.h>
@@ -143,6 +144,45 @@ static void find_devices(void)
 		fclose(symbols);
 }
 
+static unsigned long read_number(const char *path)
+{
+	unsigned long number = 0;
+	FILE *file = fopen(path, "r");
+
+	if (file && fscanf(file, "%lu", &number) != 1)
+		number = 0;
+	if (file)
+		fclose(file);
+	return number;
+}
+
+/*
+ * khugepaged scans at once when the first process has memory for it, and then sleeps as long as it was told.  The memory
+ * here is this process's and stays, so that there is no other first one.
+ */
+static void quiet_khugepaged(void)
+{
+	size_t size = 4UL << 20;
+	char *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	unsigned long scans;
+
+	if (memory == MAP_FAILED)
+		die("memory for khugepaged");
+	write_file(THP "khugepaged/pages_to_scan", "100000");
+	write_file(THP "khugepaged/scan_sleep_millisecs", "10");
+	if (madvise(memory, size, MADV_HUGEPAGE))
+		return;		/* a kernel without huge pages */
+	memset(memory, 1, size);
+	for (int i = 0; i < 500 && !read_number(THP "khugepaged/full_scans"); i++)
+		usleep(10000);
+	/* this wakes it, for one scan more */
+	scans = read_number(THP "khugepaged/full_scans");
+	write_file(THP "khugepaged/scan_sleep_millisecs", "100000000");
+	for (int i = 0; i < 20 && read_number(THP "khugepaged/full_scans") == scans; i++)
+		usleep(10000);
+	write_file(THP "khugepaged/pages_to_scan", "1");
+}
+
 /* Nothing may happen to memory but what an operation does. */
 static void keep_quiet(void)
 {
@@ -153,8 +193,7 @@ static void keep_quiet(void)
 	write_file(THP "enabled", "madvise");
 	write_file(THP "defrag", "madvise");
 	write_file(THP "khugepaged/defrag", "0");
-	write_file(THP "khugepaged/pages_to_scan", "1");
-	write_file(THP "khugepaged/scan_sleep_millisecs", "100000000");
+	quiet_khugepaged();
 }
 
 void boot(void)

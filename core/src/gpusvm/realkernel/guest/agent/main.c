@@ -7,6 +7,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,6 +18,7 @@
 #include "agent.h"
 
 #define LONGEST_FRAME (4UL << 20)
+#define HANGS_S 20	/* an operation takes milliseconds, and some wait a second for something */
 
 static int port = -1;
 
@@ -77,6 +79,43 @@ static void do_line(const struct target *target, const char *line)
 	put("\n");
 }
 
+/* The end of the process that does a sequence; 0 if it does not come, as an operation does not return. */
+static int wait_for(pid_t worker, int *status)
+{
+	size_t before = 0, now;
+
+	for (int waited = 0; waited < HANGS_S;) {
+		struct timespec second = { .tv_sec = 1 };
+		sigset_t ends;
+		pid_t ended = waitpid(worker, status, WNOHANG);
+
+		if (ended == worker)
+			return 1;
+		if (ended < 0)
+			die("worker");
+		sigemptyset(&ends);
+		sigaddset(&ends, SIGCHLD);
+		if (sigtimedwait(&ends, NULL, &second) >= 0)
+			continue;
+		output_text(&now);
+		waited = now == before ? waited + 1 : 0;
+		before = now;
+	}
+	return 0;
+}
+
+/* The line of an operation that does not return, whatever is there of it. */
+static void put_hang(void)
+{
+	size_t length;
+	const char *text = output_text(&length);
+
+	while (length && text[length - 1] != '\n')
+		length--;
+	output_cut(length);
+	put("HANG\n");
+}
+
 static void do_sequence(const struct target *target, char *text)
 {
 	pid_t worker = fork();
@@ -91,9 +130,11 @@ static void do_sequence(const struct target *target, char *text)
 		process_end();
 		_exit(0);
 	}
-	if (worker < 0 || waitpid(worker, &status, 0) != worker)
+	if (worker < 0)
 		die("worker");
-	if (status)
+	if (!wait_for(worker, &status))
+		put_hang();
+	else if (status)
 		put("STATUS %d\n", status);
 }
 
@@ -110,8 +151,12 @@ int main(void)
 {
 	static char text[LONGEST_FRAME];
 	const struct target *target;
+	sigset_t ends;
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
+	sigemptyset(&ends);
+	sigaddset(&ends, SIGCHLD);
+	sigprocmask(SIG_BLOCK, &ends, NULL);
 	boot();
 	target = strcmp(setting("GPUSVM_TARGET", ""), svmdev.name) ? &dmirror : &svmdev;
 	output_init();
