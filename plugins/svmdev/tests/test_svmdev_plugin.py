@@ -46,6 +46,9 @@ def test_the_defaults_are_the_modules():
         "notifier_size": 512 << 20,
         "device_pages": 0,  # as the machine has it; 4096 in the module
         "can_migrate_same_pagemap": 0,
+        "make_room": 0,
+        "cached": 0,
+        "one_log": 0,
         "chunk_sizes": (2 << 20, 64 << 10, 4 << 10),
         "fault_rounds": 3,
     }

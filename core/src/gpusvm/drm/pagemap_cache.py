@@ -125,6 +125,12 @@ class PagemapCache:
         """Make a lookup atomic (drm_pagemap_cache_lock_lookup, drm_pagemap_cache_unlock_lookup)."""
         return self._lookup_mutex
 
+    def get_if_active(self, holder: object) -> "DrmPagemap | None":
+        """Return the pagemap with a reference, or None if it is not active (drm_pagemap_get_from_cache_if_active)."""
+        with self.lock:
+            dpagemap = self.dpagemap
+            return dpagemap if dpagemap is not None and dpagemap.get_unless_zero(holder) else None
+
     def get(self, holder: object) -> "DrmPagemap | None":
         """Return the pagemap with a reference, revived if it was inactive; None if there is none
         (drm_pagemap_get_from_cache).

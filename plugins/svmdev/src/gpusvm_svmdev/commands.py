@@ -15,8 +15,9 @@ from gpusvm_svmdev.faults import FaultCommand
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from gpusvm.drm import DrmPagemap, PagemapAddrs
+    from gpusvm.drm import PagemapAddrs
 
+    from gpusvm_svmdev.device import Svmdev
     from gpusvm_svmdev.file import SvmdevFile
     from gpusvm_svmdev.memory import SvmdevBo
 
@@ -69,19 +70,20 @@ class SvmdevCommands:
 
     # ---- faults and migration ------------------------------------------------------------------------------------
 
-    def fault(self, addr: int, flags: int, *, target: "DrmPagemap | None" = None) -> FaultCommand:
-        """Do FAULT with SVMDEV_F_ flags, and populate `target`, by default the device's own memory. Never raises: the
-        command says what each stage answered, the last what the ioctl does.
+    def fault(self, addr: int, flags: int, *, target: "Svmdev | None" = None) -> FaultCommand:
+        """Do FAULT with SVMDEV_F_ flags, and populate the memory of `target`, by default the device's.
+
+        Never raises: the command says what each stage answered, the last what the ioctl does.
         """
-        own = self.device.dpagemap
-        command = FaultCommand(addr, flags, own if target is None else target, time_ns=self.device.kernel.now_ns)
+        own = self.device
+        command = FaultCommand(addr, flags, own if target is None else target, time_ns=own.kernel.now_ns)
         self.file.faults.submit([command])
         return command
 
     def populate(self, addr: int, npages: int) -> None:
         """Do POPULATE: drm_pagemap_populate_mm of the device's pagemap, with or without a range there."""
         with self._open_file() as file:
-            self.device.dpagemap.populate_mm(addr, addr + (npages << self._page_shift), file.mm, 0)
+            self.device.populate(addr, addr + (npages << self._page_shift), file.mm)
 
     def populate_blocks(self, start: int, end: int) -> int:
         """Do so for each PMD block of [start, end); the bytes that moved.
@@ -251,6 +253,33 @@ class SvmdevCommands:
         if range_ is None:
             raise KernelError(ENOENT, f"no range at {addr:#x}")
         return range_
+
+    # ---- the device --------------------------------------------------------------------------------------------
+
+    def unplug(self) -> int:
+        """Do UNPLUG: how many allocations came home; ENODEV, EBUSY."""
+        with self._open_file():
+            return self.device.unplug()
+
+    def timeslice(self, ms: int) -> None:
+        """Do TIMESLICE: what is migrated to the device from now on stays so long."""
+        with self._open_file():
+            self.device.timeslice_ms = ms
+
+    def hold(self) -> tuple[str, int]:
+        """Do HOLD: keep the device's pagemap; how it was found, and which it is. EBUSY if the file keeps it already."""
+        with self._open_file() as file:
+            if file.held is not None:
+                raise KernelError(EBUSY, "the file holds the pagemap already")
+            how, file.held = self.device.pagemap_get("file")
+            return how, self.device.serial(file.held)
+
+    def release(self) -> None:
+        """Do RELEASE: let go of it; ENOENT."""
+        with self._open_file() as file:
+            if file.held is None:
+                raise KernelError(ENOENT, "the file holds no pagemap")
+            file.release()
 
     # ---- for tests -----------------------------------------------------------------------------------------------
 

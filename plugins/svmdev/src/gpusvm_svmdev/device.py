@@ -4,12 +4,13 @@
 hardware whose bus could be in the way, so every device reaches every other.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from errno import EBUSY
-from typing import TYPE_CHECKING, Any, Final
+from errno import EBUSY, ENODEV
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
+from attrs import evolve
 from gpusvm.driver import AlwaysAwake, DeviceSpec, DriverInfo, FaultAccounts, Host
 from gpusvm.drm import (
     DRM_INTERCONNECT_DRIVER,
@@ -19,7 +20,9 @@ from gpusvm.drm import (
     DrmQuirks,
     MigrateDetails,
     PagemapAddrs,
+    PagemapCache,
     PagemapDevOps,
+    PagemapShrinker,
     Peer,
     constant_u8,
     evict_to_ram,
@@ -33,12 +36,12 @@ from gpusvm.mm.api import MEMORY_DEVICE_PRIVATE, DevPagemap, MemoryManagerApi, M
 from gpusvm_svmdev.faults import SvmdevFaults
 from gpusvm_svmdev.file import SvmdevFile
 from gpusvm_svmdev.info import INFO
-from gpusvm_svmdev.memory import SvmdevMemory
+from gpusvm_svmdev.memory import SvmdevBo, SvmdevMemory
 
 if TYPE_CHECKING:
     from gpusvm_svmdev.tunables import SvmdevQuirks, SvmdevTunables
 
-__all__ = ["Svmdev", "device_page"]
+__all__ = ["DeviceLog", "Svmdev", "device_page"]
 
 _DEVICE_SHIFT: Final = 40
 
@@ -46,6 +49,13 @@ _DEVICE_SHIFT: Final = 40
 def device_page(addr: int, page_shift: int) -> tuple[int, int]:
     """Return which device, and which of its pages, an address stands for."""
     return (addr >> _DEVICE_SHIFT) - 1, (addr & ((1 << _DEVICE_SHIFT) - 1)) >> page_shift
+
+
+class DeviceLog(Protocol):
+    """Take what happens to a device, as the recorded module writes it down."""
+
+    def destroyed(self, device: int, serial: int, *, in_atomic: bool) -> None:
+        """Note that a pagemap was destroyed, the device's `serial`-th."""
 
 
 class Svmdev:
@@ -56,7 +66,7 @@ class Svmdev:
     """
 
     info: DriverInfo = INFO
-    destroy = None
+    destroy: Callable[[DrmPagemap, bool], None] | None
     kernel: Kernel
     memory: MemoryManagerApi
     tunables: "SvmdevTunables"
@@ -94,14 +104,22 @@ class Svmdev:
             container=self,
         )
         host.memory.memremap_pages(self.pgmap)
-        self.dpagemap = DrmPagemap(
-            host.memory,
-            self.device,
-            self.pgmap,
-            self,
-            container=self,
-            quirks=DrmQuirks(hole_count=quirks.hole_count),
-        )
+        self._quirks = DrmQuirks(hole_count=quirks.hole_count)
+        self._serials: dict[DrmPagemap, int] = {}
+        self.destroy = self._destroyed if tunables.cached else None
+        self.plain: DrmPagemap | None = None
+        self.cache: PagemapCache | None = None
+        if tunables.cached:
+            shrinker = PagemapShrinker(self.device, quirks=self._quirks)
+            self.device.devm_add_action(shrinker.fini)
+            self.cache = PagemapCache(shrinker)
+            self.device.devm_add_action(self.cache.fini)
+        else:
+            self.plain = self._new_pagemap("driver")
+        if tunables.make_room:
+            self.vram.make_room = self._evict
+        self.timeslice_ms = 0
+        self.log: DeviceLog | None = None
         self.mapped = 0
         self.accounts = FaultAccounts()
         self.pipeline = SvmdevFaults(self)
@@ -116,7 +134,87 @@ class Svmdev:
     # ---- the driver ----------------------------------------------------------------------------------------------
 
     def pagemaps(self) -> list[DrmPagemap]:
-        return [self.dpagemap]
+        found = self.cache.dpagemap if self.cache is not None else self.plain
+        return [] if found is None else [found]
+
+    @property
+    def dpagemap(self) -> DrmPagemap:
+        """Return the one that a device without a cache has all its life."""
+        assert self.plain is not None, "with cached=1 a pagemap is there only while somebody uses it"
+        return self.plain
+
+    def _new_pagemap(self, holder: object) -> DrmPagemap:
+        made = DrmPagemap(
+            self.memory, self.device, self.pgmap, self, container=self, quirks=self._quirks, holder=holder
+        )
+        self._serials[made] = len(self._serials) + 1
+        return made
+
+    def pagemap_get(self, holder: object) -> tuple[str, DrmPagemap]:
+        """Return how the device's pagemap was found, and it, with a reference (drm_pagemap_util.c, "Cache lookup").
+
+        It was "active", "revived" out of the cache, or is "new".
+        """
+        cache = self.cache
+        if cache is None:
+            self.dpagemap.get(holder)
+            return "active", self.dpagemap
+        found = cache.get_if_active(holder)
+        if found is not None:
+            return "active", found
+        with cache.lookup():
+            found = cache.get(holder)
+            if found is not None:
+                return "revived", found
+            made = self._new_pagemap(holder)
+            cache.set_pagemap(made)
+        return "new", made
+
+    def serial(self, dpagemap: DrmPagemap) -> int:
+        """Return which of the device's pagemaps it is, counted from 1."""
+        return self._serials[dpagemap]
+
+    def populate(self, start: int, end: int, mm: MmApi) -> None:
+        """Bring [start, end) into the device's memory, for `timeslice_ms` at least (drm_pagemap_populate_mm)."""
+        if self.cache is None:
+            self.dpagemap.populate_mm(start, end, mm, self.timeslice_ms)
+            return
+        _, dpagemap = self.pagemap_get("populate")
+        try:
+            dpagemap.populate_mm(start, end, mm, self.timeslice_ms)
+        finally:
+            dpagemap.put("populate")
+
+    def unplug(self) -> int:
+        """Let nothing new come to the device, and bring what is there home; how many allocations came (drm_dev_unplug).
+
+        ENODEV if it is unplugged already; EBUSY if some stayed.
+        """
+        if self.device.unplugged:
+            raise KernelError(ENODEV, f"{self.host.device.name} is unplugged")
+        self.device.unplug()
+        came = busy = 0
+        while (bo := self.vram.nth(busy)) is not None:
+            try:
+                self._evict(bo)
+                came += 1
+            except KernelError:
+                busy += 1
+            finally:
+                bo.ref.put("evict")
+        if busy:
+            raise KernelError(EBUSY, f"{busy} allocations are still on {self.host.device.name}")
+        return came
+
+    def _destroyed(self, dpagemap: DrmPagemap, in_atomic: bool) -> None:  # the op's form
+        """Note that nobody uses a pagemap any more. As in the module its memory stays, for whoever finds it still."""
+        if self.log is not None:
+            self.log.destroyed(self.number, self._serials[dpagemap], in_atomic=in_atomic)
+
+    @staticmethod
+    def _evict(bo: SvmdevBo) -> None:
+        assert bo.devmem is not None
+        evict_to_ram(bo.devmem)
 
     def vm_create(self, mm: MmApi, *, start: int, end: int) -> SvmdevFile:
         """Open the device in the process of `mm` (svmdev_open)."""
@@ -130,8 +228,7 @@ class Svmdev:
         for bo in self.vram.held():
             try:
                 with suppress(KernelError):
-                    assert bo.devmem is not None
-                    evict_to_ram(bo.devmem)
+                    self._evict(bo)
             finally:
                 bo.ref.put("evict")
 
@@ -148,7 +245,10 @@ class Svmdev:
             self.evict()
         if self.host.owners is not None:
             self.host.owners.release_owner(self.peer)
-        self.dpagemap.put()
+        if self.plain is not None:
+            self.plain.put()
+        self.device.unplugged = True
+        self.device.devres_release_all()
         self.memory.memunmap_pages(self.pgmap)
         self.device.put()
 
@@ -178,7 +278,8 @@ class Svmdev:
         return [self.pgmap]
 
     def pagemap_of(self, pgmap: DevPagemap) -> DrmPagemap:
-        return self.container_of(pgmap).dpagemap
+        device = self.container_of(pgmap)
+        return device.plain or next(iter(device.pagemaps()))
 
     # ---- struct drm_pagemap_ops ----------------------------------------------------------------------------------
 
@@ -197,12 +298,17 @@ class Svmdev:
     def populate_mm(self, dpagemap: DrmPagemap, start: int, end: int, mm: MmApi, timeslice_ms: int) -> None:
         """Bring [start, end) into one new allocation, all of it or nothing. mmap_lock is held for reading.
 
-        ENOMEM without room, else what migrate_to_devmem raises. The timeslice is none of svmdev's: it asks for 0.
+        ENODEV after unplug, ENOMEM without room, else what migrate_to_devmem raises.
         """
-        bo = self.vram.alloc((end - start) >> self._page_shift)
-        bo.devmem = Devmem(self.device, mm, self.vram, dpagemap, end - start, container=bo)
-        bo.ref.get("populate_mm")
+        cookie = self.device.dev_enter()
         try:
-            migrate_to_devmem(bo.devmem, mm, start, end, self.details)
+            bo = self.vram.alloc((end - start) >> self._page_shift)
+            bo.devmem = Devmem(self.device, mm, self.vram, dpagemap, end - start, container=bo)
+            bo.ref.get("populate_mm")
+            details = evolve(self.details, timeslice_ms=timeslice_ms) if timeslice_ms else self.details
+            try:
+                migrate_to_devmem(bo.devmem, mm, start, end, details)
+            finally:
+                bo.ref.put("populate_mm")
         finally:
-            bo.ref.put("populate_mm")
+            self.device.dev_exit(cookie)

@@ -39,13 +39,13 @@ _CHECKED_BYTES = 64 << 10
 class FaultCommand:
     """Be one FAULT: what is asked, and what each stage of each round answered.
 
-    `target` is the pagemap that MIGRATE populates, the device's own or another's. `mapped` is what the device can
+    `target` is the device whose memory MIGRATE populates, the file's own or another. `mapped` is what the device can
     access when the command returns, None if that was invalidated already.
     """
 
     addr: int
     flags: int
-    target: DrmPagemap
+    target: "Svmdev"
     time_ns: int = 0
     sm: int = 0
     inst: int = 0
@@ -80,7 +80,7 @@ class SvmdevFaults(CallerPipeline):
             raise KernelError(errno.EINVAL, f"the file with the number {file.inst} is closed")
         fault = job.fault
         if not isinstance(fault, FaultCommand):
-            fault = FaultCommand(fault.addr, SVMDEV_F_MIGRATE | SVMDEV_F_RETRY, self.device.dpagemap)
+            fault = FaultCommand(fault.addr, SVMDEV_F_MIGRATE | SVMDEV_F_RETRY, self.device)
         job.scratch = fault
         job.tries = self.device.tunables.fault_rounds if fault.flags & SVMDEV_F_RETRY else 1
         return True
@@ -113,20 +113,26 @@ class SvmdevFaults(CallerPipeline):
         """Populate the memory that the command names, if it asks for that and the range can go anywhere."""
         if self.policy is not None:
             return super().place(job) if job.unit.range.migrate_devmem else None
-        wanted = job.scratch.flags & SVMDEV_F_MIGRATE and job.unit.range.migrate_devmem
-        return job.scratch.target if wanted else None
+        if not job.scratch.flags & SVMDEV_F_MIGRATE or not job.unit.range.migrate_devmem:
+            return None
+        target: Svmdev = job.scratch.target
+        return target.dpagemap if target.cache is None else target.pagemap_get(job)[1]
 
     def migrate(self, job: FaultJob) -> bool:
         """Populate. Whatever comes of it, the pages are mapped where they are then."""
         job.pagemap = pagemap = self.place(job)
         if pagemap is not None:
             range_ = job.unit.range
+            timeslice_ms = job.scratch.target.timeslice_ms if self.policy is None else 0
             try:
-                pagemap.populate_mm(range_.start, range_.end, job.vm.mm, 0)
+                pagemap.populate_mm(range_.start, range_.end, job.vm.mm, timeslice_ms)
                 job.scratch.answered("pop", 0)
             except KernelError as error:
                 job.scratch.answered("pop", error.errno)
                 self.note("migrate_failed", job, error.errno)
+            finally:
+                if self.policy is None and pagemap.cache is not None:
+                    pagemap.put(job)
         return True
 
     def get_pages(self, job: FaultJob) -> bool:

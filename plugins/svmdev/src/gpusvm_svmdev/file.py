@@ -19,6 +19,8 @@ from gpusvm.mm.api import MMU_NOTIFY_UNMAP, MmApi, MmuNotifierRange
 from gpusvm_svmdev.commands import SvmdevCommands
 
 if TYPE_CHECKING:
+    from gpusvm.drm import DrmPagemap
+
     from gpusvm_svmdev.device import Svmdev
 
 __all__ = ["FileLog", "SvmdevFile"]
@@ -63,6 +65,7 @@ class SvmdevFile:
         self.gclock = kernel.spinlock("svmdev_file->gclock")
         self.gc: dict[GpuSvmRange, None] = {}
         self.log: FileLog | None = None
+        self.held: DrmPagemap | None = None
         self.page_table = GpuPageTable(kernel, memory, mm)
         self.faults = CallerFaults(device.pipeline, inst=inst)
         self.svm = GpuSvm(
@@ -129,6 +132,12 @@ class SvmdevFile:
         self.page_table.unmap(range_.start >> self._page_shift, range_.end >> self._page_shift)
         self.svm.range_unmap_pages(range_, ctx)
 
+    def release(self) -> None:
+        """Let go of the pagemap that the file holds, if it does. Locked."""
+        held, self.held = self.held, None
+        if held is not None:
+            held.put("file")
+
     # ---- what the device reaches ---------------------------------------------------------------------------------
 
     def is_mapped(self, fault: GpuFault) -> bool:
@@ -189,4 +198,5 @@ class SvmdevFile:
             with self.gclock:
                 self.gc.clear()
             self.svm.fini()
+            self.release()
         del self.device.files[self.inst]

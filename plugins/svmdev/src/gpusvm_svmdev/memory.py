@@ -5,6 +5,7 @@ index.
 """
 
 from bisect import bisect_right, insort
+from collections.abc import Callable
 from errno import EIO, ENOMEM
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,8 @@ class SvmdevMemory:
 
     First fit, aligned to the size of the allocation up to that of a PMD. `bos` are the allocations that live, oldest
     first; `allocated` and `released` count them from the beginning. What `fail_next` armed fails once; injection sites:
-    ``svmdev.alloc``, ``svmdev.populate_devmem_pfn``, ``svmdev.copy_to_devmem``, ``svmdev.copy_to_ram``.
+    ``svmdev.alloc``, ``svmdev.populate_devmem_pfn``, ``svmdev.copy_to_devmem``, ``svmdev.copy_to_ram``. `copied`, if
+    there is one, is told whose pages are copied out.
     """
 
     def __init__(self, host: "Host", pages: int) -> None:
@@ -55,21 +57,51 @@ class SvmdevMemory:
         self.allocated = self.released = self.pages_in_use = 0
         self._by_place: list[SvmdevBo] = []
         self._fail = [0, 0, 0, 0]
+        self.make_room: Callable[[SvmdevBo], None] | None = None
+        self.copied: Callable[[Devmem], None] | None = None
         self._page_shift = host.memory.geometry.page_shift
         host.kernel.gauges.declare("bo")
 
     # ---- allocations ---------------------------------------------------------------------------------------------
 
     def alloc(self, npages: int) -> SvmdevBo:
-        """Allocate zeroed pages (bo_alloc); ENOMEM. The reference that comes along is the pages'."""
+        """Allocate zeroed pages; ENOMEM. The reference that comes along is the pages'.
+
+        Where there is no room and a `make_room`, that is given the oldest allocations to bring home, one by one.
+        """
         kernel = self.kernel
         if self._fails(FAIL_ALLOC) or kernel.inject("svmdev.alloc"):
             raise KernelError(ENOMEM, "made to fail")
+        bo = self._allocated(npages)
+        if bo is None and self.make_room is not None and npages <= self.pages:
+            bo = self._room_made(npages, self.make_room)
+        if bo is None:
+            raise KernelError(ENOMEM, f"no room for {npages} pages of device memory")
+        return bo
+
+    def _room_made(self, npages: int, evict: Callable[[SvmdevBo], None]) -> SvmdevBo | None:
+        """Evict the oldest allocations until there is room; what is busy stays, and the next is tried."""
+        busy = 0
+        while (oldest := self.nth(busy)) is not None:
+            try:
+                evict(oldest)
+            except KernelError:
+                busy += 1
+                continue
+            finally:
+                oldest.ref.put("evict")
+            bo = self._allocated(npages)
+            if bo is not None:
+                return bo
+        return None
+
+    def _allocated(self, npages: int) -> SvmdevBo | None:
+        kernel = self.kernel
         self.lock.lock()
         try:
             first = self._find(npages)
             if first is None:
-                raise KernelError(ENOMEM, f"no room for {npages} pages of device memory")
+                return None
             bo = SvmdevBo(first, npages, Kref(kernel, "bo", self._freed, holder="pages"))
             self.bos.append(bo)
             insort(self._by_place, bo, key=_first)
@@ -151,6 +183,11 @@ class SvmdevMemory:
         """Copy by CPU, to system memory or to the memory of another device; EIO only where that was asked for."""
         if self._fails(FAIL_TORAM) or self.kernel.inject("svmdev.copy_to_ram"):
             raise KernelError(EIO, "made to fail")
+        if self.copied is not None:
+            bo = self.bo_of(int(device_pfns[0]))
+            assert bo is not None
+            assert bo.devmem is not None
+            self.copied(bo.devmem)
         copy_contents(self.memory, addrs.pfns, device_pfns, addrs.order, addrs.npages)
         charge_cpu_copy(self.kernel, addrs.npages << self._page_shift, len(addrs))
 

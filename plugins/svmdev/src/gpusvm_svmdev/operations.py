@@ -1,16 +1,20 @@
 """Do the operations that the real helpers' answers were recorded for, as commands of two devices."""
 
 from collections.abc import Callable, Sequence
+from errno import ENOENT
 from typing import TYPE_CHECKING, Final
 
 from gpusvm.driver.operations import Answer, OperationHost, OperationTarget
-from gpusvm.drm import DMA_BIDIRECTIONAL, DRM_INTERCONNECT_SYSTEM, GpuSvmNotifier, GpuSvmRange, PagemapAddrs
+from gpusvm.drm import DMA_BIDIRECTIONAL, DRM_INTERCONNECT_SYSTEM, Devmem, GpuSvmNotifier, GpuSvmRange, PagemapAddrs
+from gpusvm.errors import KernelError
 from gpusvm.mm.api import MmuNotifierRange
 
 from gpusvm_svmdev.device import device_page
+from gpusvm_svmdev.profiles import PROFILES
 
 if TYPE_CHECKING:
     from gpusvm_svmdev.commands import SvmdevCommands, Transfer
+    from gpusvm_svmdev.device import Svmdev
     from gpusvm_svmdev.faults import FaultCommand, Stage
     from gpusvm_svmdev.file import SvmdevFile
 
@@ -25,9 +29,14 @@ class SvmdevOperations:
         self.files: list[SvmdevFile] = list(host.vms)  # type: ignore[arg-type]  # what vm_create of svmdev returns
         self._page_shift = host.memory.geometry.page_shift
         self._first = host.address(0, 0)
-        self._events: list[list[str]] = [[] for _ in self.files]
-        for file, events in zip(self.files, self._events, strict=True):
-            file.log = _Log(file, events, self._page)
+        every: list[str] = []
+        one_log = all(file.device.tunables.one_log for file in self.files)
+        self._events: list[list[str]] = [every] if one_log else [[] for _ in self.files]
+        for i, file in enumerate(self.files):
+            file.log = _Log(file, every if one_log else self._events[i], self._page)
+            if one_log:
+                file.device.log = _DeviceLog(every)
+                file.device.vram.copied = _copied(file.device, every)
 
     def take_events(self) -> tuple[str, ...]:
         """Return what was logged since the last call, file by file."""
@@ -42,8 +51,8 @@ class SvmdevOperations:
         return answer
 
     def sf(self, dev: int, slot: int, page: int, flags: int, target: int) -> Answer:
-        pagemap = self.files[target % len(self.files)].device.dpagemap
-        command = self._commands(dev).fault(self.host.address(slot, page), flags, target=pagemap)
+        device = self.files[target % len(self.files)].device
+        command = self._commands(dev).fault(self.host.address(slot, page), flags, target=device)
         text = [self._stage(stage) for stage in command.stages]
         if not command.errno:
             text.append(self._map(command))
@@ -103,6 +112,28 @@ class SvmdevOperations:
             payload=f"alloc={found.allocated} rel={found.released} inuse={found.pages_in_use} ranges={found.ranges} "
             f"notifiers={found.notifiers} gc={found.garbage} maps={found.mapped_rows}"
         )
+
+    def su(self, dev: int) -> Answer:
+        return Answer(done=self._commands(dev).unplug())
+
+    def sl(self, dev: int, ms: int) -> Answer:
+        self._commands(dev).timeslice(ms)
+        return Answer()
+
+    def sa(self, dev: int) -> Answer:
+        how, serial = self._commands(dev).hold()
+        return Answer(payload=f"{how}#{serial}")
+
+    def sz(self, dev: int) -> Answer:
+        self._commands(dev).release()
+        return Answer()
+
+    def sk(self, dev: int, count: int) -> Answer:
+        """Have the shrinker of the device's pagemaps scan, as through debugfs (mm/shrinker_debug.c): 0 does nothing."""
+        cache = self.files[dev].device.cache
+        if cache is None:
+            raise KernelError(ENOENT, "the device's pagemap is in no cache")
+        return Answer(done=cache.shrinker.scan_objects(count) if count else 0)
 
     def sx(self, dev: int, what: int, count: int) -> Answer:
         self._commands(dev).fail(what, count)
@@ -177,6 +208,27 @@ class _Log:
         self._events.append(f"gc({self._file.device.number},{where},{kind},{-errno})")
 
 
+class _DeviceLog:
+    """Write down what happens to a device (`DeviceLog`)."""
+
+    def __init__(self, events: list[str]) -> None:
+        self._events = events
+
+    def destroyed(self, device: int, serial: int, *, in_atomic: bool) -> None:
+        self._events.append(f"destroy({device},{serial},{int(in_atomic)})")
+
+
+def _copied(device: "Svmdev", events: list[str]) -> Callable[[Devmem], None]:
+    """Write down whether pages that have a timeslice stayed as long as it lasts."""
+
+    def copied(devmem: Devmem) -> None:
+        if device.timeslice_ms:
+            early = device.kernel.now_ns < devmem.timeslice_expiration_ns
+            events.append(f"copy({device.number},{'early' if early else 'late'})")
+
+    return copied
+
+
 _MODULE: Final = {"same_owner": "1", "notifier_size": "512M", "can_migrate_same_pagemap": "0"}
 
 OPERATIONS = OperationTarget(
@@ -195,11 +247,17 @@ OPERATIONS = OperationTarget(
         "sc": ("dev", "slot", "page"),
         "si": ("dev", "slot", "page", "n"),
         "st": ("dev",),
+        "su": ("dev",),
+        "sl": ("dev", "ms"),
+        "sa": ("dev",),
+        "sz": ("dev",),
+        "sk": ("dev", "count"),
         "sx": ("dev", "what", "count"),
     },
     start=SvmdevOperations,
-    events=("inv", "gc"),
+    events=("inv", "gc", "copy", "destroy"),
     settings=_MODULE,
+    profiles=PROFILES,
     # What each recording was made with, which its name says.
     settings_by_name=(
         ("*-base.json.gz", {"device_pages": "48"}),

@@ -56,6 +56,31 @@ class SvmdevTunables:
         descending=True,
         cite="drm_gpusvm.c:drm_gpusvm_range_chunk_size",
     )
+    make_room: int = tunable(
+        0,
+        "1: a populate that finds no room has the oldest allocations of the device go home; 0: ENOMEM",
+        unit="count",
+        minimum=0,
+        maximum=1,
+        cite="drm_pagemap.h:struct drm_pagemap_ops.populate_mm; the module's parameter make_room",
+    )
+    cached: int = tunable(
+        0,
+        "1: the device's drm_pagemap is made when it is wanted, and kept in a cache that a shrinker empties; 0: there "
+        "is one as long as the device",
+        unit="count",
+        minimum=0,
+        maximum=1,
+        cite="drm_pagemap_util.c:drm_pagemap_cache_create_devm; the module's parameter cached",
+    )
+    one_log: int = tunable(
+        0,
+        "1: recorded operations give the events of all files in one row, as they came; 0: one file's after the other's",
+        unit="count",
+        minimum=0,
+        maximum=1,
+        cite="the module's parameter one_log",
+    )
     fault_rounds: int = tunable(
         3,
         "Rounds of a fault before the error of get_pages is its answer",

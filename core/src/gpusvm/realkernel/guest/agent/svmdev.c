@@ -3,10 +3,12 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <glob.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mount.h>
 #include <unistd.h>
 
 #include "agent.h"
@@ -79,6 +81,54 @@ static void put_warnings(int show)
 	}
 }
 
+/* The file of a device's shrinker of pagemaps, which has a number behind its name. */
+static int open_shrinker(unsigned long number, const char *file, int how)
+{
+	char pattern[128];
+	glob_t found;
+	int fd = -1;
+
+	/* debugfs may be there already */
+	mount("debugfs", "/sys/kernel/debug", "debugfs", 0, NULL);
+	errno = ENOENT;
+	snprintf(pattern, sizeof(pattern), "/sys/kernel/debug/shrinker/drm-drm_pagemap:svmdev%lu-*/%s", number, file);
+	if (!glob(pattern, 0, NULL, &found)) {
+		fd = open(found.gl_pathv[0], how | O_CLOEXEC);
+		globfree(&found);
+	}
+	return fd;
+}
+
+/* How many pagemaps could go; there is no line where there is none. */
+static unsigned long shrinkable(unsigned long number)
+{
+	unsigned long group, count = 0;
+	char line[128] = "";
+	int fd = open_shrinker(number, "count", O_RDONLY);
+
+	if (fd < 0)
+		return 0;
+	if (read(fd, line, sizeof(line) - 1) > 0 && sscanf(line, "%lu %lu", &group, &count) != 2)
+		count = 0;
+	close(fd);
+	return count;
+}
+
+static void shrink(unsigned long number, unsigned long n)
+{
+	unsigned long before = shrinkable(number);
+	int fd = open_shrinker(number, "scan", O_WRONLY);
+
+	if (fd < 0) {
+		put_result(-1, 0, 0);
+		return;
+	}
+	if (dprintf(fd, "0 0 %lu", n) < 0)
+		die("scan");
+	close(fd);
+	put_result(0, before - shrinkable(number), 0);
+}
+
 static int operation(const char *name, const unsigned long *a)
 {
 	static const struct {
@@ -95,7 +145,7 @@ static int operation(const char *name, const unsigned long *a)
 		if (strcmp(name, plain[i].name))
 			continue;
 		command.addr = (uintptr_t)page_at(a[1], a[2]);
-		command.n = plain[i].request == SVMDEV_FAULT ? a[5] : a[3];	/* milliseconds, or pages */
+		command.n = a[3];
 		command.flags = a[3];
 		command.target = a[4];
 		command = ask(a[0], plain[i].request, command);
@@ -126,6 +176,18 @@ static int operation(const char *name, const unsigned long *a)
 	} else if (!strcmp(name, "st")) {
 		command = ask(a[0], SVMDEV_STATE, command);
 		put_answer(&command);
+	} else if (!strcmp(name, "su")) {
+		command = ask(a[0], SVMDEV_UNPLUG, command);
+		put_answer(&command);
+	} else if (!strcmp(name, "sl")) {
+		command.n = a[1];
+		command = ask(a[0], SVMDEV_TIMESLICE, command);
+		put_answer(&command);
+	} else if (!strcmp(name, "sa") || !strcmp(name, "sz")) {
+		command = ask(a[0], name[1] == 'a' ? SVMDEV_HOLD : SVMDEV_RELEASE, command);
+		put_answer(&command);
+	} else if (!strcmp(name, "sk")) {
+		shrink(a[0], a[1]);
 	} else if (!strcmp(name, "sx")) {
 		command.target = a[1];
 		command.n = a[2];

@@ -10,6 +10,7 @@
 #include <linux/sizes.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
+#include <linux/vmalloc.h>
 #include <drm/drm_device.h>
 #include <drm/drm_drv.h>
 
@@ -27,15 +28,43 @@ static unsigned long notifier_size = SZ_512M;
 module_param(notifier_size, ulong, 0444);
 MODULE_PARM_DESC(notifier_size, "Bytes that one notifier covers");
 
-static bool can_migrate_same_pagemap;
-module_param(can_migrate_same_pagemap, bool, 0444);
+bool svmdev_migrate_within;
+module_param_named(can_migrate_same_pagemap, svmdev_migrate_within, bool, 0444);
 MODULE_PARM_DESC(can_migrate_same_pagemap, "Pages that are on the device already may move within it");
+
+bool svmdev_make_room;
+module_param_named(make_room, svmdev_make_room, bool, 0444);
+MODULE_PARM_DESC(make_room, "Where a device is full, its oldest allocations go home");
+
+bool svmdev_cached;
+module_param_named(cached, svmdev_cached, bool, 0444);
+MODULE_PARM_DESC(cached, "A device's pagemap is made when it is wanted, and kept in a cache that a shrinker empties");
+
+bool svmdev_one_log;
+module_param_named(one_log, svmdev_one_log, bool, 0444);
+MODULE_PARM_DESC(one_log, "The events of all files stand in one row, in their order");
 
 unsigned long svmdev_base = 0x100000000000UL;
 module_param_named(base, svmdev_base, ulong, 0444);
 MODULE_PARM_DESC(base, "Address from which pages are counted");
 
 struct svmdev svmdev_devices[SVMDEV_DEVICES];
+struct svmdev_log svmdev_all;
+
+#define LONGEST_EVENT 256
+
+void svmdev_note(struct svmdev_log *log, const char *format, ...)
+{
+	unsigned long flags;
+	va_list arguments;
+
+	spin_lock_irqsave(&log->lock, flags);
+	va_start(arguments, format);
+	if (log->length + LONGEST_EVENT < SVMDEV_LOG)
+		log->length += vscnprintf(log->text + log->length, LONGEST_EVENT, format, arguments);
+	va_end(arguments);
+	spin_unlock_irqrestore(&log->lock, flags);
+}
 
 static long svmdev_ioctl(struct file *file, unsigned int request, unsigned long argument)
 {
@@ -67,8 +96,15 @@ static long svmdev_ioctl(struct file *file, unsigned int request, unsigned long 
 static int svmdev_open(struct inode *inode, struct file *file)
 {
 	struct svmdev *device = container_of(file->private_data, struct svmdev, misc);
-	struct svmdev_mirror *mirror = svmdev_mirror_open(device, notifier_size);
+	struct svmdev_mirror *mirror;
+	int err = 0;
 
+	mutex_lock(&device->files_lock);
+	if (!device->files)
+		err = svmdev_plug(device);
+	mirror = err ? ERR_PTR(err) : svmdev_mirror_open(device, notifier_size);
+	device->files += !IS_ERR(mirror);
+	mutex_unlock(&device->files_lock);
 	if (IS_ERR(mirror))
 		return PTR_ERR(mirror);
 	file->private_data = mirror;
@@ -77,7 +113,13 @@ static int svmdev_open(struct inode *inode, struct file *file)
 
 static int svmdev_release(struct inode *inode, struct file *file)
 {
-	svmdev_mirror_close(file->private_data);
+	struct svmdev_mirror *mirror = file->private_data;
+	struct svmdev *device = mirror->device;
+
+	svmdev_mirror_close(mirror);
+	mutex_lock(&device->files_lock);
+	device->files--;
+	mutex_unlock(&device->files_lock);
 	return 0;
 }
 
@@ -99,13 +141,12 @@ static const struct drm_driver driver = {
 
 static const char *const names[SVMDEV_DEVICES] = { "svmdev0", "svmdev1" };
 
-static int device_init(unsigned int number)
+/* What belongs to the device that may be unplugged; its memory does not. */
+static int make_device(struct svmdev *device)
 {
-	struct svmdev *device = &svmdev_devices[number];
 	int err;
 
-	device->number = number;
-	device->faux = faux_device_create(names[number], NULL, NULL);
+	device->faux = faux_device_create(names[device->number], NULL, NULL);
 	if (!device->faux)
 		return -ENODEV;
 	err = dma_coerce_mask_and_coherent(&device->faux->dev, DMA_BIT_MASK(64));
@@ -114,7 +155,60 @@ static int device_init(unsigned int number)
 	device->drm = drm_dev_alloc(&driver, &device->faux->dev);
 	if (IS_ERR(device->drm))
 		return PTR_ERR(device->drm);
-	err = svmdev_memory_init(device, same_owner ? svmdev_devices : device, device_pages, can_migrate_same_pagemap);
+	err = drm_dev_register(device->drm, 0);
+	return err ?: svmdev_pagemap_init(device);
+}
+
+/*
+ * Makes the device anew for who opens it when nobody has it open: after an unplug, and always with a cache, so that what
+ * was cached before is not seen again.
+ */
+int svmdev_plug(struct svmdev *device)
+{
+	if (!device->unplugged && !svmdev_cached)
+		return 0;
+	if (!device->unplugged)
+		drm_dev_unplug(device->drm);
+	/* what is device-managed, as the cache and its shrinker, ends here */
+	faux_device_destroy(device->faux);
+	svmdev_pagemap_fini(device);
+	drm_dev_put(device->drm);
+	device->unplugged = false;
+	return make_device(device);
+}
+
+/* Nothing new comes to the device; what is there goes home, as far as it can. */
+void svmdev_unplug(struct svmdev *device, struct svmdev_command *command)
+{
+	struct svmdev_allocation *allocation;
+	unsigned long busy = 0;
+
+	if (device->unplugged) {
+		command->ret = -ENODEV;
+		return;
+	}
+	drm_dev_unplug(device->drm);
+	device->unplugged = true;
+	while ((allocation = svmdev_nth_allocation(device, busy))) {
+		if (svmdev_evict(allocation))
+			busy++;
+		else
+			command->done++;
+	}
+	if (busy)
+		command->ret = -EBUSY;
+}
+
+static int device_init(unsigned int number)
+{
+	struct svmdev *device = &svmdev_devices[number];
+	int err;
+
+	device->number = number;
+	mutex_init(&device->files_lock);
+	err = svmdev_memory_init(device, same_owner ? svmdev_devices : device, device_pages);
+	if (!err)
+		err = make_device(device);
 	if (err)
 		return err;
 	device->misc.minor = MISC_DYNAMIC_MINOR;
@@ -126,6 +220,10 @@ static int device_init(unsigned int number)
 /* The pagemaps hold the module: it cannot be unloaded, so that there is nothing to undo. */
 static int __init svmdev_init(void)
 {
+	spin_lock_init(&svmdev_all.lock);
+	svmdev_all.text = vmalloc(SVMDEV_LOG);
+	if (!svmdev_all.text)
+		return -ENOMEM;
 	for (unsigned int number = 0; number < SVMDEV_DEVICES; number++) {
 		int err = device_init(number);
 

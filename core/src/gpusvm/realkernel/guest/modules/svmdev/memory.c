@@ -7,17 +7,21 @@
 #include <linux/vmalloc.h>
 #include <drm/drm_device.h>
 #include <drm/drm_drv.h>
+#include <drm/drm_pagemap_util.h>
 
 #include "svmdev.h"
 
 #define LARGEST_ALIGNMENT 512UL		/* pages */
 #define DEVICE_SHIFT 40			/* in an address: which device, above which byte of its memory */
 
-static bool migrate_within;
-
 static struct svmdev *of_dpagemap(struct drm_pagemap *dpagemap)
 {
-	return container_of(dpagemap, struct svmdev, dpagemap);
+	return container_of(dpagemap, struct svmdev_pagemap, base)->device;
+}
+
+unsigned long svmdev_serial(struct drm_pagemap *dpagemap)
+{
+	return container_of(dpagemap, struct svmdev_pagemap, base)->serial;
 }
 
 struct svmdev *svmdev_of_page(struct page *page)
@@ -168,6 +172,22 @@ static int populate_devmem_pfn(struct drm_pagemap_devmem *devmem, unsigned long 
 	return 0;
 }
 
+/* Says whether pages that have a timeslice stayed as long as it lasts. */
+static void note_timeslice(struct page *page)
+{
+	struct svmdev *device = svmdev_of_page(page);
+	struct svmdev_allocation *allocation;
+
+	if (!svmdev_one_log || !device->timeslice_ms)
+		return;
+	allocation = svmdev_allocation_of(device, svmdev_page_number(device, page));
+	if (!allocation)
+		return;
+	svmdev_note(&svmdev_all, " copy(%u,%s)", device->number,
+		    time_before64(get_jiffies_64(), allocation->devmem.timeslice_expiration) ? "early" : "late");
+	kref_put(&allocation->ref, free_allocation);
+}
+
 static int copy(struct page **pages, struct drm_pagemap_addr *mapped, unsigned long npages, bool to_device)
 {
 	enum svmdev_failure failure = to_device ? SVMDEV_FAIL_COPY_TO_DEVMEM : SVMDEV_FAIL_COPY_TO_RAM;
@@ -185,6 +205,8 @@ static int copy(struct page **pages, struct drm_pagemap_addr *mapped, unsigned l
 		device = svmdev_of_page(pages[i]);
 		if (!asked && fails(device, failure))
 			return -EIO;
+		if (!asked && !to_device)
+			note_timeslice(pages[i]);
 		asked = true;
 		if (!mapped[i].addr) {
 			i++;
@@ -236,12 +258,31 @@ static void device_unmap(struct drm_pagemap *dpagemap, struct device *dev, const
 	of_dpagemap(dpagemap)->unmapped++;
 }
 
+/* Allocates, and where it is asked for makes others go home that are in the way, the oldest first. */
+static struct svmdev_allocation *make_room(struct svmdev *device, unsigned long npages)
+{
+	struct svmdev_allocation *allocation = allocate(device, npages);
+	unsigned long busy = 0;
+
+	while (!allocation && svmdev_make_room && npages <= device->npages) {
+		struct svmdev_allocation *oldest = svmdev_nth_allocation(device, busy);
+
+		if (!oldest)
+			break;
+		if (svmdev_evict(oldest))
+			busy++;
+		else
+			allocation = allocate(device, npages);
+	}
+	return allocation;
+}
+
 static int populate_mm(struct drm_pagemap *dpagemap, unsigned long start, unsigned long end, struct mm_struct *mm,
 		       unsigned long timeslice_ms)
 {
 	struct drm_pagemap_migrate_details details = {
 		.timeslice_ms = timeslice_ms,
-		.can_migrate_same_pagemap = migrate_within,
+		.can_migrate_same_pagemap = svmdev_migrate_within,
 	};
 	struct svmdev *device = of_dpagemap(dpagemap);
 	struct svmdev_allocation *allocation;
@@ -249,7 +290,7 @@ static int populate_mm(struct drm_pagemap *dpagemap, unsigned long start, unsign
 
 	if (!drm_dev_enter(device->drm, &index))
 		return -ENODEV;
-	allocation = fails(device, SVMDEV_FAIL_ALLOC) ? NULL : allocate(device, (end - start) >> PAGE_SHIFT);
+	allocation = fails(device, SVMDEV_FAIL_ALLOC) ? NULL : make_room(device, (end - start) >> PAGE_SHIFT);
 	if (allocation) {
 		drm_pagemap_devmem_init(&allocation->devmem, device->drm->dev, mm, &devmem_ops, dpagemap, end - start, NULL);
 		/* migrate_to_devmem takes one reference, whatever comes of it */
@@ -263,9 +304,18 @@ static int populate_mm(struct drm_pagemap *dpagemap, unsigned long start, unsign
 	return err;
 }
 
-/* The pagemap lives as long as the module, which it keeps loaded. */
+/* Nobody uses it.  Whoever finds it all the same finds memory that is still its own. */
 static void destroy(struct drm_pagemap *dpagemap, bool is_atomic_or_reclaim)
 {
+	struct svmdev_pagemap *pagemap = container_of(dpagemap, struct svmdev_pagemap, base);
+	struct svmdev *device = pagemap->device;
+	unsigned long flags;
+
+	if (svmdev_cached)
+		svmdev_note(&svmdev_all, " destroy(%u,%lu,%d)", device->number, pagemap->serial, is_atomic_or_reclaim);
+	spin_lock_irqsave(&device->lock, flags);
+	list_add_tail(&pagemap->link, &device->destroyed);
+	spin_unlock_irqrestore(&device->lock, flags);
 }
 
 static const struct drm_pagemap_ops dpagemap_ops = {
@@ -275,14 +325,108 @@ static const struct drm_pagemap_ops dpagemap_ops = {
 	.destroy = destroy,
 };
 
-int svmdev_memory_init(struct svmdev *device, void *owner, unsigned long npages, bool move_within)
+static struct svmdev_pagemap *make_pagemap(struct svmdev *device)
+{
+	struct svmdev_pagemap *pagemap = kzalloc(sizeof(*pagemap), GFP_KERNEL);
+	int err;
+
+	if (!pagemap)
+		return ERR_PTR(-ENOMEM);
+	pagemap->device = device;
+	pagemap->serial = ++device->serials;
+	err = drm_pagemap_init(&pagemap->base, &device->pagemap, device->drm, &dpagemap_ops);
+	if (err) {
+		kfree(pagemap);
+		return ERR_PTR(err);
+	}
+	return pagemap;
+}
+
+struct drm_pagemap *svmdev_pagemap_get(struct svmdev *device, const char **how)
+{
+	struct drm_pagemap *found;
+	struct svmdev_pagemap *made;
+	int err;
+
+	*how = "active";
+	if (!device->cache)
+		return drm_pagemap_get(&device->plain->base);
+	found = drm_pagemap_get_from_cache_if_active(device->cache);
+	if (found)
+		return found;
+	err = drm_pagemap_cache_lock_lookup(device->cache);
+	if (err)
+		return ERR_PTR(err);
+	*how = "revived";
+	found = drm_pagemap_get_from_cache(device->cache);
+	if (!found) {
+		*how = "new";
+		made = make_pagemap(device);
+		found = IS_ERR(made) ? ERR_CAST(made) : &made->base;
+		if (!IS_ERR(found))
+			drm_pagemap_cache_set_pagemap(device->cache, found);
+	}
+	drm_pagemap_cache_unlock_lookup(device->cache);
+	return found;
+}
+
+int svmdev_populate(struct svmdev *device, unsigned long start, unsigned long end, struct mm_struct *mm)
+{
+	const char *how;
+	struct drm_pagemap *dpagemap = svmdev_pagemap_get(device, &how);
+	int err;
+
+	if (IS_ERR(dpagemap))
+		return PTR_ERR(dpagemap);
+	err = drm_pagemap_populate_mm(dpagemap, start, end, mm, device->timeslice_ms);
+	drm_pagemap_put(dpagemap);
+	return err;
+}
+
+/* After the device's own are made. */
+int svmdev_pagemap_init(struct svmdev *device)
+{
+	struct drm_pagemap_shrinker *shrinker;
+	struct svmdev_pagemap *pagemap;
+
+	device->serials = 0;
+	if (!svmdev_cached) {
+		pagemap = make_pagemap(device);
+		if (IS_ERR(pagemap))
+			return PTR_ERR(pagemap);
+		device->plain = pagemap;
+		return 0;
+	}
+	shrinker = drm_pagemap_shrinker_create_devm(device->drm);
+	if (IS_ERR(shrinker))
+		return PTR_ERR(shrinker);
+	device->cache = drm_pagemap_cache_create_devm(shrinker);
+	return PTR_ERR_OR_ZERO(device->cache);
+}
+
+/* After nobody uses them any more. */
+void svmdev_pagemap_fini(struct svmdev *device)
+{
+	struct svmdev_pagemap *pagemap, *next;
+
+	if (device->plain)
+		drm_pagemap_put(&device->plain->base);
+	device->plain = NULL;
+	device->cache = NULL;
+	list_for_each_entry_safe(pagemap, next, &device->destroyed, link) {
+		list_del(&pagemap->link);
+		kfree(pagemap);
+	}
+}
+
+int svmdev_memory_init(struct svmdev *device, void *owner, unsigned long npages)
 {
 	struct resource *resource;
 	void *mapped;
 
-	migrate_within = move_within;
 	spin_lock_init(&device->lock);
 	INIT_LIST_HEAD(&device->allocations);
+	INIT_LIST_HEAD(&device->destroyed);
 	device->owner = owner;
 	device->npages = npages;
 	device->used = bitmap_zalloc(npages, GFP_KERNEL);
@@ -299,7 +443,5 @@ int svmdev_memory_init(struct svmdev *device, void *owner, unsigned long npages,
 	device->pagemap.ops = drm_pagemap_pagemap_ops_get();
 	device->pagemap.owner = owner;
 	mapped = memremap_pages(&device->pagemap, numa_node_id());
-	if (IS_ERR(mapped))
-		return PTR_ERR(mapped);
-	return drm_pagemap_init(&device->dpagemap, &device->pagemap, device->drm, &dpagemap_ops);
+	return PTR_ERR_OR_ZERO(mapped);
 }

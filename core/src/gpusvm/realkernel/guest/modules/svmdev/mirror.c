@@ -16,7 +16,6 @@
 #include "svmdev.h"
 
 #define TRIES 3		/* of a fault that may be tried again */
-#define LONGEST_EVENT 256
 
 static const unsigned long chunk_sizes[] = { SZ_2M, SZ_64K, SZ_4K };
 
@@ -41,18 +40,13 @@ static unsigned long page_of(unsigned long addr)
 	return (addr - svmdev_base) >> PAGE_SHIFT;
 }
 
-static __printf(2, 3) void note(struct svmdev_mirror *mirror, const char *format, ...)
+/* Where what happens to a mirror is written down. */
+static struct svmdev_log *log_of(struct svmdev_mirror *mirror)
 {
-	unsigned long flags;
-	va_list arguments;
-
-	spin_lock_irqsave(&mirror->events_lock, flags);
-	va_start(arguments, format);
-	if (mirror->events_length + LONGEST_EVENT < SVMDEV_LOG)
-		mirror->events_length += vscnprintf(mirror->events + mirror->events_length, LONGEST_EVENT, format, arguments);
-	va_end(arguments);
-	spin_unlock_irqrestore(&mirror->events_lock, flags);
+	return svmdev_one_log ? &svmdev_all : &mirror->events;
 }
+
+#define note(mirror, ...) svmdev_note(log_of(mirror), __VA_ARGS__)
 
 static __printf(2, 3) void say(char *text, const char *format, ...)
 {
@@ -92,10 +86,10 @@ static void throw_away(struct svmdev_mirror *mirror, struct svmdev_range *range)
 {
 	unsigned long flags;
 
-	spin_lock_irqsave(&mirror->events_lock, flags);
+	spin_lock_irqsave(&mirror->garbage_lock, flags);
 	if (list_empty(&range->garbage))
 		list_add_tail(&range->garbage, &mirror->garbage);
-	spin_unlock_irqrestore(&mirror->events_lock, flags);
+	spin_unlock_irqrestore(&mirror->garbage_lock, flags);
 }
 
 static void invalidate(struct drm_gpusvm *gpusvm, struct drm_gpusvm_notifier *notifier,
@@ -145,9 +139,9 @@ static void drop(struct svmdev_mirror *mirror, struct svmdev_range *range)
 {
 	struct drm_gpusvm_ctx ctx = { };
 
-	spin_lock_irq(&mirror->events_lock);
+	spin_lock_irq(&mirror->garbage_lock);
 	list_del_init(&range->garbage);
-	spin_unlock_irq(&mirror->events_lock);
+	spin_unlock_irq(&mirror->garbage_lock);
 	drm_gpusvm_unmap_pages(&mirror->gpusvm, &range->pages, pages_in(range), &ctx);
 	drm_gpusvm_range_remove(&mirror->gpusvm, &range->base);
 }
@@ -156,9 +150,9 @@ static struct svmdev_range *first_garbage(struct svmdev_mirror *mirror)
 {
 	struct svmdev_range *range;
 
-	spin_lock_irq(&mirror->events_lock);
+	spin_lock_irq(&mirror->garbage_lock);
 	range = list_first_entry_or_null(&mirror->garbage, struct svmdev_range, garbage);
-	spin_unlock_irq(&mirror->events_lock);
+	spin_unlock_irq(&mirror->garbage_lock);
 	return range;
 }
 
@@ -248,7 +242,7 @@ static int fault_once(struct svmdev_mirror *mirror, struct svmdev_command *comma
 	end = drm_gpusvm_range_end(base);
 	say(text, " rng(%lx,%lx,%s)", page_of(start), page_of(end), base->flags.migrate_devmem ? "mig" : "-");
 	if (command->flags & SVMDEV_F_MIGRATE && base->flags.migrate_devmem)
-		say(text, " pop(%d)", drm_pagemap_populate_mm(&target->dpagemap, start, end, gpusvm->mm, ctx->timeslice_ms));
+		say(text, " pop(%d)", svmdev_populate(target, start, end, gpusvm->mm));
 	err = drm_gpusvm_get_pages(gpusvm, &(*found)->pages, gpusvm->mm, &base->notifier->notifier, start, end, ctx);
 	say(text, " get(%d)", err);
 	return err;
@@ -263,7 +257,6 @@ static int fault(struct svmdev_mirror *mirror, struct svmdev_command *command, c
 		.devmem_possible = !(command->flags & SVMDEV_F_NO_DEVMEM),
 		.devmem_only = !!(command->flags & SVMDEV_F_DEVMEM_ONLY),
 		.allow_mixed = !!(command->flags & SVMDEV_F_ALLOW_MIXED),
-		.timeslice_ms = command->n,
 	};
 	int tries = command->flags & SVMDEV_F_RETRY ? TRIES : 1;
 	struct svmdev_range *range;
@@ -428,22 +421,48 @@ static void say_state(struct svmdev_mirror *mirror, char *text)
 
 static int give_events(struct svmdev_mirror *mirror, struct svmdev_command *command)
 {
-	size_t length;
+	struct svmdev_log *log = log_of(mirror);
 	char *events;
 
+	/* what all have in common the first device gives */
+	if (svmdev_one_log && mirror->device->number)
+		return 0;
 	events = vmalloc(SVMDEV_LOG);
 	if (!events)
 		return -ENOMEM;
-	spin_lock_irq(&mirror->events_lock);
-	length = mirror->events_length;
-	memcpy(events, mirror->events, length);
-	mirror->events_length = 0;
-	spin_unlock_irq(&mirror->events_lock);
-	command->done = length;
-	if (copy_to_user(u64_to_user_ptr(command->data), events, length))
-		length = 0;
+	spin_lock_irq(&log->lock);
+	command->done = log->length;
+	memcpy(events, log->text, log->length);
+	log->length = 0;
+	spin_unlock_irq(&log->lock);
+	if (copy_to_user(u64_to_user_ptr(command->data), events, command->done))
+		command->done = 0;
 	vfree(events);
-	return length == command->done ? 0 : -EFAULT;
+	return 0;
+}
+
+static int hold(struct svmdev_mirror *mirror, char *text)
+{
+	struct drm_pagemap *found;
+	const char *how;
+
+	if (mirror->held)
+		return -EBUSY;
+	found = svmdev_pagemap_get(mirror->device, &how);
+	if (IS_ERR(found))
+		return PTR_ERR(found);
+	mirror->held = found;
+	say(text, " %s#%lu", how, svmdev_serial(found));
+	return 0;
+}
+
+static int release(struct svmdev_mirror *mirror)
+{
+	if (!mirror->held)
+		return -ENOENT;
+	drm_pagemap_put(mirror->held);
+	mirror->held = NULL;
+	return 0;
 }
 
 /* ---- one operation */
@@ -459,8 +478,7 @@ void svmdev_do(struct svmdev_mirror *mirror, unsigned int request, struct svmdev
 		command->ret = fault(mirror, command, text);
 		return;
 	case SVMDEV_POPULATE:
-		command->ret = drm_pagemap_populate_mm(&device->dpagemap, command->addr,
-						       command->addr + (command->n << PAGE_SHIFT), gpusvm->mm, 0);
+		command->ret = svmdev_populate(device, command->addr, command->addr + (command->n << PAGE_SHIFT), gpusvm->mm);
 		return;
 	case SVMDEV_EVICT:
 		command->ret = svmdev_evict(allocation_at(mirror, command->addr));
@@ -491,7 +509,16 @@ void svmdev_do(struct svmdev_mirror *mirror, unsigned int request, struct svmdev
 			command->ret = -EINVAL;
 		return;
 	case SVMDEV_UNPLUG:
-		drm_dev_unplug(device->drm);
+		svmdev_unplug(device, command);
+		return;
+	case SVMDEV_TIMESLICE:
+		device->timeslice_ms = command->n;
+		return;
+	case SVMDEV_HOLD:
+		command->ret = hold(mirror, text);
+		return;
+	case SVMDEV_RELEASE:
+		command->ret = release(mirror);
 		return;
 	}
 	/* the rest is about the range at an address */
@@ -517,23 +544,25 @@ struct svmdev_mirror *svmdev_mirror_open(struct svmdev *device, unsigned long no
 
 	if (!mirror)
 		return ERR_PTR(-ENOMEM);
-	mirror->events = vmalloc(SVMDEV_LOG);
-	if (!mirror->events) {
+	mirror->events.text = vmalloc(SVMDEV_LOG);
+	if (!mirror->events.text) {
 		kfree(mirror);
 		return ERR_PTR(-ENOMEM);
 	}
+	spin_lock_init(&mirror->events.lock);
 	mirror->device = device;
 	mutex_init(&mirror->lock);
-	spin_lock_init(&mirror->events_lock);
+	spin_lock_init(&mirror->garbage_lock);
 	INIT_LIST_HEAD(&mirror->garbage);
 	INIT_LIST_HEAD(&mirror->ranges);
 	mirror->allocated_before = device->allocated;
 	mirror->released_before = device->released;
+	device->timeslice_ms = 0;
 	memset(device->calls_until_failure, 0, sizeof(device->calls_until_failure));
 	err = drm_gpusvm_init(&mirror->gpusvm, "svmdev", current->mm, 0, TASK_SIZE, notifier_size, &gpusvm_ops, chunk_sizes,
 			      ARRAY_SIZE(chunk_sizes));
 	if (err) {
-		vfree(mirror->events);
+		vfree(mirror->events.text);
 		kfree(mirror);
 		return ERR_PTR(err);
 	}
@@ -549,7 +578,8 @@ void svmdev_mirror_close(struct svmdev_mirror *mirror)
 	list_for_each_entry_safe(range, next, &mirror->ranges, link)
 		drop(mirror, range);
 	drm_gpusvm_fini(&mirror->gpusvm);
+	release(mirror);
 	mutex_unlock(&mirror->lock);
-	vfree(mirror->events);
+	vfree(mirror->events.text);
 	kfree(mirror);
 }

@@ -16,6 +16,7 @@
 #define SVMDEV_DEVICES 2
 
 struct drm_device;
+struct drm_pagemap_cache;
 struct faux_device;
 
 enum svmdev_failure {
@@ -26,15 +27,37 @@ enum svmdev_failure {
 	SVMDEV_FAILURES,
 };
 
+/* Events as text: a file's own, or those of all files in their order. */
+struct svmdev_log {
+	spinlock_t lock;
+	char *text;
+	size_t length;
+};
+
+/* What the device's memory is for others, as long as somebody uses it; then it may be made again. */
+struct svmdev_pagemap {
+	struct drm_pagemap base;
+	struct svmdev *device;
+	unsigned long serial;
+	struct list_head link;
+};
+
 /* A device, with memory: RAM that stands behind device-private pages, page by page. */
 struct svmdev {
 	unsigned int number;
 	struct faux_device *faux;
 	struct drm_device *drm;
 	struct miscdevice misc;
+	struct mutex files_lock;
+	unsigned int files;
+	bool unplugged;			/* as long as a file is open: then it is plugged in again */
 
 	struct dev_pagemap pagemap;
-	struct drm_pagemap dpagemap;
+	struct svmdev_pagemap *plain;	/* without a cache: its only one */
+	struct drm_pagemap_cache *cache;
+	struct list_head destroyed;	/* their memory is kept until the device is plugged in again */
+	unsigned long serials;
+	unsigned long timeslice_ms;
 	void *owner;
 	u8 *bytes;
 	unsigned long npages;
@@ -61,12 +84,12 @@ struct svmdev_mirror {
 	struct drm_gpusvm gpusvm;
 	struct svmdev *device;
 	struct mutex lock;		/* the driver's lock, outermost */
-	spinlock_t events_lock;		/* the events, and the list of garbage */
+	spinlock_t garbage_lock;
 	struct list_head garbage;
 	struct list_head ranges;
 	unsigned long allocated_before, released_before;
-	char *events;
-	size_t events_length;
+	struct drm_pagemap *held;	/* what it keeps of its device's memory, if it was told to */
+	struct svmdev_log events;
 };
 
 struct svmdev_range {
@@ -78,9 +101,22 @@ struct svmdev_range {
 
 extern struct svmdev svmdev_devices[SVMDEV_DEVICES];
 extern unsigned long svmdev_base;	/* pages are counted from here */
+extern bool svmdev_one_log, svmdev_cached, svmdev_make_room, svmdev_migrate_within;
+extern struct svmdev_log svmdev_all;
+
+/* main.c */
+__printf(2, 3) void svmdev_note(struct svmdev_log *log, const char *format, ...);
+int svmdev_plug(struct svmdev *device);
+void svmdev_unplug(struct svmdev *device, struct svmdev_command *command);
 
 /* memory.c */
-int svmdev_memory_init(struct svmdev *device, void *owner, unsigned long npages, bool move_within);
+int svmdev_memory_init(struct svmdev *device, void *owner, unsigned long npages);
+int svmdev_pagemap_init(struct svmdev *device);
+void svmdev_pagemap_fini(struct svmdev *device);
+/* with a reference; how it was found goes to *how */
+struct drm_pagemap *svmdev_pagemap_get(struct svmdev *device, const char **how);
+unsigned long svmdev_serial(struct drm_pagemap *dpagemap);
+int svmdev_populate(struct svmdev *device, unsigned long start, unsigned long end, struct mm_struct *mm);
 struct svmdev_allocation *svmdev_allocation_of(struct svmdev *device, unsigned long page);
 struct svmdev_allocation *svmdev_nth_allocation(struct svmdev *device, unsigned long n);
 int svmdev_evict(struct svmdev_allocation *allocation);	/* takes the reference; NULL: -ENOENT */

@@ -35,6 +35,9 @@ struct svmdev_command {
 #define SVMDEV_FAIL	 _IO(0xe5, 13)
 #define SVMDEV_EVENTS	 _IO(0xe5, 14)
 #define SVMDEV_UNPLUG	 _IO(0xe5, 15)
+#define SVMDEV_TIMESLICE _IO(0xe5, 16)	/* of what is migrated to the device from now on: n milliseconds */
+#define SVMDEV_HOLD	 _IO(0xe5, 17)	/* keep the device's pagemap, and say how it was found */
+#define SVMDEV_RELEASE	 _IO(0xe5, 18)
 
 #define SVMDEV_F_MIGRATE	1
 #define SVMDEV_F_DEVMEM_ONLY	2
