@@ -18,7 +18,7 @@ import traceback
 from collections import Counter
 from itertools import product
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 from gpusvm.explore.exploring import explore
@@ -67,6 +67,7 @@ def survey(options: argparse.Namespace) -> None:
     began = perf_counter()
     for number, row in enumerate(left, start=1):
         out = options.out / row["quirks"]
+        cpu_s = process_time()
         try:
             (exploration,) = explore(
                 [scenarios[row["scenario"]]],
@@ -88,6 +89,7 @@ def survey(options: argparse.Namespace) -> None:
             if exploration.interrupted:
                 return
             row.update(_counts(exploration))
+        row["cpu_seconds"] = round(process_time() - cpu_s, 2)  # shrinking included
         with log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         left_s = (perf_counter() - began) / number * (len(left) - number)

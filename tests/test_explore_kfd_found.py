@@ -24,3 +24,11 @@ def test_each_is_found_as_written_and_not_fixed(scenario, quirk, schedules, labe
     found = explore([scenario], [f"kfd:quirk.{quirk}=as_written"], **options)
     assert [(each.finding.kind, each.finding.invariant) for each in found.findings] == [label]
     assert explore([scenario], ["kfd"], **options).findings == []
+
+
+def test_a_range_that_there_is_no_memory_to_cut():
+    options = {"scheduler": "pct", "schedules": 100, "shrunk": False, "failures_max": 1}
+    found = explore(["kfd-unmap"], ["kfd:quirk.split_unchecked=as_written"], **options)
+    labels = [(each.finding.kind, each.finding.invariant) for each in found.findings]
+    assert labels == [("driver", "svm_range_unmap_split")]
+    assert explore(["kfd-unmap"], ["kfd"], **options).findings == []

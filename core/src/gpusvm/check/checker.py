@@ -79,7 +79,7 @@ class Checker:
         self._deferred = False
         self._half: dict[Task, None] = {}
         self._written: list[tuple[GpuPageTable, int, int]] = []
-        self._pages: dict[GpuSvmPages, object] = {}  # what drm_gpusvm has mapped, and the notifier that watches it
+        self._pages: dict[GpuSvmPages, None] = {}  # what drm_gpusvm has mapped
         self._turn = 0
         self._heard = False  # something was told since the state was last looked at
         self._freeing: dict[Task, int] = {}
@@ -590,7 +590,7 @@ class Checker:
 
     def pages_got(self, pages: GpuSvmPages, sub: IntervalNotifier, owner: object | None) -> None:
         """Hear that get_pages has mapped pages, for a caller who takes device pages of `owner`."""
-        self._pages[pages] = sub
+        self._pages[pages] = None
         svm.pages_present(self.shadow, pages)
         svm.pages_of_the_owner(self.shadow, pages, owner)
         self._tell()
@@ -671,8 +671,6 @@ class Checker:
 
     def subscription_removing(self, sub: MmuIntervalNotifier) -> None:
         self._heard = True
-        # Whoever watches memory no longer unmaps it next (drm_gpusvm_fini).
-        self._pages = {pages: each for pages, each in self._pages.items() if each is not sub}
         live = self._subs.get(sub.mm, [])
         if sub in live:
             live.remove(sub)

@@ -548,8 +548,8 @@ def _rules() -> dict[int, Invariant]:
         "AE",
         "drivers/gpu/drm/drm_gpusvm.c:drm_gpusvm_get_pages, drm_gpusvm_unmap_pages",
         "No page that drm_gpusvm has mapped for a device is free: an invalidation unmaps it before the mm lets it go, "
-        "and what was found before an invalidation is not mapped after it. What no notifier watches any more is left "
-        "out: drm_gpusvm_fini removes those first, and unmaps next.",
+        "and what was found before an invalidation is not mapped after it. drm_gpusvm_fini removes notifiers first: a "
+        "driver unmaps what its ranges have mapped before it calls that.",
         "pages are mapped for a device, and freed without a word to it",
     )
     rule(

@@ -175,6 +175,8 @@ class RangeVm:
             self.closed = True
             self.zap(self.start, self.end)
             self.garbage.clear()
+            for range_ in self.gpusvm.every_range():
+                self.gpusvm.range_remove(range_)
             self.gpusvm.fini()
         self.page_table.retire()
 

@@ -180,7 +180,8 @@ class BoManager:
             if not bo.get_unless_zero("evict_all"):
                 # ttm_bo_evict_first says that it is done with it, and finds it again until its memory is free.
                 kernel.cond_resched()
-                kernel.cpu_relax()
+                if bo in self.lru():  # not freed while others were let go first
+                    kernel.cpu_relax()
                 continue
             seq = bo.lru_seq
             bo.resv.lock()

@@ -138,7 +138,7 @@ class GpuSvm:
 
     def fini(self) -> None:
         """Remove all ranges and notifiers (drm_gpusvm_fini); a notifier's subscription first, so that no invalidation
-        comes between.
+        comes between: what ranges have mapped by then nobody watches, so a driver unmaps it before (xe_svm_fini).
         """
         for notifier in self.notifiers():  # not up to mm_end: a range may begin there
             self.memory.mmu_interval_notifier_remove(notifier.notifier)
@@ -172,6 +172,10 @@ class GpuSvm:
         for notifier in self.notifiers():
             if notifier.start < end and notifier.end > start:
                 yield from notifier.ranges(start, end)
+
+    def every_range(self) -> list[GpuSvmRange]:
+        """Return all ranges, ascending, those at the end of the address space included."""
+        return [each for notifier in self.notifiers() for each in notifier.ranges(notifier.start, notifier.end)]
 
     def has_mapping(self, start: int, end: int) -> bool:
         """Tell whether there is any range in [start, end) (drm_gpusvm_has_mapping)."""

@@ -183,8 +183,8 @@ class Dmirror:
 
     def _release(self) -> None:
         """Release the file (dmirror_fops_release): the pages of *every* file of the device go home."""
+        self.page_table.retire()  # nobody is left who could go through it, and soon nobody tells it of changes
         self.memory.mmu_interval_notifier_remove(self.notifier)
-        self.page_table.retire()
         self.device.kernel.gauges.dec("notifier")
         self.device.evict()
         self.page_table.unmap(0, _ULONG_MAX >> self._page_shift)

@@ -108,8 +108,9 @@ def set_attributes(file: "KfdFile", start: int, end: int, attributes: Attributes
 def apply_attributes(process: "KfdProcess", mm: "MmApi", start: int, end: int, attributes: Attributes) -> None:
     """Set attributes of pages, then migrate and map (svm_range_set_attr).
 
-    EFAULT: a page is in no area, or in a device's. Else the last error of a range, which does not keep the others from
-    being served: what could not be brought home, or mapped. That something could not be brought to a GPU is none.
+    EFAULT: a page is in no area, or in a device's; ENOMEM: no memory for a range; nothing has changed then. Else the
+    last error of a range, which does not keep the others from being served: what could not be brought home, or mapped.
+    That something could not be brought to a GPU is none.
     """
     svms, lock = process.svms, mm.mmap_lock
     with process.info_lock:
@@ -120,7 +121,12 @@ def apply_attributes(process: "KfdProcess", mm: "MmApi", start: int, end: int, a
         except KernelError:
             lock.up_write()
             raise
-        updated, inserted, removed, remapped = _add(process, start, end, attributes)
+        try:
+            updated, inserted, removed, remapped = _add(process, start, end, attributes)
+        except KernelError:
+            svms.lock.unlock()
+            lock.up_write()
+            raise
         # The new first: a change that needs no mmap_lock, of reclaim, say, is always told somebody.
         for prange in inserted:
             svms.add(prange, mm)
@@ -164,12 +170,31 @@ def _add(
 ) -> tuple[list[SvmRange], list[SvmRange], list[SvmRange], list[SvmRange]]:
     """Cover [start, end) with ranges of its own (svm_range_add); which are to be updated, inserted and removed, and
     which, cut off at a place that is not a huge page's, to be mapped anew. The last that is found is the first.
+    ENOMEM: clones and new ranges are freed, what they stand for is as it was.
     """
-    svms = process.svms
     updated: list[SvmRange] = []
     inserted: list[SvmRange] = []
     removed: list[SvmRange] = []
     remapped: list[SvmRange] = []
+    try:
+        _cover(process, start, end, attributes, (updated, inserted, removed, remapped))
+    except KernelError:
+        for prange in inserted:
+            process.svms.free(prange, unmap=False)
+        raise
+    return updated[::-1], inserted[::-1], removed[::-1], remapped[::-1]
+
+
+def _cover(
+    process: "KfdProcess",
+    start: int,
+    end: int,
+    attributes: Attributes,
+    lists: tuple[list[SvmRange], list[SvmRange], list[SvmRange], list[SvmRange]],
+) -> None:
+    """Do so, in the order of addresses, into the four `lists`."""
+    updated, inserted, removed, remapped = lists
+    svms = process.svms
     at = start
     for found in svms.overlapping(start, end):
         prange = found
@@ -192,7 +217,6 @@ def _add(
         at = min(node_end, end)
     if at < end:
         _split_new(process, at, end, inserted, updated)
-    return updated[::-1], inserted[::-1], removed[::-1], remapped[::-1]
 
 
 def _cut(prange: SvmRange, start: int, end: int, inserted: list[SvmRange], remapped: list[SvmRange], at: int) -> None:

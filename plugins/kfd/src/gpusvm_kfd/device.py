@@ -146,7 +146,6 @@ class KfdDevice:
             evacuate(self)
             self.kfd.release_queue.flush()
             if self.bos.live:
-                kernel.cond_resched()
                 kernel.cpu_relax()
         if self._offered is not None:
             kernel.gauges.inc("pagemap")

@@ -312,7 +312,7 @@ class KfdPipeline(FaultPipeline):
 
     def _create(self, process: "KfdProcess", page: int) -> SvmRange:
         """Make a range of the granule around a page, within its area and between its neighbours
-        (svm_range_create_unregistered_range). EFAULT: there is no area.
+        (svm_range_create_unregistered_range). EFAULT: there is no area, or no memory for the range.
         """
         svms, size = process.svms, self.device.page_shift
         vma = process.mm.vma_lookup(page << size)
@@ -328,7 +328,10 @@ class KfdPipeline(FaultPipeline):
                 start = max(start, neighbour.it_end)
         if start > page:
             raise KernelError(errno.EFAULT, f"{page << size:#x} overlaps a range that has lost it")
-        prange = svms.new_range(start, end)
+        try:
+            prange = svms.new_range(start, end)
+        except KernelError as error:
+            raise KernelError(errno.EFAULT, str(error)) from error
         svms.add(prange, process.mm)
         return prange
 

@@ -274,6 +274,10 @@ def _consecutive(pages: "Pfns") -> "list[tuple[int, int]]":
 
 
 def _args(device: "KfdDevice", vma: "VmaApi", start: int, end: int, flags: int, fault_page: int | None) -> MigrateVma:
+    """Allocate the words of a migration, and an address for each page (the kvcalloc of both ways). ENOMEM."""
+    if device.kernel.inject("kfd.migrate"):
+        raise KernelError(ENOMEM, "injected at kfd.migrate")
+
     def words() -> "Words":
         return np.zeros(end - start, np.uint64)
 

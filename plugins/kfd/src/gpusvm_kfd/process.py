@@ -105,7 +105,6 @@ class KfdProcess:
         mm = self.mm
         gpu = pdd.gpu
         if not mm.mmget_not_zero():
-            self.kernel.cond_resched()
             self.kernel.cpu_relax()
             return
         self.supported &= ~(1 << gpu)

@@ -91,8 +91,8 @@ class SvmRangeBo:
             prange = self.ranges[0]
             if fixed and not prange.lock.trylock():
                 self.list_lock.unlock()
-                kernel.cond_resched()
-                kernel.cpu_relax()
+                if prange in self.ranges and prange.lock.owner is not None:
+                    kernel.cpu_relax()
                 self.list_lock.lock()
                 continue
             self.ranges.remove(prange)
@@ -155,7 +155,6 @@ def _validate(device: "KfdDevice", prange: "SvmRange") -> bool:
             return False
         svm_bo.unref("range")
     while kernel.read_once(prange, "svm_bo") is not None:
-        kernel.cond_resched()
         kernel.cpu_relax()
     return False
 

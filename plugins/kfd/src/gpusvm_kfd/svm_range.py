@@ -4,7 +4,7 @@ Pages are virtual page numbers, `end` is behind the last. GPUs are numbered from
 i is i + 1, 0 is system memory.
 """
 
-from errno import EFAULT
+from errno import EFAULT, ENOMEM
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -133,13 +133,14 @@ class SvmRange:
     # ---- DMA -----------------------------------------------------------------------------------------------------
 
     def dma_map(self, pdd: "ProcessDevice", first: int, pfns: "Pfns", is_device: "npt.NDArray[np.bool_]") -> None:
-        """Map what pages of the range from the `first` on are now for a GPU (svm_range_dma_map_dev). EFAULT.
+        """Map what pages of the range from the `first` on are now for a GPU (svm_range_dma_map_dev). EFAULT, ENOMEM.
 
         What a page was mapped as before is unmapped now, and not when it went. As written a range that was cut since
         `first` was found has a shorter array, of which this knows nothing.
         """
         kinds = self.dma.get(pdd.gpu)
         if kinds is None:
+            self._alloc_dma_addr()
             kinds = self.dma[pdd.gpu] = np.zeros(self.pages, np.uint8)
         behind = first + len(pfns) - len(kinds)
         if behind > 0:
@@ -162,16 +163,20 @@ class SvmRange:
 
     # ---- split and clone -----------------------------------------------------------------------------------------
 
-    def split(self, start: int, end: int) -> "SvmRange":
+    def split(self, start: int, end: int, *, reserved: bool = False) -> "SvmRange":
         """Keep [start, end), one end of which is the range's own, and return a new range of the rest
-        (svm_range_split).
+        (svm_range_split). ENOMEM, unless what it takes was `reserved`: the new range is freed, and the addresses of
+        GPUs before the one that failed are cut.
         """
         old_start, old_end = self.start, self.end
         assert start == old_start or end == old_end
-        new = self.svms.new_range(end, old_end) if start == old_start else self.svms.new_range(old_start, start)
+        new_start, new_end = (end, old_end) if start == old_start else (old_start, start)
+        new = self.svms.new_range(new_start, new_end, reserved=reserved)
         # svm_range_split_pages
         counted = 0
         for gpu, kinds in sorted(self.dma.items()):
+            if not reserved:
+                self._alloc_dma_addr(new)
             part = new.dma[gpu] = kinds[new.start - old_start : new.end - old_start].copy()
             self.dma[gpu] = kinds[start - old_start : end - old_start].copy()
             counted = int(np.count_nonzero(part == _VRAM))
@@ -191,9 +196,11 @@ class SvmRange:
         return new
 
     def clone(self) -> "SvmRange":
-        """Return a range like this one, with its share of the object and its DMA mappings (svm_range_clone)."""
+        """Return a range like this one, with its share of the object and its DMA mappings (svm_range_clone). ENOMEM."""
         new = self.svms.new_range(self.start, self.end)
-        new.dma = {gpu: kinds.copy() for gpu, kinds in self.dma.items()}
+        for gpu, kinds in sorted(self.dma.items()):
+            self._alloc_dma_addr(new)
+            new.dma[gpu] = kinds.copy()
         new.offset = self.offset
         new.counted_pages = self.counted_pages
         if self.has_res:
@@ -207,6 +214,13 @@ class SvmRange:
                 self.svms.kernel.warn("svm_range_clone", "a reference is taken of an object that is being freed")
         self._copy_attributes(new)
         return new
+
+    def _alloc_dma_addr(self, new: "SvmRange | None" = None) -> None:
+        """Ask whether there is memory for an array of addresses (svm_range_copy_array); if not, free `new`. ENOMEM."""
+        if self.svms.kernel.inject("kfd.dma_addr"):
+            if new is not None:
+                self.svms.discard(new)
+            raise KernelError(ENOMEM, "injected at kfd.dma_addr")
 
     def _share(self, new: "SvmRange") -> None:
         svm_bo = self.svm_bo

@@ -6,10 +6,11 @@ under mmap_lock for writing. Order of locks: mmap_lock > svms->lock > migrate_mu
 
 from bisect import bisect_right
 from contextlib import suppress
+from errno import ENOMEM
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
-from gpusvm.errors import KernelError
+from gpusvm.errors import DriverError, KernelError
 from gpusvm.kernel import Work
 from gpusvm.mm.api import MMU_NOTIFY_RELEASE, MMU_NOTIFY_UNMAP
 
@@ -61,15 +62,18 @@ class SvmRangeList:
         self._blockable_only = process.kfd.quirks.non_blockable == "fixed"
         self._by_parent = process.kfd.quirks.child_mapped == "as_written"
         self._gap = process.kfd.quirks.notifier_gap == "as_written"
+        self._reserves = process.kfd.quirks.split_unchecked == "fixed"
         self._home = SYSTEM if tunables.preferred_loc == "system" else UNDEFINED
         self._in_place = tunables.access == "in_place"
         kernel.gauges.declare("range")
 
     # ---- the tree ------------------------------------------------------------------------------------------------
 
-    def new_range(self, start: int, end: int) -> SvmRange:
-        """Make a range with the default attributes (svm_range_new)."""
+    def new_range(self, start: int, end: int, *, reserved: bool = False) -> SvmRange:
+        """Make a range with the default attributes (svm_range_new). ENOMEM, unless its memory was `reserved`."""
         kernel = self.kernel
+        if not reserved and kernel.inject("kfd.range"):
+            raise KernelError(ENOMEM, "injected at kfd.range")
         prange = SvmRange(
             svms=self,
             start=start,
@@ -156,6 +160,13 @@ class SvmRangeList:
         self.kernel.gauges.dec("range")
         self.kernel.free(prange, prange.lock, prange.migrate_mutex)
 
+    def discard(self, prange: SvmRange) -> None:
+        """Free a range that nobody knows and that holds nothing. The kernel takes its locks even then, inside those of
+        the range that it was to be cut from.
+        """
+        self.kernel.gauges.dec("range")
+        self.kernel.free(prange, prange.lock, prange.migrate_mutex)
+
     # ---- notifier ------------------------------------------------------------------------------------------------
 
     def invalidate(self, prange: SvmRange, sub: "IntervalNotifier", range_: "MmuNotifierRange", cur_seq: int) -> bool:
@@ -224,8 +235,8 @@ class SvmRangeList:
         """Cut [start, end) out of a range (svm_range_unmap_split)."""
         if prange.work_op == OP_UNMAP_RANGE or start >= prange.end or end <= prange.start:
             return
-        tail = prange.split(prange.start, start) if start > prange.start else prange
-        head = tail.split(end, tail.end) if end < tail.end else prange
+        tail = self._cut(prange, prange.start, start) if start > prange.start else prange
+        head = self._cut(tail, end, tail.end) if end < tail.end else prange
         if head is not prange and tail is not prange:
             self._add_child(parent, head, OP_UNMAP_RANGE)
             self._add_child(parent, tail, OP_ADD_RANGE)
@@ -235,6 +246,17 @@ class SvmRangeList:
             self._add_child(parent, head, OP_UNMAP_RANGE)
         elif parent is not prange:
             prange.work_op = OP_UNMAP_RANGE
+
+    def _cut(self, prange: SvmRange, start: int, end: int) -> SvmRange:
+        """Split a range with its lock held, and so without reclaim; nobody can be told of a failure, nor, as written,
+        asks: what is to be the new range is NULL. With split_unchecked fixed what it takes was set aside.
+        """
+        if self._reserves:
+            return prange.split(start, end, reserved=True)
+        try:
+            return prange.split(start, end)
+        except KernelError as error:
+            raise DriverError("svm_range_unmap_split", f"no memory to cut {prange!r}: a NULL pointer") from error
 
     @staticmethod
     def _add_child(parent: SvmRange, child: SvmRange, op: int) -> None:
@@ -386,5 +408,5 @@ def _unlink(prange: SvmRange) -> None:
                 prange.svm_bo = None
             svm_bo.unref("unlink")
             return
-        kernel.cond_resched()
-        kernel.cpu_relax()
+        if prange.svm_bo is not None:
+            kernel.cpu_relax()

@@ -169,6 +169,11 @@ class KfdQuirks:
         "behind the end of the range's array of DMA addresses, which is shorter now. Derived from the source",
         cite="kfd_svm.c:svm_range_restore_pages, svm_range_validate_and_map, svm_range_split_array",
     )
+    split_unchecked: str = quirk(
+        "A munmap cuts a range in its notifier, with memory that is taken without reclaim and may not be there; nobody "
+        "asks, and the range that could not be made is a NULL pointer. Derived from the source",
+        cite="kfd_svm.c:svm_range_unmap_split, svm_range_split, svm_range_lock",
+    )
     notifier_gap: str = quirk(
         "After a munmap of its part a worker removes a range's notifier before it inserts the new one, and takes what "
         "was split off from the list where the old one finds it: of a change that takes no mmap_lock meanwhile, of "

@@ -197,6 +197,9 @@ class SvmdevFile:
             self.page_table.retire()
             with self.gclock:
                 self.gc.clear()
+            # Range by range, and only then the notifiers: what is mapped for DMA is watched as long as it is.
+            for range_ in self.svm.every_range():
+                self.svm.range_remove(range_)
             self.svm.fini()
             self.release()
         del self.device.files[self.inst]

@@ -284,6 +284,9 @@ class XeVm:
         with self.lock.write(), self.gpusvm.notifier_lock.write():
             self.closed = True
             self.pt.clear()
+            # xe_svm_fini, a little later and range by range: before drm_gpusvm_fini takes the notifiers away.
+            for range_ in self.gpusvm.every_range():
+                self.gpusvm.unmap_pages(range_.pages, self.ctx_notifier)
         self.garbage.stop()
         for dpagemap in self.pagemaps:  # xe_svm_close; ranges hold those that they map
             dpagemap.put("vm")
