@@ -107,15 +107,9 @@ class Svmdev:
         self._quirks = DrmQuirks(hole_count=quirks.hole_count)
         self._serials: dict[DrmPagemap, int] = {}
         self.destroy = self._destroyed if tunables.cached else None
-        self.plain: DrmPagemap | None = None
-        self.cache: PagemapCache | None = None
-        if tunables.cached:
-            shrinker = PagemapShrinker(self.device, quirks=self._quirks)
-            self.device.devm_add_action(shrinker.fini)
-            self.cache = PagemapCache(shrinker)
-            self.device.devm_add_action(self.cache.fini)
-        else:
-            self.plain = self._new_pagemap("driver")
+        # Each is assigned once: what changes a field is to be seen outside of __init__ (explore.watch).
+        self.cache: PagemapCache | None = self._new_cache() if tunables.cached else None
+        self.plain: DrmPagemap | None = None if tunables.cached else self._new_pagemap("driver")
         if tunables.make_room:
             self.vram.make_room = self._evict
         self.timeslice_ms = 0
@@ -142,6 +136,13 @@ class Svmdev:
         """Return the one that a device without a cache has all its life."""
         assert self.plain is not None, "with cached=1 a pagemap is there only while somebody uses it"
         return self.plain
+
+    def _new_cache(self) -> PagemapCache:
+        shrinker = PagemapShrinker(self.device, quirks=self._quirks)
+        self.device.devm_add_action(shrinker.fini)
+        cache = PagemapCache(shrinker)
+        self.device.devm_add_action(cache.fini)
+        return cache
 
     def _new_pagemap(self, holder: object) -> DrmPagemap:
         made = DrmPagemap(
