@@ -16,6 +16,7 @@ def conform(
     profile: Repeatable = (),
     check: Repeatable = (),
     quirks: Annotated[Literal["as_written", "fixed"], Parameter(name_transform=str)] = "as_written",
+    beside: str = "",
     baseline: Path | None = None,
     jobs: int | None = None,
     limit: float = 60.0,
@@ -39,6 +40,8 @@ def conform(
         Run this check only, by its id, or those that a glob such as "fault.*" fits; may be given several times.
     quirks
         What every quirk is set to that a driver's spec does not name.
+    beside
+        Driver of the second device in machines with two drivers; one of the suite's own, if none is named.
     baseline
         File conform.json of an earlier run: say what is otherwise now.
     jobs
@@ -64,7 +67,14 @@ def conform(
         else:
             print_checks(chosen)
         return 0
-    options = {"profiles": profile, "checks": check, "quirks": quirks, "limit_s": limit, "without": without}
+    options = {
+        "profiles": profile,
+        "checks": check,
+        "quirks": quirks,
+        "beside": beside,
+        "limit_s": limit,
+        "without": without,
+    }
     return _run(driver, options, baseline=baseline, jobs=jobs, out=out, json=json)
 
 

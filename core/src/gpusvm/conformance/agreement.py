@@ -12,26 +12,28 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
     from gpusvm.conformance.suite import Lab
+    from gpusvm.driver import DriverInfo
     from gpusvm.testing import Bench
 
 __all__ = ["agree", "errno_of", "is_refused", "no_more_than_the_process"]
 
 
-def agree(lab: "Lab", bench: "Bench", addr: int, pages: int = BLOCK_PAGES) -> None:
+def agree(lab: "Lab", bench: "Bench", addr: int, pages: int = BLOCK_PAGES, *, info: "DriverInfo | None" = None) -> None:
     """Read and write each page from the CPU and from the GPU, in both orders.
 
     What the process may do both can do, and every read is of what was written last, whoever wrote it; what it may not
-    do is refused, to the GPU with an errno that the driver states for that (`Refusals.access`). Nobody had to touch the
-    page for the GPU to lose what the process has lost. AssertionError.
+    do is refused, to the GPU with an errno that the driver states for that (`Refusals.access`, by default of the driver
+    under test). Nobody had to touch the page for the GPU to lose what the process has lost. AssertionError.
     """
     no_more_than_the_process(bench, addr, pages)
     size = bench.memory.geometry.page_size
+    stated = (info or lab.info).refusals
     for page in range(addr, addr + pages * size, size):
         rights = rights_of(bench, page)
-        errnos = lab.info.refusals.access
+        errnos = stated.access
         refusals = errnos.forbidden if rights is not None else errnos.unmapped
         may_read, may_write = bool((rights or 0) & VM_READ), bool((rights or 0) & VM_WRITE)
-        gpu_reads = may_read and (may_write or not lab.info.refusals.read_needs_write)
+        gpu_reads = may_read and (may_write or not stated.read_needs_write)
         _ask(lambda page=page: bench.cpu_read(page), may_read, f"a CPU's read of {page:#x}")  # type: ignore[misc]  # a lambda's default has no annotation
         _ask(lambda page=page: bench.gpu_read(page), gpu_reads, f"the GPU's read of {page:#x}", refusals)  # type: ignore[misc]  # as above
         _ask(lambda page=page: bench.gpu_write(page), may_write, f"the GPU's write to {page:#x}", refusals)  # type: ignore[misc]  # as above

@@ -42,6 +42,7 @@ def conform(
     profiles: Sequence[str] = (),
     checks: Sequence[str] = (),
     quirks: Quirks = "as_written",
+    beside: str = "",
     jobs: int = 0,
     limit_s: float = LIMIT_S,
     without: Sequence[str] = (),
@@ -50,9 +51,10 @@ def conform(
 ) -> Conformance:
     """Run the checks of some profiles, by default all, on drivers, by their specs, by default all that are installed.
 
-    `checks` are ids or globs of ids. `jobs` is the number of processes, 0 for this one: then a `registry` of drivers
-    that are not installed can be given, and a check that ends its process ends this one. A check that takes longer than
-    `limit_s` is an error.
+    `checks` are ids or globs of ids. `beside` is the spec of the driver that the second device has in machines with two
+    drivers, by default one of the suite's own. `jobs` is the number of processes, 0 for this one: then a `registry` of
+    drivers that are not installed can be given, and a check that ends its process ends this one. A check that takes
+    longer than `limit_s` is an error.
 
     InputError, in one line, for a driver, profile or check that there is not, for what is wrong in a driver's
     `conformance.toml`, and, where no check is left out, for an entry of that file that no check can meet.
@@ -66,7 +68,7 @@ def conform(
         raise InputError(f"expected a limit of more than 0 s, got {limit_s:g}")
     installed = Installed(tuple(without), registry)
     texts = [drivers] if isinstance(drivers, str) else list(drivers)
-    columns = read_columns(texts, installed.registry(), quirks=quirks)
+    columns = read_columns(texts, installed.registry(), quirks=quirks, beside=beside)
     chosen = choose(catalogue(), globs=checks, profiles=profiles)
     if not chosen:
         raise InputError("no check is of these profiles and has such an id")
@@ -76,6 +78,7 @@ def conform(
     interrupted = _pytest(run, columns, chosen, quirks=quirks, jobs=jobs, limit_s=limit_s, without=without)
     conformance = Conformance(
         quirks=quirks,
+        beside=columns[0].beside,
         columns=columns,
         checks=tuple(chosen),
         profiles=chosen_profiles(profiles),
@@ -122,6 +125,7 @@ def _pytest(
     arguments += ["-p", "gpusvm.conformance.pytest_plugin", "-p", "no:terminal", "-p", "no:cacheprovider"]
     arguments += ["-p", "no:faulthandler", "--capture=sys", f"--gpusvm-quirks={quirks}"]
     arguments += [f"--gpusvm-limit-s={limit_s}"]
+    arguments += [f"--gpusvm-beside={columns[0].beside}"]
     arguments += [f"--gpusvm-driver={column.driver}" for column in columns]
     arguments += [f"--gpusvm-without={name}" for name in without]
     if len(chosen) < len(catalogue()):

@@ -33,6 +33,8 @@ class Lab:
     driver: str
     drivers: "Mapping[str, DriverInfo]"
     quirks: Quirks = "as_written"
+    beside: str = ""
+    """The spec of the other driver, one of `drivers`, in machines with two; empty: the one of `conformance.partner`."""
     watched: bool = False
     """Every machine tells what happens in it, and its invariants are checked as it runs and before it goes."""
     _benches: "list[Bench]" = Factory(list)
@@ -53,6 +55,33 @@ class Lab:
     def capabilities(self) -> "Capabilities":
         """What the driver declares."""
         return self.info.capabilities
+
+    @cached_property
+    def partner(self) -> "DriverSpec":
+        """The spec of the suite's own driver for machines with two."""
+        from gpusvm.conformance.partner import NAME, PARTNER
+        from gpusvm.driver import read_spec
+
+        return read_spec(NAME, {NAME: PARTNER}, quirks="fixed")
+
+    @cached_property
+    def other(self) -> "DriverSpec":
+        """The spec of the driver that stands beside the one under test. Its quirks are fixed unless it names them: it
+        is not what is tested.
+
+        InputError for one that cannot be read, and for a driver without memory to bring the process's to.
+        """
+        from gpusvm.driver import read_spec
+        from gpusvm.errors import InputError
+
+        if not self.beside:
+            return self.partner
+        spec = read_spec(self.beside, self.drivers, quirks="fixed")
+        for name in ("device_memory", "explicit_populate"):
+            capability = getattr(spec.info.capabilities, name)
+            if not capability:
+                raise InputError(f"driver {spec.text!r} cannot stand beside another: {name}: {capability.how}")
+        return spec
 
     def bench(self, *, hardware: str = "single", **options: Any) -> "Bench":
         """Return a `gpusvm.testing.Bench` with the driver on every device of a topology; `options` are its."""

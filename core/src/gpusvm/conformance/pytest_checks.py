@@ -36,7 +36,12 @@ def columns(config: pytest.Config) -> tuple[Column, ...]:
     if _COLUMNS not in config.stash:
         try:
             registry = config.stash.get(REGISTRY, Installed(tuple(config.getoption("gpusvm_without")))).registry()
-            found = read_columns(config.getoption("gpusvm_driver"), registry, quirks=config.getoption("gpusvm_quirks"))
+            found = read_columns(
+                config.getoption("gpusvm_driver"),
+                registry,
+                quirks=config.getoption("gpusvm_quirks"),
+                beside=config.getoption("gpusvm_beside"),
+            )
         except (InputError, PluginError) as error:
             raise pytest.UsageError(str(error)) from None
         config.stash[_COLUMNS] = found

@@ -56,6 +56,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="as_written",
         help="what every quirk is set to that a spec does not name",
     )
+    group.addoption(
+        "--gpusvm-beside",
+        default="",
+        metavar="SPEC",
+        help="driver that stands beside the one under test where a machine has two; the suite's own if none is named",
+    )
     group.addoption("--gpusvm-limit-s", type=float, default=60.0, metavar="SECONDS", help="how long one check may take")
 
 

@@ -6,6 +6,7 @@ A probe that asks for what a driver does not do ends with NotApplicableError: wh
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MemberDescriptorType
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -256,12 +257,21 @@ def told(bench: "Bench", kind: str) -> "Iterator[list[tuple[Any, ...]]]":
 
 @contextmanager
 def instead(of: object, name: str, use: Callable[..., Any]) -> Iterator[None]:
-    """Put a function in place of a method of an object for a while: something that happens in the middle of a call."""
+    """Put a function in place of a method of an object for a while: something that happens in the middle of a call.
+
+    What the object itself has of that name, and not its class alone, it has again at the end.
+    """
+    slot = isinstance(getattr(type(of), name, None), MemberDescriptorType)
+    had = slot or name in getattr(of, "__dict__", {})
+    was = getattr(of, name)
     setattr(of, name, use)
     try:
         yield
     finally:
-        delattr(of, name)
+        if had:
+            setattr(of, name, was)
+        else:
+            delattr(of, name)
 
 
 @contextmanager

@@ -6,7 +6,18 @@ from typing import Literal
 import numpy as np
 from attrs import evolve
 
-from gpusvm.driver import ACCESS_ATOMIC, ACCESS_READ, ACCESS_WRITE, Driver, DriverInfo, Errnos, Vm, read_spec
+from gpusvm.driver import (
+    ACCESS_ATOMIC,
+    ACCESS_READ,
+    ACCESS_WRITE,
+    Driver,
+    DriverInfo,
+    DriverSpec,
+    Errnos,
+    Vm,
+    read_spec,
+)
+from gpusvm.drm import OwnerList
 from gpusvm.errors import KernelError, ModelError, errno_name
 from gpusvm.gpu import NEED_OF_OP
 from gpusvm.kernel import Choices, Costs, Kernel
@@ -47,14 +58,15 @@ class Fault:
 class Bench:
     """Put one driver on a machine with one process, to touch memory from the CPU and the GPU page by page.
 
-    Every device of `topology` has the driver, and is open, by default in the order of the devices, else in that of
-    `opened`: `vm` is the address space that GPU accesses go through, the first of `vms` (by device) until another is
-    put there. `spec` is a spec string, `drivers` the drivers it may name (one `DriverInfo`, or a registry; default:
-    what is installed). Sizes: `vram_bytes` of VRAM, `ram_bytes` of RAM in place of the topology's, `geometry` (a small
-    PMD makes small tests). Call `close` at the end: it tears the machine down and so checks that nothing leaked.
-    Accesses are checked against the contents of memory. With mode "explored" the order of tasks, spawned on `kernel`,
-    is left to `choices`. In mode "timed" a `checked` bench says of an error in a driver's code which op, line and rule
-    it is about (docs/reference/driver-rules.md).
+    Every device of `topology` has the driver, but for those behind the first that `beside` has others for, and is open,
+    by default in the order of the devices, else in that of `opened`: `vm` is the address space that GPU accesses go
+    through, the first of `vms` (by device) until another is put there. `spec` is a spec string, `drivers` the drivers
+    it may name (one `DriverInfo`, or a registry; default: what is installed). Sizes: `vram_bytes` of VRAM, `ram_bytes`
+    of RAM in place of the topology's, `geometry` (a small PMD makes small tests). Call `close` at the end: it tears the
+    machine down and so checks that nothing leaked. Accesses are checked against the contents of memory. `owners` is the
+    what-if of `gpusvm.driver.Host`. With mode "explored" the order of tasks, spawned on `kernel`, is left to `choices`.
+    In mode "timed" a `checked` bench says of an error in a driver's code which op, line and rule it is about
+    (docs/reference/driver-rules.md).
     """
 
     def __init__(
@@ -73,6 +85,8 @@ class Bench:
         ram_bytes: int | None = None,
         checked: bool = True,
         opened: Sequence[int] | None = None,
+        beside: Sequence[DriverSpec] = (),
+        owners: OwnerList | None = None,
     ) -> None:
         if drivers is None:
             from gpusvm.plugins import load_drivers
@@ -81,9 +95,10 @@ class Bench:
         hardware = topology or load_topology("single")
         if ram_bytes is not None:
             hardware = evolve(hardware, ram_bytes=ram_bytes)
+        own = read_spec(spec, drivers, quirks=quirks)
         self.machine = Machine.boot(
             hardware,
-            [read_spec(spec, drivers, quirks=quirks)] * len(hardware.device),
+            [own, *beside, *[own] * (len(hardware.device) - len(beside) - 1)],
             vram_bytes=vram_bytes,
             thp=thp,
             geometry=geometry,
@@ -92,6 +107,7 @@ class Bench:
             mode=mode,
             checked=checked,
             authors=checked and mode == "timed",
+            owners=owners,
         )
         self.process = self.machine.process("bench")
         devices = range(len(hardware.device))
@@ -198,7 +214,8 @@ class Bench:
         """Raise ModelError for an errno that no program may see, whatever happens meanwhile (`DriverInfo.refusals`)."""
         if self.kernel.authors is None or not fault.errno:
             return
-        refusals = self.driver.info.refusals
+        asked = self.vms.index(self.vm) if self.vm in self.vms else 0
+        refusals = self.machine.drivers[asked].info.refusals
         stated = (refusals.access, refusals.atomic, refusals.populate, refusals.ioctl, Errnos())
         known = frozenset[int]().union(*(errnos for each in stated for _, errnos in each.items()))
         if fault.errno not in known:

@@ -23,6 +23,8 @@ class Column:
 
     driver: str
     quirks: Quirks
+    beside: str
+    """The spec of the other driver in machines with two; empty: the suite's own."""
     spec: "DriverSpec"
     loaded: "LoadedDriver"
     registry: "Registry"
@@ -30,7 +32,7 @@ class Column:
 
     def lab(self) -> Lab:
         """Return a lab for one check."""
-        return Lab(self.driver, self.registry, self.quirks, watched=True)
+        return Lab(self.driver, self.registry, self.quirks, self.beside, watched=True)
 
     def expected(self, check: Check) -> Expected | None:
         """Return what the driver states of a check, as it is set up; None if that is nothing."""
@@ -44,11 +46,13 @@ class Column:
         return tuple(name for name, by in PROFILES.items() if by is None or getattr(capabilities, by))
 
 
-def read_columns(texts: Sequence[str], registry: "Registry", *, quirks: Quirks = "as_written") -> tuple[Column, ...]:
-    """Read the specs of drivers under test; all of the registry if there is none.
+def read_columns(
+    texts: Sequence[str], registry: "Registry", *, quirks: Quirks = "as_written", beside: str = ""
+) -> tuple[Column, ...]:
+    """Read the specs of drivers under test; all of the registry if there is none. `beside` is the other driver's.
 
-    InputError, in one line, for a driver that there is not or that is named twice, and for what is wrong in a
-    `conformance.toml`.
+    InputError, in one line, for a driver that there is not, that is named twice, or that cannot stand beside another,
+    and for what is wrong in a `conformance.toml`.
     """
     from gpusvm.driver import read_spec
 
@@ -56,6 +60,7 @@ def read_columns(texts: Sequence[str], registry: "Registry", *, quirks: Quirks =
         raise InputError(
             "no driver plugin is installed; install one (gpusvm-xe, for example), or name a file in GPUSVM_DRIVERS"
         )
+    other = Lab("", registry, beside=beside).other.text if beside else ""
     found: dict[str, Column] = {}
     for text in texts or registry:
         spec = read_spec(text, registry, quirks=quirks)
@@ -65,6 +70,7 @@ def read_columns(texts: Sequence[str], registry: "Registry", *, quirks: Quirks =
         found[spec.text] = Column(
             driver=spec.text,
             quirks=quirks,
+            beside=other,
             spec=spec,
             loaded=loaded,
             registry=registry,

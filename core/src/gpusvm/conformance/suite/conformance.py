@@ -63,10 +63,12 @@ class ProfileResult:
 class Conformance:
     """Hold a run of the suite: `results` by check, then driver, in the order of `checks` and `columns`.
 
-    `complete` says that no check of a profile was left out by its id.
+    `beside` is the driver that stood beside those in machines with two, empty for the suite's own. `complete` says that
+    no check of a profile was left out by its id.
     """
 
     quirks: str
+    beside: str
     columns: tuple[Column, ...]
     checks: tuple[Check, ...]
     profiles: tuple[str, ...]
@@ -123,7 +125,8 @@ class Conformance:
     def command(self, result: Result) -> str:
         """Return the arguments of ``gpusvm`` that repeat one cell."""
         quirks = "" if self.quirks == "as_written" else f" --quirks {self.quirks}"
-        return f"conform --driver {shlex.quote(result.driver)} --check {result.check}{quirks}"
+        beside = f" --beside {shlex.quote(self.beside)}" if self.beside else ""
+        return f"conform --driver {shlex.quote(result.driver)} --check {result.check}{quirks}{beside}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of ``conform.json`` (schema ``conform-1.json``)."""
@@ -131,6 +134,7 @@ class Conformance:
             "schema": 1,
             "spec": SPEC_VERSION,
             "quirks": self.quirks,
+            **({"beside": self.beside} if self.beside else {}),
             "drivers": [self._driver(column) for column in self.columns],
             "results": [each.to_dict() for each in self.results],
         }
