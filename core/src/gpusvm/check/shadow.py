@@ -17,6 +17,7 @@ from gpusvm.mm.api import Pfns
 from gpusvm.mm.mm_struct import MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES
 from gpusvm.mm.page import PG_ANON_EXCLUSIVE, PG_HUGETLB, PG_LOCKED, PG_SWAPBACKED, Zone
 from gpusvm.mm.pgtable import PageTable, PmdKind, PmdLeaf, PteKind, PteTable
+from gpusvm.mm.sparse import zeros
 from gpusvm.mm.vma import Vma
 
 __all__ = [
@@ -213,13 +214,13 @@ class ZoneShadow:
         self.base: Final = zone.base
         self.end: Final = zone.end
         self.pgmap: Final = zone.pgmap
-        self.pte: Final = np.zeros(
+        self.pte: Final = zeros(
             zone.nr, np.int32
         )  # present, device-private and device-exclusive PTEs that name the page
-        self.pmd: Final = np.zeros(zone.nr, np.int32)  # PMDs that map the folio, on the head
-        self.mig: Final = np.zeros(zone.nr, np.int32)  # migration entries of both levels
-        self.counter: Final = np.zeros(zone.nr, np.int8)  # the RSS counter that its mappings are in
-        self.live: Final = np.zeros(
+        self.pmd: Final = zeros(zone.nr, np.int32)  # PMDs that map the folio, on the head
+        self.mig: Final = zeros(zone.nr, np.int32)  # migration entries of both levels
+        self.counter: Final = zeros(zone.nr, np.int8)  # the RSS counter that its mappings are in
+        self.live: Final = zeros(
             zone.nr, np.uint8
         )  # device memory: order + 1 on the head of a folio that is not free
         self.live_pages = 0

@@ -13,6 +13,7 @@ from __future__ import annotations
 import enum
 import functools
 import gc
+import mmap
 import re
 import types
 import typing
@@ -206,7 +207,7 @@ class _Walk:
         self.lists: list[list[Any]] = []
         self.sets: list[set[Any]] = []
         self.deques: list[deque[Any]] = []
-        self.arrays: list[Any] = []  # array.array and bytearray
+        self.arrays: list[Any] = []  # array.array, bytearray and mmap.mmap
         self.ndarrays: list[np.ndarray[Any, Any]] = []
         self.cells: list[types.CellType] = []
         self.empty_cells: list[types.CellType] = []
@@ -299,7 +300,7 @@ class _Walk:
         self.sets.append(what)
         self._members(what)
 
-    def _numbers(self, what: bytearray | array[Any]) -> None:
+    def _numbers(self, what: bytearray | array[Any] | mmap.mmap) -> None:
         self.arrays.append(what)
         self.array_bytes += memoryview(what).nbytes
 
@@ -404,6 +405,7 @@ _ENTER: Final[dict[type, Callable[[_Walk, Any], None]]] = {
     set: _Walk._set,
     frozenset: _Walk._members,
     bytearray: _Walk._numbers,
+    mmap.mmap: _Walk._numbers,
     array: _Walk._numbers,
     np.ndarray: _Walk._ndarray,
     memoryview: _Walk._memoryview,

@@ -12,6 +12,7 @@ import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
 
 from attrs import frozen
 
@@ -134,11 +135,8 @@ class Authors:
         """Return where a function or class of a driver begins; None for what is no driver's."""
         target = inspect.unwrap(getattr(function, "__func__", function))
         if isinstance(target, type):
-            try:
-                file, line = inspect.getfile(target), inspect.getsourcelines(target)[1]
-            except (OSError, TypeError):
-                return None
-            return Author(target.__qualname__, place_of(file, line)) if self.owns(file) else None
+            found = _begins(target)
+            return Author(target.__qualname__, place_of(*found)) if found and self.owns(found[0]) else None
         code = getattr(target, "__code__", None)
         if code is None or not self.owns(code.co_filename):
             return None
@@ -227,6 +225,20 @@ class Authors:
             f"the GPU's page table is written for [{start:#x}, {end:#x}) without a look at the sequence under a lock "
             f"that is still held{self.says('pte-recheck', author)}"
         )
+
+
+# By class: Python finds the line of one by reading its whole file anew, which takes as long as ten GPU faults.
+_BEGINNINGS: Final[WeakKeyDictionary[type, tuple[str, int] | None]] = WeakKeyDictionary()
+
+
+def _begins(cls: type) -> tuple[str, int] | None:
+    """Return the file and the line that a class begins at; None if it has no source."""
+    if cls not in _BEGINNINGS:
+        try:
+            _BEGINNINGS[cls] = inspect.getfile(cls), inspect.getsourcelines(cls)[1]
+        except (OSError, TypeError):
+            _BEGINNINGS[cls] = None
+    return _BEGINNINGS[cls]
 
 
 def _locks(task: Any) -> tuple[object, ...]:

@@ -23,6 +23,7 @@ from gpusvm.kernel import Kernel
 from gpusvm.mm.api import VM_SHARED, Bools, MmApi, Pfns
 from gpusvm.mm.page import POISON_DEVICE, POISON_FREED, POISON_NEW, PageMap
 from gpusvm.mm.ptemask import RAMP
+from gpusvm.mm.sparse import zeros
 
 __all__ = ["WRITER_BITS", "Contents", "Mismatch", "describe_token"]
 
@@ -148,7 +149,7 @@ class Contents:
             windows = self._expected[mm] = {}
         window = windows.get(vpn >> self._window_shift)
         if window is None:
-            window = windows[vpn >> self._window_shift] = np.zeros(1 << self._window_shift, np.int64)
+            window = windows[vpn >> self._window_shift] = zeros(1 << self._window_shift, np.int64)
         return window
 
     def expected(self, mm: MmApi, vpn: int) -> int:

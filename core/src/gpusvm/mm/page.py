@@ -1,7 +1,7 @@
 """include/linux/{mm_types,page_ref,memremap}.h and mm/filemap.c (the folio lock), as of Linux 7.3.4: struct pages.
 
 Every field of struct page is an array over pfns, one set of arrays (a `Zone`) for system RAM and one for each
-device region. NumPy commits their memory lazily, so a page that was never touched costs nothing. Scalars go through
+device region. Their memory is committed lazily, so a page that was never touched costs nothing. Scalars go through
 memoryviews (`zone.m_refcount[i]`), batches through slices or index arrays (`zone.refcount[index]`), where `i = pfn
 - zone.base`.
 
@@ -26,6 +26,7 @@ from gpusvm.mm.observer import tell
 from gpusvm.mm.page_alloc import PageAllocator
 from gpusvm.mm.page_owner import PageOwner
 from gpusvm.mm.ptemask import RAMP, all_zero
+from gpusvm.mm.sparse import zeros
 
 __all__ = [
     "GUP_PIN_COUNTING_BIAS",
@@ -110,20 +111,20 @@ class Zone:
         self.pgmap: Final = pgmap
         self.used = 0
         self.private: Final = pgmap is not None and pgmap.type == MEMORY_DEVICE_PRIVATE
-        self.refcount: Final = np.zeros(nr, np.int32)
-        self.mapcount: Final = np.zeros(nr, np.int32)
+        self.refcount: Final = zeros(nr, np.int32)
+        self.mapcount: Final = zeros(nr, np.int32)
         # entire_mapcount: PMD mappings, on the head; at most one an address space. A memoryview refuses one too many.
-        self.entire: Final = np.zeros(nr, np.int16)
-        self.flags: Final = np.zeros(nr, np.uint16)
-        self.order: Final = np.zeros(nr, np.uint8)  # on the head of a large folio, else 0
-        self.head_off: Final = np.zeros(nr, np.uint16)  # distance to the head
+        self.entire: Final = zeros(nr, np.int16)
+        self.flags: Final = zeros(nr, np.uint16)
+        self.order: Final = zeros(nr, np.uint8)  # on the head of a large folio, else 0
+        self.head_off: Final = zeros(nr, np.uint16)  # distance to the head
         # folio.mapping, on the head: 0 is NULL, the id of an anon_vma, or minus the id of an address_space.
-        self.mapping: Final = np.zeros(nr, np.int32)
-        self.index: Final = np.zeros(nr, np.int64)  # folio.index: linear page index in the mapping, on the head
+        self.mapping: Final = zeros(nr, np.int32)
+        self.index: Final = zeros(nr, np.int64)  # folio.index: linear page index in the mapping, on the head
         # zone_device_data: (slot in the handle table << 1) | flag. There are no more slots than device pages, and
         # neither way of storing a Python int lets one through that does not fit.
-        self.zdd: Final = np.zeros(nr, np.int32)
-        self.token: Final = np.zeros(nr, np.int64)  # contents
+        self.zdd: Final = zeros(nr, np.int32)
+        self.token: Final = zeros(nr, np.int64)  # contents
         self.m_refcount: Final = self.refcount.data
         self.m_mapcount: Final = self.mapcount.data
         self.m_entire: Final = self.entire.data
