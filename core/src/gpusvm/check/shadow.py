@@ -220,9 +220,7 @@ class ZoneShadow:
         self.pmd: Final = zeros(zone.nr, np.int32)  # PMDs that map the folio, on the head
         self.mig: Final = zeros(zone.nr, np.int32)  # migration entries of both levels
         self.counter: Final = zeros(zone.nr, np.int8)  # the RSS counter that its mappings are in
-        self.live: Final = zeros(
-            zone.nr, np.uint8
-        )  # device memory: order + 1 on the head of a folio that is not free
+        self.live: Final = zeros(zone.nr, np.uint8)  # device memory: order + 1 on the head of a folio that is not free
         self.live_pages = 0
         self.touched: dict[int, None] = {}  # pages to look at, in order
         # Where a driver's dummies have their data (gpusvm.mm.api.DevPagemapOps).

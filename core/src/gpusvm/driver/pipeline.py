@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["FaultJob", "FaultPipeline", "Restart"]
 
 
-_RESTARTS_MAX: Final = 10_000
+_RESTARTS_MAX: Final = 2_000
 """Restarts of one fault that are taken for a loop without end, where a driver sets no limit of its own."""
 
 

@@ -14,6 +14,7 @@ An operation is a line ``[PROCESS.]NAME[@FILE] ARGUMENT…``; docs/reference/sce
 `gpusvm.explore.operations`.
 """
 
+import functools
 import json
 import re
 import tomllib
@@ -252,11 +253,16 @@ def _check(scenario: Scenario, where: str) -> None:
 
 def bundled() -> list[Scenario]:
     """Return the scenarios that come with gpusvm, in order of file and place."""
+    return list(_bundled())
+
+
+@functools.cache  # values, and read for each name that is looked up
+def _bundled() -> tuple[Scenario, ...]:
     files = resources.files("gpusvm.explore").joinpath("scenarios").iterdir()
     found: list[Scenario] = []
     for file in sorted((file for file in files if file.name.endswith(".toml")), key=lambda file: file.name):
         found += read_scenarios(file.read_text("utf-8"), source=f"explore/scenarios/{file.name}")
-    return found
+    return tuple(found)
 
 
 def find_scenario(name_or_path: str) -> list[Scenario]:

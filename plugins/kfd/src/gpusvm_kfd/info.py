@@ -32,6 +32,19 @@ _ACCESS = Errnos(
     failed={ENOMEM, EFAULT},
 )
 
+
+def _with_settings(info: DriverInfo, tunables: KfdTunables, quirks: KfdQuirks) -> DriverInfo:
+    found = info.capabilities
+    if tunables.access == "in_place":
+        found = evolve(found, migrate_on_fault=no("access=in_place: a fault maps the pages where they are"))
+    if tunables.preferred_loc == "system":
+        home = "preferred_loc=system: a GPU fault brings the granule to system memory"
+        found = evolve(found, migrate_on_fault=no(home), mixed_units=no(home))
+    if not tunables.runpm:
+        found = evolve(found, runtime_pm=no("runpm=off: the device is always awake"))
+    return evolve(info, capabilities=found)
+
+
 INFO = DriverInfo(
     name="kfd",
     summary="drivers/gpu/drm/amd/amdkfd with retry faults (XNACK): ranges of addresses, one buffer object behind each",
@@ -79,4 +92,5 @@ INFO = DriverInfo(
         ),
         reach_block=True,
     ),
+    with_settings=_with_settings,
 )

@@ -46,9 +46,12 @@ _ACCESS = Errnos(
 
 
 def _with_settings(info: DriverInfo, tunables: NouveauTunables, quirks: NouveauQuirks) -> DriverInfo:
+    refusals, capabilities = info.refusals, info.capabilities
     if tunables.read_faults == "write":
-        return evolve(info, refusals=evolve(info.refusals, read_needs_write=True))
-    return info
+        refusals = evolve(refusals, read_needs_write=True)
+    if not tunables.runpm:
+        capabilities = evolve(capabilities, runtime_pm=no("runpm=off: the device is always awake"))
+    return evolve(info, refusals=refusals, capabilities=capabilities)
 
 
 INFO = DriverInfo(

@@ -32,6 +32,14 @@ _ACCESS = Errnos(
     failed={ENOMEM, EFAULT, EOPNOTSUPP},
 )
 
+
+def _with_settings(info: DriverInfo, tunables: SvmdevTunables, quirks: SvmdevQuirks) -> DriverInfo:
+    if tunables.same_owner:
+        return info
+    alone = no("same_owner=0: each device has an owner of its own, and a page on another one is faulted home")
+    return evolve(info, capabilities=evolve(info.capabilities, multi_device_p2p=alone))
+
+
 INFO = DriverInfo(
     name="svmdev",
     summary="a device without hardware on the kernel's own drm_gpusvm and drm_pagemap, as its answers were recorded",
@@ -83,4 +91,5 @@ INFO = DriverInfo(
         reach_block=True,
         read_needs_write=True,
     ),
+    with_settings=_with_settings,
 )

@@ -4,15 +4,18 @@ from errno import EBUSY, EFAULT, EINVAL, EIO, ENODEV, ENOENT, ENOMEM, ENOSPC, EO
 from typing import TYPE_CHECKING, Final
 
 from attrs import evolve
-from gpusvm.driver import NEVER, Errnos, Refusals, no, yes
+from gpusvm.driver import NEVER, Errnos, Refusals, format_size, no, yes
 
 if TYPE_CHECKING:
-    from gpusvm.driver import DriverInfo
+    from gpusvm.driver import Capabilities, DriverInfo
 
     from gpusvm_xe.quirks import XeQuirks
     from gpusvm_xe.tunables import XeTunables
 
 __all__ = ["REFUSALS", "with_settings"]
+
+_PAGE: Final = 4 << 10
+_PMD: Final = 2 << 20
 
 # xe_pagefault.c:xe_pagefault_service, xe_svm.c:__xe_svm_handle_pagefault. A read or write is tried again for as
 # long as mappings change under it, and is served from system memory where the device's cannot be had.
@@ -73,4 +76,22 @@ def with_settings(info: "DriverInfo", tunables: "XeTunables", quirks: "XeQuirks"
         refusals = evolve(refusals, atomic=evolve(refusals.atomic, crowded={ENOMEM}))
         if tunables.fallback == "nack":
             refusals = evolve(refusals, access=evolve(refusals.access, crowded={ENOMEM}))
-    return evolve(info, capabilities=capabilities, refusals=refusals)
+    return evolve(info, capabilities=_capabilities(capabilities, tunables), refusals=refusals)
+
+
+def _capabilities(capabilities: "Capabilities", tunables: "XeTunables") -> "Capabilities":
+    found = capabilities
+    if not tunables.tries:
+        found = evolve(found, migrate_on_fault=no("tries=0: a fault maps memory where it is, but for atomics"))
+    elif tunables.migrate_after > 1:
+        late = f"migrate_after={tunables.migrate_after}: at first a fault maps the range where it is"
+        found = evolve(found, migrate_on_fault=no(late))
+    largest = tunables.chunk_sizes[0]
+    if largest < _PMD:
+        small = f"chunk_sizes: a range, and so an allocation, has {format_size(largest)} at most"
+        found = evolve(found, large_folios=no(small))
+    if largest == _PAGE:
+        found = evolve(found, mixed_units=yes("chunk_sizes: every page is a range of its own"))
+    if tunables.owner == "device":
+        found = evolve(found, multi_device_p2p=no("owner=device: a page on another device is faulted home"))
+    return found
