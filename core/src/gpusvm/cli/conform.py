@@ -17,10 +17,12 @@ def conform(
     check: Repeatable = (),
     quirks: Annotated[Literal["as_written", "fixed"], Parameter(name_transform=str)] = "as_written",
     beside: str = "",
+    mutant: str | None = None,
     baseline: Path | None = None,
     jobs: int | None = None,
     limit: float = 60.0,
     out: Path | None = None,
+    resume: Flag = False,
     list_: Annotated[Flag, Parameter(name="--list")] = False,
     json: Flag = False,
     without: Repeatable = (),
@@ -42,6 +44,8 @@ def conform(
         What every quirk is set to that a driver's spec does not name.
     beside
         Driver of the second device in machines with two drivers; one of the suite's own, if none is named.
+    mutant
+        Switch a historical bug on, or break a rule, by its id: which checks notice?
     baseline
         File conform.json of an earlier run: say what is otherwise now.
     jobs
@@ -50,6 +54,8 @@ def conform(
         Seconds that one check may take.
     out
         Directory for conform.json and conform.html.
+    resume
+        Run what the run in that directory did not come to.
     list_
         List the checks.
     json
@@ -72,10 +78,11 @@ def conform(
         "checks": check,
         "quirks": quirks,
         "beside": beside,
+        "mutant": mutant,
         "limit_s": limit,
         "without": without,
     }
-    return _run(driver, options, baseline=baseline, jobs=jobs, out=out, json=json)
+    return _run(driver, options, baseline=baseline, jobs=jobs, out=out, resume=resume, json=json)
 
 
 def _run(
@@ -85,6 +92,7 @@ def _run(
     baseline: Path | None,
     jobs: int | None,
     out: Path | None,
+    resume: bool,
     json: bool,
 ) -> int:
     import os
@@ -94,6 +102,7 @@ def _run(
     from gpusvm.conformance.conforming import conform as run_suite
     from gpusvm.conformance.suite.baseline import read_baseline
     from gpusvm.conformance.suite.conformance import InterruptedConformance, check_directory
+    from gpusvm.errors import InputError
     from gpusvm.report import print_changes, print_conformance
 
     before = None if baseline is None else read_baseline(baseline)
@@ -101,6 +110,10 @@ def _run(
         raise before.other_quirks(options["quirks"])
     if out is not None:
         check_directory(out)
+    if resume:
+        if out is None:
+            raise InputError("--resume: say which directory to complete with --out DIR")
+        options["resumed"] = read_baseline(out / "conform.json")
     interrupted: InterruptedConformance | None = None
     with conformance_shown() as listener:
         try:
@@ -120,6 +133,17 @@ def _run(
         print_changes(changes, before.source, file=sys.stderr if json else None)
     sys.stdout.flush()
     if interrupted is not None:
-        print(f"gpusvm: {interrupted}", file=sys.stderr)
+        print(f"gpusvm: {interrupted}{_go_on(out)}", file=sys.stderr)
         return 130
     return 1 if found.failures or any(change.kind == "REGRESSION" for change in changes) else 0
+
+
+def _go_on(out: Path | None) -> str:
+    """Say what is there after an interrupt, and how to go on."""
+    import shlex
+    import sys
+
+    if out is None:
+        return "; with --out DIR they are kept, and --resume runs the rest"
+    command = shlex.join(["gpusvm", *(word for word in sys.argv[1:] if word != "--resume"), "--resume"])
+    return f", which {out} holds; to run the rest: {command}"

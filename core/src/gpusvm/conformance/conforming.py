@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,6 +12,7 @@ import pytest
 from gpusvm.conformance.lab import Quirks
 from gpusvm.conformance.pytest_checks import REGISTRY
 from gpusvm.conformance.pytest_plugin import CELLS, Cells
+from gpusvm.conformance.suite.baseline import Baseline
 from gpusvm.conformance.suite.catalogue import PACKAGE, catalogue, choose, forget
 from gpusvm.conformance.suite.check import Check
 from gpusvm.conformance.suite.column import Column, read_columns
@@ -46,6 +47,8 @@ def conform(
     jobs: int = 0,
     limit_s: float = LIMIT_S,
     without: Sequence[str] = (),
+    mutant: str | None = None,
+    resumed: Baseline | None = None,
     registry: "Registry | None" = None,
     progress: Listener | None = None,
 ) -> Conformance:
@@ -54,7 +57,9 @@ def conform(
     `checks` are ids or globs of ids. `beside` is the spec of the driver that the second device has in machines with two
     drivers, by default one of the suite's own. `jobs` is the number of processes, 0 for this one: then a `registry` of
     drivers that are not installed can be given, and a check that ends its process ends this one. A check that takes
-    longer than `limit_s` is an error.
+    longer than `limit_s` is an error. `mutant` is the id of a bug that Linux had, or of a broken rule, of
+    `gpusvm.conformance.mutants`: every machine then has it. `resumed` is an earlier run that was interrupted, of the
+    same drivers and settings: checks that it has of every driver are not run again.
 
     InputError, in one line, for a driver, profile or check that there is not, for what is wrong in a driver's
     `conformance.toml`, and, where no check is left out, for an entry of that file that no check can meet.
@@ -74,8 +79,20 @@ def conform(
         raise InputError("no check is of these profiles and has such an id")
     if len(chosen) == len(catalogue()):
         check_statements(columns, chosen)
-    run = _Run(installed, len(chosen) * len(columns), progress)
-    interrupted = _pytest(run, columns, chosen, quirks=quirks, jobs=jobs, limit_s=limit_s, without=without)
+    kept = {} if resumed is None else resumed.kept(columns, quirks=quirks, mutant=mutant)
+    left = [check for check in chosen if not all((check.id, column.driver) in kept for column in columns)]
+    if mutant is not None:
+        from gpusvm.conformance.mutants import load_any
+
+        with load_any(mutant).active():
+            pass  # or every check would say that it cannot be
+    run = _Run(installed, len(left) * len(columns), progress)
+    options = [f"--gpusvm-quirks={quirks}", f"--gpusvm-limit-s={limit_s}"]
+    options += [f"--gpusvm-beside={columns[0].beside}"]
+    options += [f"--gpusvm-without={name}" for name in without]
+    options += [] if mutant is None else [f"--gpusvm-mutant={mutant}"]
+    interrupted = bool(left) and _pytest(run, columns, left, options, jobs=jobs)
+    interrupted |= len(run.cells) < len(left) * len(columns)  # other processes may have been, and not this one
     conformance = Conformance(
         quirks=quirks,
         beside=columns[0].beside,
@@ -83,7 +100,8 @@ def conform(
         checks=tuple(chosen),
         profiles=chosen_profiles(profiles),
         complete=not checks,
-        results=tuple(_results(run.cells, columns, chosen)),
+        results=tuple(_results(run.cells, columns, chosen, kept)),
+        mutant=mutant,
     )
     if interrupted:
         raise InterruptedConformance(conformance)
@@ -114,20 +132,15 @@ def _pytest(
     run: _Run,
     columns: Sequence[Column],
     chosen: Sequence[Check],
+    options: Sequence[str],
     *,
-    quirks: Quirks,
     jobs: int,
-    limit_s: float,
-    without: Sequence[str],
 ) -> bool:
     """Run pytest; whether it was interrupted."""
     arguments = ["--pyargs", PACKAGE, "-c", str(_SETTINGS), "--noconftest", "--disable-plugin-autoload"]
     arguments += ["-p", "gpusvm.conformance.pytest_plugin", "-p", "no:terminal", "-p", "no:cacheprovider"]
-    arguments += ["-p", "no:faulthandler", "--capture=sys", f"--gpusvm-quirks={quirks}"]
-    arguments += [f"--gpusvm-limit-s={limit_s}"]
-    arguments += [f"--gpusvm-beside={columns[0].beside}"]
+    arguments += ["-p", "no:faulthandler", "--capture=sys", *options]
     arguments += [f"--gpusvm-driver={column.driver}" for column in columns]
-    arguments += [f"--gpusvm-without={name}" for name in without]
     if len(chosen) < len(catalogue()):
         arguments += [f"--gpusvm-check={check.id}" for check in chosen]
     if jobs:
@@ -152,12 +165,17 @@ def _undisturbed() -> Iterator[None]:
         sys.path[:], sys.dont_write_bytecode = path, modules
 
 
-def _results(cells: Cells, columns: Sequence[Column], chosen: Sequence[Check]) -> Generator[Result]:
+def _results(
+    cells: Cells, columns: Sequence[Column], chosen: Sequence[Check], kept: Mapping[tuple[str, str], Result]
+) -> Generator[Result]:
     found = {(cell["check"], cell["driver"]): cell for cell in cells.values()}
     for check in chosen:
         for column in columns:
             cell = found.get((check.id, column.driver))
-            yield _result(cell) if cell is not None else _unheard_of(check, column)
+            if cell is not None:
+                yield _result(cell)
+            else:
+                yield kept.get((check.id, column.driver)) or _unheard_of(check, column)
 
 
 def _result(cell: dict[str, Any]) -> Result:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
 import pytest
@@ -42,6 +43,8 @@ def columns(config: pytest.Config) -> tuple[Column, ...]:
                 quirks=config.getoption("gpusvm_quirks"),
                 beside=config.getoption("gpusvm_beside"),
             )
+            with _mutated(config):
+                pass
         except (InputError, PluginError) as error:
             raise pytest.UsageError(str(error)) from None
         config.stash[_COLUMNS] = found
@@ -123,7 +126,7 @@ class Checks:
         lab = found[1].lab()
         pyfuncitem.funcargs["lab"] = lab
         try:
-            with limited(self._config.getoption("gpusvm_limit_s")):
+            with limited(self._config.getoption("gpusvm_limit_s")), _mutated(self._config):
                 result = yield
                 lab.close()
         except BaseException:
@@ -166,6 +169,16 @@ class Checks:
             report.outcome = "failed"
             report.longrepr = verdict.reason
         return report
+
+
+def _mutated(config: pytest.Config) -> AbstractContextManager[object]:
+    """Return what has a bug of Linux in every machine, where one is asked for: the checks alone run with it."""
+    name = config.getoption("gpusvm_mutant")
+    if name is None:
+        return nullcontext()
+    from gpusvm.conformance.mutants import load_any
+
+    return load_any(name).active()
 
 
 def _judge(item: pytest.Item, call: pytest.CallInfo[None], check: Check, column: Column) -> Verdict | None:

@@ -62,6 +62,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="SPEC",
         help="driver that stands beside the one under test where a machine has two; the suite's own if none is named",
     )
+    group.addoption("--gpusvm-mutant", default=None, metavar="ID", help="switch a historical bug on while a check runs")
     group.addoption("--gpusvm-limit-s", type=float, default=60.0, metavar="SECONDS", help="how long one check may take")
 
 

@@ -18,7 +18,7 @@ from gpusvm.conformance.mutants.mutant import Mutant, Swap
 from gpusvm.conformance.mutants.pagemap import PAGEMAP
 from gpusvm.errors import InputError, nearest
 
-__all__ = ["BROKEN", "MUTANTS", "BrokenDriver", "Mutant", "Swap", "load"]
+__all__ = ["BROKEN", "MUTANTS", "BrokenDriver", "Mutant", "Swap", "load", "load_any"]
 
 MUTANTS: Final[Mapping[str, Mutant]] = {mutant.id: mutant for mutant in (*GPUSVM, *PAGEMAP, *DRIVERS, *MM)}
 """By id: those of drm_gpusvm, of drm_pagemap, of the drivers and of the mm."""
@@ -31,3 +31,13 @@ def load(mutant_id: str) -> Mutant:
     if mutant is None:
         raise InputError(f"unknown mutant {mutant_id!r}, {nearest(mutant_id.upper(), MUTANTS)}")
     return mutant
+
+
+def load_any(name: str) -> Mutant | BrokenDriver:
+    """Return the mutant, or the driver with a rule broken, of an id. InputError with the nearest if there is none."""
+    if name.lower() in BROKEN:
+        return BROKEN[name.lower()]
+    ids = {each.upper(): each for each in (*MUTANTS, *BROKEN)}
+    if name.upper() not in ids:
+        raise InputError(f"unknown mutant {name!r}, {nearest(name, [*MUTANTS, *BROKEN])}")
+    return load(name)

@@ -1,14 +1,15 @@
 """Compare a run of the suite with an earlier one."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from attrs import frozen
+from attrs import field, frozen
 
 from gpusvm.conformance.suite.check import SPEC_VERSION, version
-from gpusvm.conformance.suite.conformance import Conformance
+from gpusvm.conformance.suite.column import Column
+from gpusvm.conformance.suite.conformance import Conformance, Result
 from gpusvm.conformance.suite.status import Status
 from gpusvm.documents import structure
 from gpusvm.errors import InputError
@@ -41,6 +42,15 @@ class _Cell:
     check: str
     driver: str
     status: Literal["pass", "fail", "error", "unsupported", "xfail", "xpass", "not-run"]
+    reason: str = ""
+    ref: str = ""
+    seconds: float = 0.0
+
+
+@frozen(kw_only=True)
+class _Driver:
+    driver: str
+    version: str | None = None
 
 
 @frozen(kw_only=True)
@@ -49,15 +59,42 @@ class _Document:
     spec: str
     quirks: Literal["as_written", "fixed"]
     results: tuple[_Cell, ...]
+    drivers: tuple[_Driver, ...] = ()
+    mutant: str | None = None
+    beside: str = ""
 
 
 @frozen(kw_only=True)
 class Baseline:
-    """Hold the cells of an earlier run by check and driver; `source` is its file."""
+    """Hold the cells of an earlier run by check and driver; `source` is its file, `versions` are those of drivers."""
 
     source: str
     quirks: str
     cells: Mapping[tuple[str, str], Status]
+    results: tuple[Result, ...] = ()
+    versions: Mapping[str, str | None] = field(factory=dict)
+    mutant: str | None = None
+    beside: str = ""
+
+    def kept(self, columns: Sequence[Column], *, quirks: str, mutant: str | None) -> Mapping[tuple[str, str], Result]:
+        """Return the cells that a run with these settings need not run again, by check and driver.
+
+        InputError if it was run with others.
+        """
+        if self.quirks != quirks:
+            raise self.other_quirks(quirks)
+        was, to_be = _with(self.beside, self.mutant), _with(columns[0].beside, mutant)
+        if was != to_be:
+            raise InputError(f"{self.source}: it was run with {was}, and this is to be with {to_be}")
+        now = {column.driver: column.loaded.version for column in columns}
+        for driver, version_ in self.versions.items():
+            if driver in now and now[driver] != version_:
+                raise InputError(f"{self.source}: it was run on {driver} {version_}, and this is {now[driver]}")
+        return {
+            (each.check, each.driver): each
+            for each in self.results
+            if each.driver in now and each.status is not Status.NOT_RUN
+        }
 
     def changes(self, run: Conformance) -> tuple[Change, ...]:
         """Return what is otherwise now, regressions first.
@@ -121,4 +158,29 @@ def read_baseline(path: str | Path) -> Baseline:
     if other[0] != version(SPEC_VERSION)[0]:
         raise InputError(f"{source}: it is of spec {read.spec}, whose checks mean something else than {SPEC_VERSION}'s")
     cells = {(cell.check, cell.driver): Status(cell.status) for cell in read.results}
-    return Baseline(source=source, quirks=read.quirks, cells=cells)
+    results = tuple(
+        Result(
+            check=cell.check,
+            driver=cell.driver,
+            status=Status(cell.status),
+            reason=cell.reason,
+            ref=cell.ref,
+            seconds=cell.seconds,
+        )
+        for cell in read.results
+    )
+    versions = {each.driver: each.version for each in read.drivers}
+    return Baseline(
+        source=source,
+        quirks=read.quirks,
+        cells=cells,
+        results=results,
+        versions=versions,
+        mutant=read.mutant,
+        beside=read.beside,
+    )
+
+
+def _with(beside: str, mutant: str | None) -> str:
+    partner = f"{beside} beside" if beside else "the suite's own driver beside"
+    return f"{partner} and {'no mutant' if mutant is None else f'mutant {mutant}'}"

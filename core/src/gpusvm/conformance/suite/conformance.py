@@ -64,7 +64,7 @@ class Conformance:
     """Hold a run of the suite: `results` by check, then driver, in the order of `checks` and `columns`.
 
     `beside` is the driver that stood beside those in machines with two, empty for the suite's own. `complete` says that
-    no check of a profile was left out by its id.
+    no check of a profile was left out by its id, `mutant` which bug every machine had.
     """
 
     quirks: str
@@ -74,6 +74,7 @@ class Conformance:
     profiles: tuple[str, ...]
     complete: bool
     results: tuple[Result, ...]
+    mutant: str | None = None
 
     @property
     def drivers(self) -> tuple[str, ...]:
@@ -126,7 +127,8 @@ class Conformance:
         """Return the arguments of ``gpusvm`` that repeat one cell."""
         quirks = "" if self.quirks == "as_written" else f" --quirks {self.quirks}"
         beside = f" --beside {shlex.quote(self.beside)}" if self.beside else ""
-        return f"conform --driver {shlex.quote(result.driver)} --check {result.check}{quirks}{beside}"
+        mutant = "" if self.mutant is None else f" --mutant {self.mutant}"
+        return f"conform --driver {shlex.quote(result.driver)} --check {result.check}{quirks}{beside}{mutant}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of ``conform.json`` (schema ``conform-1.json``)."""
@@ -135,6 +137,7 @@ class Conformance:
             "spec": SPEC_VERSION,
             "quirks": self.quirks,
             **({"beside": self.beside} if self.beside else {}),
+            **({} if self.mutant is None else {"mutant": self.mutant}),
             "drivers": [self._driver(column) for column in self.columns],
             "results": [each.to_dict() for each in self.results],
         }
