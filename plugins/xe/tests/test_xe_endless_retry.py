@@ -36,4 +36,4 @@ def test_as_written_the_worker_never_ends(prot, error):
     b, addr = protected("as_written", prot)
     with pytest.raises(ModelError) as caught:
         b.gpu_write(addr)
-    assert f"no end: the fault on {addr:#x} began again 10000 times (-{error}: " in str(caught.value)
+    assert f"no end: the fault on {addr:#x} began again 2000 times (-{error}: " in str(caught.value)
