@@ -3,12 +3,14 @@
     uv run python benchmarks/survey.py --out survey                       300 schedules of each pair, in eight ways
     uv run python benchmarks/survey.py --out survey --first 300 --schedules 2000 xe-madvise-munmap --driver xe
     uv run python benchmarks/survey.py --out survey --summary             what there is by now
+    uv run python benchmarks/survey.py --out survey --record docs/reference/campaigns.json
 
 A way is a scheduler, a setting of the quirks and a number of injected failures. Each line of ``survey.jsonl`` in the
 directory is the exploration of one pair in one way; what has its line there is left out when the same command is given
 again, so that it may be interrupted at any time. Findings are beside it as ``gpusvm explore`` writes them, in a
 directory for each setting of the quirks; `gpusvm replay FILE --explain` shows one. ``gpusvm explore all`` is the same
-in one way and in one go.
+in one way and in one go. `--record` puts what each driver came to in each way into a file that is kept, of which the
+page docs/reference/campaigns.md is made; what that had of the same driver, way, seed and schedules is replaced.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import json
 import sys
 import traceback
 from collections import Counter
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from time import perf_counter, process_time
@@ -155,6 +158,48 @@ def summarize(out: Path) -> None:
             sys.stdout.write(f"    {file}\n")
 
 
+_WAY = ("driver", "quirks", "scheduler", "failures", "seed", "first", "asked")
+
+
+def record(out: Path, into: Path) -> None:
+    """Put the totals of each driver in each way into the file that is kept."""
+    told = json.loads(into.read_text("utf-8"))["campaigns"] if into.exists() else []
+    kept = {tuple(campaign[name] for name in _WAY): campaign for campaign in told}
+    for campaign in totals([json.loads(line) for line in (out / _LOG).read_text("utf-8").splitlines()]):
+        kept[tuple(campaign[name] for name in _WAY)] = campaign
+    lines = ",\n".join(json.dumps(campaign) for _, campaign in sorted(kept.items()))
+    into.write_text('{"schema": 1, "campaigns": [\n' + lines + "\n]}\n", "utf-8")
+
+
+def totals(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what each driver came to in each way: scenarios, schedules, CPU seconds, and findings by kind."""
+    by_way: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        if "error" not in row:
+            by_way.setdefault(tuple(row[name] for name in _WAY), []).append(row)
+    campaigns = []
+    for way, explored in sorted(by_way.items()):
+        findings: dict[tuple[str, str], dict[str, int]] = {}
+        for row in explored:
+            for found in row["findings"]:
+                where = findings.setdefault((found["kind"], found["invariant"]), {})
+                where[row["scenario"]] = where.get(row["scenario"], 0) + found["times"]
+        campaigns.append(
+            {
+                **dict(zip(_WAY, way, strict=True)),
+                "scenarios": len({row["scenario"] for row in explored}),
+                "schedules": sum(row["schedules"] for row in explored),
+                "steps": sum(row["steps"] for row in explored),
+                "cpu_seconds": round(sum(row["cpu_seconds"] for row in explored), 1),
+                "findings": [
+                    {"kind": kind, "invariant": invariant, "times": sum(where.values()), "scenarios": sorted(where)}
+                    for (kind, invariant), where in sorted(findings.items())
+                ],
+            }
+        )
+    return campaigns
+
+
 def parser() -> argparse.ArgumentParser:
     """Return what reads the command line."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -169,6 +214,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--jobs", type=int, default=1, help="processes; 1")
     made.add_argument("--out", type=Path, required=True, help="directory of the log and of the findings")
     made.add_argument("--summary", action="store_true", help="say what there is in the directory by now")
+    made.add_argument("--record", type=Path, metavar="FILE", help="put the totals of what there is into a file")
     return made
 
 
@@ -178,6 +224,9 @@ def main() -> None:
     options.scheduler = options.scheduler or ["pct", "random"]
     options.quirks = options.quirks or ["fixed", "as_written"]
     options.failures = options.failures or [0, 1]
+    if options.record:
+        record(options.out, options.record)
+        return
     if not options.summary:
         survey(options)
     summarize(options.out)

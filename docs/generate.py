@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from generators import (
+    campaigns,
     characteristics,
     conformance,
     console,
@@ -53,6 +54,7 @@ PAGES: Final[dict[str, Callable[[Path], str]]] = {
     "invariants.md": invariants.page,
     "mutants.md": mutants.page,
     "scenarios.md": scenarios.page,
+    "campaigns.md": campaigns.page,
     "conformance.md": conformance.page,
     "driver-rules.md": rules.page,
 }
