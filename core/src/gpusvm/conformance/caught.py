@@ -14,7 +14,7 @@ import attrs
 from attrs import frozen
 
 from gpusvm.conformance.hunt import HuntPlan
-from gpusvm.conformance.mutants import BROKEN, MUTANTS, load
+from gpusvm.conformance.mutants import BROKEN, MUTANTS, OPS_BROKEN, load
 from gpusvm.conformance.suite.check import SPEC_VERSION, Check
 from gpusvm.conformance.suite.column import Column, read_columns
 from gpusvm.conformance.suite.status import Status
@@ -93,7 +93,7 @@ def trial(mutant: str, driver: str, checks: Sequence[Check], *, every: bool = Fa
     failed come to without the mutant. InputError for names that there are not.
     """
     (column,) = read_columns([driver], Installed(()).registry(), quirks="fixed")
-    bug = BROKEN.get(mutant) or load(mutant)
+    bug = BROKEN.get(mutant) or OPS_BROKEN.get(mutant) or load(mutant)
     found, plain = Trial(mutant=mutant, driver=driver), Trial(mutant="", driver=driver)
     for check in checks:
         with bug.active():

@@ -104,7 +104,8 @@ class GpuSvmPages:
         dpagemap = self.dpagemap
         if dpagemap is not None:
             device = addrs if not system_rows else addrs.rows(addrs.proto != DRM_INTERCONNECT_SYSTEM)
-            dpagemap.ops.device_unmap(dpagemap, self.drm, device)
+            if len(device):  # none where device_map has failed
+                dpagemap.ops.device_unmap(dpagemap, self.drm, device)
             self.dpagemap = None
             dpagemap.put("gpusvm_pages")
 

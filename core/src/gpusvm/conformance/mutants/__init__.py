@@ -15,10 +15,11 @@ from gpusvm.conformance.mutants.drivers import DRIVERS
 from gpusvm.conformance.mutants.gpusvm import GPUSVM
 from gpusvm.conformance.mutants.mm import MM
 from gpusvm.conformance.mutants.mutant import Mutant, Swap
+from gpusvm.conformance.mutants.ops import OPS_BROKEN
 from gpusvm.conformance.mutants.pagemap import PAGEMAP
 from gpusvm.errors import InputError, nearest
 
-__all__ = ["BROKEN", "MUTANTS", "BrokenDriver", "Mutant", "Swap", "load", "load_any"]
+__all__ = ["BROKEN", "MUTANTS", "OPS_BROKEN", "BrokenDriver", "Mutant", "Swap", "load", "load_any"]
 
 MUTANTS: Final[Mapping[str, Mutant]] = {mutant.id: mutant for mutant in (*GPUSVM, *PAGEMAP, *DRIVERS, *MM)}
 """By id: those of drm_gpusvm, of drm_pagemap, of the drivers and of the mm."""
