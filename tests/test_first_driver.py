@@ -11,6 +11,7 @@ import pytest
 from gpusvm.cli.new_driver import write_driver
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "tutorial" / "your-first-driver.md"
+CHECK = ("drivers", "--check", "acme")
 BLOCK = re.compile(r"^```(python|toml|diff)\n# (\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BENCH = """
 from gpusvm.testing import Bench
@@ -92,7 +93,7 @@ def test_it_is_about_150_lines(acme):
 
 def test_it_needs_no_run_to_be_looked_at(acme):
     done = run(acme, "-c", "from gpusvm.cli import run; raise SystemExit(run(['drivers', '--check', 'acme']))")
-    assert (done.returncode, done.stdout) == (0, "acme: 29 ops looked at, nothing wrong with them\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "acme: 32 ops looked at, nothing wrong with them\n"), done.stderr
 
 
 def test_it_works(acme):
@@ -121,6 +122,87 @@ def test_a_devmem_is_not_consumed(told):
         "\n  in AcmeVram.populate_mm at gpusvm_acme/vram.py:"
     )
     assert message.endswith("\n  see docs/reference/driver-rules.md#devmem-consumed")
+
+
+def looked_at(acme, tmp_path, file, old, new, *command):
+    """Make one mistake, and return what is said of it: without a run, if no other command is given."""
+    folder = tmp_path / "gpusvm-acme"
+    shutil.copytree(acme, folder)
+    path = folder / "src" / "gpusvm_acme" / file
+    path.write_text(mended(folder, file, old, new))
+    done = run(folder, "-c", f"from gpusvm.cli import run; raise SystemExit(run({list(command or CHECK)!r}))")
+    assert (done.returncode, done.stderr) == (1, "")
+    return done.stdout.replace(str(folder / "src"), "SRC").splitlines()
+
+
+def test_a_method_of_cores_is_replaced_by_one_that_core_cannot_call(acme, tmp_path):
+    lines = looked_at(acme, tmp_path, "driver.py", "def map(self, unit: RangeUnit)", "def map(self, unit, flags)")
+    at = (acme / "src" / "gpusvm_acme" / "driver.py").read_text().partition("    def map(")[0].count("\n") + 1
+    assert lines[0] == (
+        f"acme: SRC/gpusvm_acme/driver.py:{at}: AcmeVm.map: expected map(unit), got map(unit, flags): missing a "
+        "required argument: 'flags' (RangeVm of core)"
+    )
+    assert lines[2] == "    see docs/reference/driver-rules.md#signature"
+
+
+def test_an_errno_is_a_negative_number(acme, tmp_path):
+    first, *_ = looked_at(acme, tmp_path, "vram.py", "KernelError(EFAULT,", "KernelError(-14,")
+    assert first.endswith("an errno is positive here: 14")
+
+
+def test_a_statement_names_a_check_that_there_is_not(acme, tmp_path):
+    first, *_ = looked_at(acme, tmp_path, "conformance.toml", "mprotect.read", "mprotekt.read")
+    assert first == (
+        "acme: gpusvm_acme/conformance.toml:2: no check is called 'invalidate.after-read.mprotekt.read'; did you mean "
+        "'invalidate.after-read.mprotect.read'?"
+    )
+
+
+def test_an_invalidation_does_nothing(acme, tmp_path):
+    new = "    def invalidate(self, gpusvm, notifier, mmu_range):\n        pass\n\n    def preferred_pagemap(self)"
+    command = ("conform", "--driver", "acme", "--check", "invalidate.munmap.gone", "--jobs", "0")
+    lines = looked_at(acme, tmp_path, "driver.py", "    def preferred_pagemap(self)", new, *command)
+    at = (acme / "src" / "gpusvm_acme" / "driver.py").read_text().partition("    def preferred")[0].count("\n") + 1
+    (said,) = (line for line in lines if line.startswith("fail "))
+    first, _, rest = said.partition(", and ")
+    assert re.fullmatch(
+        r"fail invalidate\.munmap\.gone acme: invariant 54 \(mirror-free-page\): a device has a free page mapped "
+        r"\[bench:0x100000000000, pfn 0x\w+, task 'main'\]",
+        first,
+    )
+    assert re.sub(r"^\d+", "N", rest) == (
+        f"N more in AcmeVm.invalidate at gpusvm_acme/driver.py:{at} rule zap: when an invalidation returns, the device "
+        "maps nothing of what the CPU is about to change, and its TLB has none of it see "
+        "docs/reference/driver-rules.md#zap (gpusvm/conformance/checks/test_access.py:67)"
+    )
+
+
+def test_what_a_driver_lacks_is_found_where_it_declares_it(acme, tmp_path):
+    command = ("conform", "--driver", "acme", "--check", "capability.prefetch", "--jobs", "0")
+    line = '        prefetch=no("a fault brings its range and nothing else"),\n'
+    lines = looked_at(acme, tmp_path, "plugin.py", line, '        prefetch=yes("neighbours"),\n', *command)
+    at = (acme / "src" / "gpusvm_acme" / "plugin.py").read_text().partition(line)[0].count("\n") + 1
+    (said,) = (line for line in lines if line.startswith("fail "))
+    assert said.startswith(
+        "fail capability.prefetch acme: prefetch: it is not there, and declared as 'neighbours' at "
+        f"gpusvm_acme/plugin.py:{at}; see docs/reference/driver-rules.md#capability ("
+    )
+
+
+def test_an_op_that_is_no_python_leads_to_a_look_without_a_run(acme, tmp_path):
+    command = ("conform", "--driver", "acme", "--check", "access.read.cpu-wrote", "--jobs", "0")
+    lines = looked_at(
+        acme, tmp_path, "driver.py", "        self.pm = AcmePm(", "        self.pm == = AcmePm(", *command
+    )
+    at = (acme / "src" / "gpusvm_acme" / "driver.py").read_text().partition("self.pm = AcmePm(")[0].count("\n") + 1
+    assert f"error access.read.cpu-wrote acme: SyntaxError: invalid syntax (gpusvm_acme/driver.py:{at})" in lines
+    assert "    first  gpusvm drivers --check acme" in lines
+
+
+def test_pages_are_not_named(told):
+    message, _ = told("vram.py", "        return pfns\n", "        # no pfns\n")
+    assert message.startswith("ModelError: populate_devmem_pfn returned None: expected the pfns of its pages\n  in ")
+    assert message.endswith("\n  see docs/reference/driver-rules.md#pages-named")
 
 
 def test_a_copy_is_not_done(told):

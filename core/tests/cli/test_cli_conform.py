@@ -105,7 +105,7 @@ def test_an_entry_that_no_check_meets_is_said_when_all_are_run(broken, gpusvm, r
         '[[expected]]\ncheck = "access.mapped.refused"\nkind = "bug"\nreason = "it says so"\nref = "here"\n'
     )
     assert refused("conform") == (
-        "gpusvm: broken: broken.conformance.toml: no check is called 'access.mapped.refused'; "
+        "gpusvm: broken.conformance.toml:2: no check is called 'access.mapped.refused'; "
         "did you mean 'access.unmapped.refused'?"
     )
     assert gpusvm("conform", "--check", "access.read.*", "--jobs", 0).code == 0

@@ -7,6 +7,7 @@ import pytest
 from gpusvm.conformance.conforming import conform
 from gpusvm.conformance.suite import Status
 from gpusvm.conformance.suite.baseline import read_baseline
+from gpusvm.conformance.suite.conformance import check_directory
 from gpusvm.errors import InputError
 
 
@@ -84,3 +85,6 @@ def test_where_a_run_cannot_be_kept(found, tmp_path):
     assert str(problem.value) == (
         f"{tmp_path}: the directory is not empty and holds no run of the suite; name another one"
     )
+    with pytest.raises(InputError) as problem:
+        check_directory(tmp_path / "file" / "run")  # before anything runs
+    assert str(problem.value) == f"{tmp_path / 'file' / 'run'}: cannot be written: Not a directory"

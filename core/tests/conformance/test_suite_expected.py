@@ -27,20 +27,23 @@ def problem(registry, statement, **options):
         (
             "[[expected]]\ncheck = 3",
             (
-                "expected[0].kind: missing; expected[0].reason: missing; expected[0].ref: missing; "
-                "expected[0].check: expected a text, got 3"
+                "line 1: expected[0].kind: missing; line 1: expected[0].reason: missing; line 1: expected[0].ref: "
+                "missing; line 1: expected[0].check: expected a text, got 3"
             ),
         ),
         (
             f"[[expected]]\n{ENTRY.replace('bug', 'bugg')}",
-            "expected[0].kind: expected one of 'bug', 'by-design', 'not-yet', got 'bugg'",
+            "line 1: expected[0].kind: expected one of 'bug', 'by-design', 'not-yet', got 'bugg'",
         ),
-        (f"[[expected]]\n{ENTRY}quirks = 'a'", "expected[0]: unknown key 'quirks', did you mean 'quirk'?"),
-        ("[[expected]]\n" + ENTRY.replace('"r"', '" "'), "access.read.cpu-wrote: reason: say it"),
+        (
+            f"\n\n[[ expected ]]\n{ENTRY}quirks = 'a'",
+            "line 3: expected[0]: unknown key 'quirks', did you mean 'quirk'?",
+        ),
+        ("[[expected]]\n" + ENTRY.replace('"r"', '" "'), "line 2: access.read.cpu-wrote: reason: say it"),
         (f"[[expected]]\n{ENTRY}[[expected]]\n{ENTRY}", "check 'access.read.cpu-wrote' is stated twice"),
         (
             f"[[expected]]\n{ENTRY}quirk = 'mm_q12x'",
-            "access.read.cpu-wrote: unknown quirk 'mm_q12x'; did you mean 'mm_q12'?",
+            "line 2: access.read.cpu-wrote: unknown quirk 'mm_q12x'; did you mean 'mm_q12'?",
         ),
         ('spec = "1"', "spec: expected MAJOR.MINOR, such as 1.0, got '1'"),
         ('spec = "1.7"', "spec: it targets 1.7, and this gpusvm-core has 1.0"),
@@ -78,8 +81,8 @@ def test_an_entry_that_no_check_can_meet(registry):
     with pytest.raises(InputError) as found:
         check_statements(columns, catalogue())
     assert str(found.value) == (
-        "acme: acme.conformance.toml: no check is called 'access.read.cpu-wrot'; did you mean "
-        "'access.read.cpu-wrote'?; acme: acme.conformance.toml: home.cpu-touch.contents is unsupported on acme: "
+        "acme.conformance.toml:2: no check is called 'access.read.cpu-wrot'; did you mean "
+        "'access.read.cpu-wrote'?; acme.conformance.toml:7: home.cpu-touch.contents is unsupported on acme: "
         "device_memory: nothing migrates yet; explicit_populate: there is no device memory to populate"
     )
 

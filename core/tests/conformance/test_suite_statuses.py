@@ -131,7 +131,10 @@ def test_a_stated_failure_is_an_xfail(run, registry):
 def test_a_stated_failure_that_is_not_there_is_an_xpass(run, registry):
     done, cell = outcome(run, "    pass", statement=STATED, registry=registry)
     assert (done.code, cell["status"]) == (1, "xpass")
-    assert cell["reason"] == "it passes, and is stated to fail (not-yet): it is on the list"
+    assert (
+        cell["reason"]
+        == "it passes, and is stated to fail (not-yet): it is on the list; take the entry out (acme.conformance.toml:3)"
+    )
 
 
 def test_a_stated_failure_hides_no_error(run, registry):

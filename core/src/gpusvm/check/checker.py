@@ -6,7 +6,7 @@ rules of strength "always" look at those pages and entries only. Where a task ma
 driver's folio_free, for one, may be preempted there in explored mode) nothing is looked at until it has left it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from gpusvm.check import exclusivity, lifetime, mapping, migration, mirror, notifier, power, svm, zone_device
@@ -44,6 +44,8 @@ from gpusvm.mm.pgtable import PageTable, PmdLeaf, PteTable
 __all__ = ["Checker"]
 
 _WRITE_ENDS = frozenset({"up_write", "downgrade_write"})
+_DUTIES = {54: "zap", 56: "dma-unmap"}
+"""What a driver's invalidate owes, by the invariant that is broken if it does not."""
 _LOCK_STEPS = frozenset({"mutex_lock", "down_read", "down_write", "spin_lock"})
 _MAPPED = frozenset({PRESENT, PRIVATE})
 _NO_WINDOWS: list[MmuNotifierRange] = []
@@ -149,7 +151,7 @@ class Checker:
             self.shadow.violations.append(violation)
         self._tell()
         if self.findings:
-            raise InvariantError(tuple(self.findings))
+            raise InvariantError(tuple(self.findings), self._blame(self.findings))
 
     def _check_left(self) -> None:
         left, self._left = self._left, {}
@@ -183,7 +185,13 @@ class Checker:
         if news and self.collect:
             self.findings += news
         elif news:
-            raise InvariantError(tuple(news))
+            raise InvariantError(tuple(news), self._blame(news))
+
+    def _blame(self, found: Sequence[Violation]) -> str:
+        """Name the op of a driver that owes what is broken, on a kernel that names drivers' code."""
+        authors = self.kernel.authors
+        duty = _DUTIES.get(found[0].invariant)
+        return "" if authors is None or duty is None else authors.blames(duty, "invalidate")
 
     # --- steps
 

@@ -35,8 +35,8 @@ class Violation:
 
 
 class InvariantError(ModelError):
-    """Report broken invariants, one a line."""
+    """Report broken invariants, one a line, and what is `said` of the driver that broke them."""
 
-    def __init__(self, violations: "tuple[Violation, ...]") -> None:
-        super().__init__("\n".join(map(str, violations)))
+    def __init__(self, violations: "tuple[Violation, ...]", said: str = "") -> None:
+        super().__init__("\n".join(map(str, violations)) + said)
         self.violations = violations

@@ -42,6 +42,8 @@ def drivers(*names: str, check: Flag = False, json: Flag = False) -> int:
 
 def _check(survey: "Survey", *, json: bool) -> int:
     from gpusvm.conformance.suite import read_statement
+    from gpusvm.conformance.suite.catalogue import catalogue
+    from gpusvm.conformance.suite.statements import statement_problems
     from gpusvm.driver import read_spec
     from gpusvm.plugins import BrokenPluginError, examine
     from gpusvm.report import checked_document, print_checked, print_json
@@ -51,18 +53,22 @@ def _check(survey: "Survey", *, json: bool) -> int:
     for driver in survey.drivers.drivers:
         found, looked[driver.info.name] = examine(driver)
         problems += found
+        spec = read_spec(driver.info.name, survey.drivers)
         try:
-            read_statement(driver, read_spec(driver.info.name, survey.drivers))
+            statement = read_statement(driver, spec)
+            stated = list(statement_problems(statement, spec, catalogue())) if statement.expected else []
         except InputError as error:
-            problems.append(
-                BrokenPluginError(
-                    driver.plugin or driver.info.name,
-                    str(error),
-                    distribution=driver.distribution,
-                    version=driver.version,
-                    place=None,
-                )
+            stated = [str(error)]
+        problems += [
+            BrokenPluginError(
+                driver.plugin or driver.info.name,
+                problem,
+                distribution=driver.distribution,
+                version=driver.version,
+                place=None,
             )
+            for problem in stated
+        ]
     if json:
         print_json(checked_document(looked, problems))
     else:

@@ -91,6 +91,7 @@ class _Guard:
             "device_map": self._after_map,
             "copy_to_devmem": self._after_copy,
             "copy_to_ram": self._after_copy,
+            "populate_devmem_pfn": self._after_pfns,
         }.get(name)
 
         def called(*args: Any, **kwargs: Any) -> Any:
@@ -118,6 +119,13 @@ class _Guard:
 
     def _after_populate(self, op: Callable[..., Any], result: object, *args: Any) -> None:
         self._authors.assert_consumed(self._authors.task)
+
+    def _after_pfns(self, op: Callable[..., Any], result: object, *args: Any) -> None:
+        if not isinstance(result, np.ndarray | list | tuple):
+            raise ModelError(
+                f"populate_devmem_pfn returned {result!r}: expected the pfns of its pages"
+                f"{self._authors.says('pages-named', self._authors.of(op))}"
+            )
 
     def _after_map(self, op: Callable[..., Any], result: Any, dpagemap: Any, dev: Any, pfns: Pfns, *_: Any) -> None:
         rows = [len(each) for each in result] if isinstance(result, tuple) and len(result) == 2 else None

@@ -154,6 +154,16 @@ class Authors:
         found = DUTIES[duty]
         return f"\n  rule {duty}: {found.text}\n  see {found.see}"
 
+    def blames(self, duty: str, op: str) -> str:
+        """Return the end of a message about an `op` that did not do what it owes: whose it is, and the rule."""
+        for ops, _ in self.guards.values():
+            function = getattr(type(ops), op, None)
+            if callable(function):
+                author = self.of(function) or self.of(type(ops))
+                if author is not None:
+                    return self.says(duty, author)
+        return self.rule(duty)
+
     # ---- allocations of device memory ----------------------------------------------------------------------------
 
     def made(self, devmem: object) -> None:

@@ -84,6 +84,14 @@ _ALL: Final = (
         "Write in the function that is given to unit.commit(…), and nowhere else.",
     ),
     Duty(
+        "zap",
+        "GpuSvmOps.invalidate, IntervalNotifierOps.invalidate",
+        "when an invalidation returns, the device maps nothing of what the CPU is about to change, and its TLB "
+        "has none of it",
+        "xe_svm_invalidate, which zaps and flushes every range before it unmaps their pages",
+        "Zap and flush all of the range that is invalidated before invalidate returns, whatever else it puts off.",
+    ),
+    Duty(
         "notifier-alloc",
         "GpuSvmOps.invalidate, IntervalNotifierOps.invalidate, PagemapOps.device_unmap",
         "inside an invalidation nothing is allocated and no mmap_lock is taken, by it or by anybody it waits for",

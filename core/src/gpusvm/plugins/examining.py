@@ -8,6 +8,7 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -17,13 +18,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gpusvm.plugins.problems import BrokenPluginError, Place
 from gpusvm.plugins.validation import Finding, raised
-from gpusvm.signatures import protocol_methods, protocol_problems
+from gpusvm.signatures import call_problem, protocol_methods, protocol_problems
 
 if TYPE_CHECKING:
     from gpusvm.driver import DriverInfo
     from gpusvm.plugins.registry import LoadedDriver
 
-__all__ = ["examine", "implemented"]
+__all__ = ["declaration", "examine", "implemented"]
 
 _MARKS: Final[dict[str, tuple[str, ...]]] = {
     "PagemapOps": ("device_map",),
@@ -64,6 +65,11 @@ def examine(driver: "LoadedDriver") -> tuple[list[BrokenPluginError], int]:
             for found, problem in protocol_problems(cls, protocol):
                 if _is_own(found, modules):
                     findings.append(Finding(problem, Place.of(found), "signature"))
+        for found, expected, base in _overridden(cls):
+            ops += 1
+            said = call_problem(found, expected, name=found.__name__)
+            if said is not None:
+                findings.append(Finding(f"{cls.__name__}.{said} ({base} of core)", Place.of(found), "signature"))
     findings += _capability_findings(driver.info, classes)
     for module in modules:
         findings += _habits(module)
@@ -125,6 +131,32 @@ def _own_classes(module: ModuleType) -> list[type]:
     return [each for each in vars(module).values() if isinstance(each, type) and each.__module__ == module.__name__]
 
 
+def _overridden(cls: type) -> Iterator[tuple[Callable[..., Any], Callable[..., Any], str]]:
+    """Yield what a class has in place of a method of core's, that method, and the name of the class that has it."""
+    for name, found in vars(cls).items():
+        if name.startswith("_") or not inspect.isfunction(found):
+            continue
+        base = next((each for each in cls.__mro__[1:] if name in vars(each)), None)
+        if base is None or base.__module__.partition(".")[0] != "gpusvm" or getattr(base, "_is_protocol", False):
+            continue
+        expected = vars(base)[name]
+        if inspect.isfunction(expected):
+            yield found, expected, base.__name__
+
+
+def declaration(info: "DriverInfo", capability: str) -> Place | None:
+    """Find the line that declares a capability: near the function that makes the driver, in its file or beside it."""
+    made = Place.of(info.make)
+    if made is None:
+        return None
+    said = re.compile(rf"\s*{capability}\s*=\s*(yes|no)\b")
+    for file in (made.file, *sorted(made.file.parent.glob("*.py"))):
+        for number, line in enumerate(file.read_text("utf-8").splitlines(), 1):
+            if said.match(line):
+                return Place(file, number)
+    return made
+
+
 def _is_own(found: Callable[..., Any] | type, modules: list[ModuleType]) -> bool:
     return found.__module__ in {module.__name__ for module in modules}
 
@@ -147,7 +179,7 @@ def _capability_findings(info: "DriverInfo", classes: list[type]) -> Iterator[Fi
     for name in ("migrate_on_fault", "explicit_populate", "eviction"):
         if getattr(info.capabilities, name) and not info.capabilities.device_memory:
             problem = f"capability {name!r} is declared without 'device_memory': there is nothing to migrate to"
-            yield Finding(problem, Place.of(info.make), "capability")
+            yield Finding(problem, declaration(info, name), "capability")
 
 
 def _habits(module: ModuleType) -> Iterator[Finding]:
@@ -170,7 +202,7 @@ def _habits(module: ModuleType) -> Iterator[Finding]:
             problem = f"`{ast.unparse(node)}`: raise KernelError({_bare(node.value)}, 'why') instead"
             yield Finding(problem, Place(file, node.lineno), "returned-value")
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("KernelError"):
-            if node.args and _negative_errno(node.args[0]):
+            if node.args and (_negative_errno(node.args[0]) or _negative_number(node.args[0])):
                 problem = f"`{ast.unparse(node)}`: an errno is positive here: {_bare(node.args[0])}"
                 yield Finding(problem, Place(file, node.lineno), "returned-value")
 
@@ -181,6 +213,10 @@ def _negative_errno(node: ast.expr | None) -> bool:
     import errno
 
     return ast.unparse(node.operand).rpartition(".")[2] in dir(errno)
+
+
+def _negative_number(node: ast.expr) -> bool:
+    return isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant)
 
 
 def _bare(node: ast.expr | None) -> str:

@@ -106,6 +106,8 @@ def failure_lines(found: "Conformance", result: "Result") -> Iterator[str]:
     yield f"    rule   {rule}"
     yield f"    from   {result.ref}"
     yield f"    again  {invoked()} {found.command(result)}"
+    if result.status.value == "error":  # the op that Python could not call is found there, with its line
+        yield f"    first  {invoked()} drivers --check {result.driver.partition(':')[0]}"
 
 
 def standing_lines(found: "Conformance") -> Iterator[str]:

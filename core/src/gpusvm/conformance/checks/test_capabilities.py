@@ -7,7 +7,15 @@ nothing, and nothing may break by it.
 from collections.abc import Callable
 
 from gpusvm.conformance.suite import Lab, check
+from gpusvm.conformance.suite.place import place
 from gpusvm.conformance.uses import USES, Use
+from gpusvm.kernel.duties import DUTIES
+from gpusvm.plugins.examining import declaration
+
+
+def _where(lab: Lab, name: str) -> str:
+    found = declaration(lab.info, name)
+    return "" if found is None else f" at {place(str(found.file), found.line)}"
 
 
 def _make(name: str, use: Use) -> Callable[[Lab], None]:
@@ -16,7 +24,7 @@ def _make(name: str, use: Use) -> Callable[[Lab], None]:
         there = use.try_(lab)
         seen = "there" if there else "not there"
         assert there == bool(declared) or not (declared or use.decisive), (
-            f"{name}: it is {seen}, and declared as '{declared}'"
+            f"{name}: it is {seen}, and declared as '{declared}'{_where(lab, name)}; see {DUTIES['capability'].see}"
         )
 
     test.__doc__ = (

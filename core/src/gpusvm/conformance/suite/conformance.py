@@ -203,6 +203,10 @@ def check_directory(directory: str | Path) -> Path:
         raise InputError(f"{path}: expected a directory, got a file; name another one")
     if path.is_dir() and not _FILES.issuperset(each.name for each in path.iterdir()):
         raise InputError(f"{path}: the directory is not empty and holds no run of the suite; name another one")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
     return path
 
 

@@ -1,13 +1,15 @@
 """Read what a driver says of itself: which checks it fails, and why, in the `conformance.toml` beside its plugin."""
 
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from attrs import Factory, field, fields, frozen
+from attrs import Factory, evolve, field, fields, frozen
 
 from gpusvm.conformance.suite.check import SPEC_VERSION, version
+from gpusvm.conformance.suite.place import place
 from gpusvm.documents import structure
 from gpusvm.errors import InputError, nearest
 
@@ -26,7 +28,7 @@ class Expected:
 
     `kind` is a defect of the driver (`bug`), what it means to do (`by-design`) or what it will do one day (`not-yet`).
     With a `quirk` (of the driver, or of the mm) it does so only while that is as written. `driver` names the one that
-    is meant where a plugin has several.
+    is meant where a plugin has several. `place` is the line of the file that names the check.
     """
 
     check: str
@@ -35,6 +37,7 @@ class Expected:
     ref: str
     quirk: str | None = None
     driver: str | None = None
+    place: str = FILE
 
     def applies(self, spec: "DriverSpec") -> bool:
         """Tell whether the driver, as it is set up, still does so."""
@@ -87,25 +90,46 @@ def read_statement(loaded: "LoadedDriver", spec: "DriverSpec") -> Statement:
         return Statement()
     source = f"{loaded.plugin or spec.name}: {path.name}"
     try:
-        document = tomllib.loads(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
+        document = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: {error}") from None
-    file = structure(document, _File, source=str(path))
+    heads = _lines(text, re.compile(r"\s*\[\[\s*expected\s*\]\]"))
+
+    def placed(problem: str) -> str:
+        return re.sub(
+            r"expected\[(\d+)\]", lambda m: f"line {heads[int(m[1])]}: {m[0]}" if heads[int(m[1]) :] else m[0], problem
+        )
+
+    try:
+        file = structure(document, _File, source=str(path))
+    except InputError as error:
+        raise InputError(placed(str(error))) from None
     mine = [each for entry in file.expected for each in entry.each() if each.driver in {None, spec.name}]
+    mine = [evolve(each, place=place(str(path), _line(text, each.check))) for each in mine]
     problems = [
         *_version_problems(file.spec),
         *(
-            f"expected[{i}]: say one check, or checks that fail for the same reason"
+            placed(f"expected[{i}]: say one check, or checks that fail for the same reason")
             for i, entry in enumerate(file.expected)
             if (entry.check is None) is (not entry.checks)
         ),
-        *(p for each in mine for p in _entry_problems(each, spec)),
+        *(f"line {_line(text, each.check)}: {p}" for each in mine for p in _entry_problems(each, spec)),
     ]
     names = [each.check for each in mine]
     problems += [f"check {name!r} is stated twice" for name in sorted(set(names)) if names.count(name) > 1]
     if problems:
         raise InputError(f"{path}: {'; '.join(problems)}")
     return Statement(targets=file.spec, expected={each.check: each for each in mine}, source=source)
+
+
+def _lines(text: str, pattern: re.Pattern[str]) -> list[int]:
+    return [number for number, line in enumerate(text.splitlines(), 1) if pattern.match(line)]
+
+
+def _line(text: str, check: str) -> int | None:
+    found = _lines(text, re.compile(rf"[^#]*[\"']{re.escape(check)}[\"']"))
+    return found[0] if found else None
 
 
 def _path(loaded: "LoadedDriver") -> Path | None:

@@ -12,6 +12,7 @@ from typing import Final
 
 from attrs import frozen
 
+from gpusvm.check import InvariantError
 from gpusvm.conformance.lab import NotApplicableError
 from gpusvm.conformance.suite.check import Check, version
 from gpusvm.conformance.suite.defects import DEFECTS
@@ -68,7 +69,10 @@ def judged(check: Check, error: BaseException | None, expected: Expected | None)
         return Verdict(status=Status.PASS, reason="", ref=check.ref)
     if error is None:
         assert expected is not None
-        reason = f"it passes, and is stated to fail ({expected.kind}): {expected.reason}"
+        reason = (
+            f"it passes, and is stated to fail ({expected.kind}): {expected.reason}; take the entry out "
+            f"({expected.place})"
+        )
         return Verdict(status=Status.XPASS, reason=reason, ref=expected.ref)
     if not isinstance(error, _FOUND):
         return Verdict(status=Status.ERROR, reason=_said(error, check), ref=check.ref)
@@ -79,14 +83,22 @@ def judged(check: Check, error: BaseException | None, expected: Expected | None)
 
 def _said(error: BaseException, check: Check) -> str:
     """Say an error in one line, with the place where it arose: in the check, or in what that called of a driver's."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{type(error).__name__}: {error.msg} ({place(error.filename, error.lineno)})"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, InvariantError) and len(error.violations) > 1:
+        one = len(error.violations)
+        lines = [f"{lines[0]}, and {one - 1} more", *lines[one:]]
+    # The rule that a driver breaks is said whole, however long the rest is.
+    rule = next((i for i, line in enumerate(lines) if line.startswith("rule ")), len(lines))
     # Below an assertion is what its parts came to; other errors go on.
-    text = (lines[0] if isinstance(error, AssertionError) else " ".join(lines)) if lines else ""
+    text = lines[0] if isinstance(error, AssertionError) and lines else " ".join(lines[:rule])
+    said = " ".join(lines[rule:])
     if isinstance(error, HangError):
         return text
     if not isinstance(error, GpusvmError | NotApplicableError) and not (isinstance(error, AssertionError) and text):
         text = f"{type(error).__name__}: {text}".removesuffix(": ")
-    return f"{_short(text)} ({_where(error, check)})"
+    return f"{_short(text)} {said}".rstrip() + f" ({_where(error, check)})"
 
 
 def _short(text: str) -> str:
