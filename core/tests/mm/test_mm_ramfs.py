@@ -101,3 +101,37 @@ def test_reading_a_hole_of_shmem_leaves_it(lab):
     assert (shmem.pread(2), [*shmem.pages]) == (token, [2])
     shmem.close()
     end(one, file)
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_private_copies_that_moved_keep_their_area_apart(lab, copied):
+    """mm/vma.c:needs_adjacent_anon_pgoff: what is written before the move has the offsets of the old place."""
+    one = lab()
+    file = one.memory.memfd_create(8)
+    for at in (0, 32):
+        one.mm.mmap(BASE + at * PAGE, 8 * PAGE, RW, file=file)
+    if copied:
+        one.write(33)
+    move(one, 32, 4, 0)
+    first = one.mm.vma_lookup(BASE)
+    assert (first.end - BASE) // PAGE == (4 if copied else 8)
+    move(one, 0, 4, 32)  # home again, where the offsets go on
+    home = one.mm.vma_lookup(BASE + 32 * PAGE)
+    assert (home.end - home.start) // PAGE == 8
+    end(one, file)
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_around_a_fault_as_many_pages_are_mapped_where_the_area_begins_in_a_window(lab, batch):
+    """mm/memory.c:do_fault_around: from the area's start on, and not to where the aligned window ends."""
+    one = lab(pmd_order=6)
+    file = one.memory.memfd_create(64)
+    for index in range(30):
+        file.pwrite(index)
+    one.mm.mmap(BASE + 10 * PAGE, 40 * PAGE, RW, flags=VM_SHARED, file=file)
+    if batch:
+        one.read(49)  # there is a table, so that what follows need not go page by page
+    one.read(*((12, 13) if batch else (12,)))
+    assert [i for i in range(40) if one.entry(i).kind is PteKind.PRESENT] == list(range(10, 26))
+    one.mm.munmap(BASE, 64 * PAGE)
+    end(one, file)

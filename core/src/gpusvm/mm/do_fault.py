@@ -75,12 +75,16 @@ def fault_in_file_ptes(memory: "MemoryManager", vma: "Vma", table: PteTable, mas
     bad = PG_LOCKED | PG_HWPOISON
     if (zone.flags[there] & bad).any():
         return 0
+    width = len(table.pfn)
+    window = min(FAULT_AROUND_PAGES, width)
+    start = (vma.start - table.base) >> memory.geometry.page_shift
+    if not write and start > 0 and start % window and int(run[0]) < -(-start // window) * window:
+        return 0  # the first window is not an aligned one
     around, around_pfns = (0, found[:0]) if write else _around(memory, vma, table, mask, base)
     made = mapping.add_many(run[absent] + base)
     if made is None:
         return 0
     found[absent] = made
-    width = len(table.pfn)
     pfns = np.empty(width, np.int64)
     pfns[run] = found
     pfns[indices(around)] = around_pfns
@@ -99,7 +103,6 @@ def fault_in_file_ptes(memory: "MemoryManager", vma: "Vma", table: PteTable, mas
         return len(run)
     # Each page that was not there takes a fault, and those of a window that were take one together, which is that of
     # its first page if that was not there.
-    window = min(FAULT_AROUND_PAGES, width)
     windows = run // window
     first = np.flatnonzero(np.append(True, windows[1:] != windows[:-1]))
     new = int(np.count_nonzero(absent))
@@ -144,8 +147,8 @@ def _do_read_fault(memory: "MemoryManager", vma: "Vma", address: int) -> int:
 
 
 def _do_fault_around(memory: "MemoryManager", vma: "Vma", address: int) -> bool:
-    # do_fault_around, filemap_map_pages: the aligned window, cut to the area and the table; True if the page itself is
-    # mapped now.
+    # do_fault_around, filemap_map_pages: the aligned window, or as many pages from the area's start if it begins in it,
+    # cut to the area and the table; True if the page itself is mapped now.
     mapping = vma.file
     assert mapping is not None
     geometry = memory.geometry
@@ -153,7 +156,8 @@ def _do_fault_around(memory: "MemoryManager", vma: "Vma", address: int) -> bool:
     page_table = vma.mm.page_table
     window = min(FAULT_AROUND_PAGES, geometry.pmd_nr) << shift
     low = max(address & -window, vma.start)
-    high = min((address & -window) + window, vma.end)
+    table_end = (address & -geometry.pmd_size) + geometry.pmd_size
+    high = min(low + window, vma.end, table_end)
     first = _index(memory, vma, low)
     memory.kernel.step()
     if isinstance(page_table.lookup(address), PmdLeaf):

@@ -61,6 +61,7 @@ def _dup_mmap(memory: "MemoryManager", mm: "MmStruct", oldmm: "MmStruct") -> int
                 raise KernelError(ENOMEM, f"no memory to copy {mpnt!r}")
             # dup_userfaultfd: a monitor that did not ask for forks knows nothing of the child.
             tmp = Vma(mm, mpnt.start, mpnt.end, mpnt.flags & ~VM_UFFD_MISSING, mpnt.pgoff, mpnt.file)
+            tmp.anon_shift = mpnt.anon_shift
             if not mpnt.flags & VM_WIPEONFORK:
                 if mpnt.anon_vma is not None and kernel.inject("alloc.anon_vma"):
                     raise KernelError(ENOMEM, f"no memory for the anon_vma of a copy of {mpnt!r}")

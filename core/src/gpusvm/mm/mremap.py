@@ -190,7 +190,9 @@ def _expand_vma(vrm: _Remap, vma: "Vma", delta: int) -> int:
     if in_place and mm.find_vma_intersection(vma.end, end) is None:
         # vma_merge_extend: the new part is merged into the area, and that into what follows, if it can be.
         pgoff = vma.pgoff + ((vma.end - vma.start) >> vrm.memory.geometry.page_shift)
-        grown = merge_new(vrm.memory, mm, vma.end, end, vma.flags, pgoff, vma.file, extended=vma)
+        grown = merge_new(
+            vrm.memory, mm, vma.end, end, vma.flags, pgoff, vma.file, extended=vma, anon_shift=vma.anon_shift
+        )
         if grown is None:
             raise vrm.error(ENOMEM, f"{vma!r} cannot grow")
         return vrm.addr
@@ -223,4 +225,7 @@ def _move_vma(vrm: _Remap, vma: "Vma") -> int:
     elif new is not vma and vma.start == vrm.addr and vma.end == vrm.addr + vrm.old_len:
         # dontunmap_complete: no page of it is anywhere but at the new place.
         memory.rmap.unlink_anon_vmas(vma)
+        vma.anon_shift = 0
+        if vma.is_anonymous:
+            vma.pgoff = vma.start >> memory.geometry.page_shift
     return vrm.new_addr

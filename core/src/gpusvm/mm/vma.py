@@ -39,7 +39,19 @@ class Vma:
     that maps what it likes there.
     """
 
-    __slots__ = ("anon_vma", "end", "file", "flags", "is_anonymous", "lock", "lock_seq", "mm", "pgoff", "start")
+    __slots__ = (
+        "anon_shift",
+        "anon_vma",
+        "end",
+        "file",
+        "flags",
+        "is_anonymous",
+        "lock",
+        "lock_seq",
+        "mm",
+        "pgoff",
+        "start",
+    )
 
     def __init__(
         self, mm: "MmStruct", start: int, end: int, flags: int, pgoff: int, file: "AddressSpace | None" = None
@@ -52,6 +64,9 @@ class Vma:
         self.file = file
         self.is_anonymous = file is None and not flags & _DRIVERS
         self.anon_vma: AnonVma | None = None
+        # How far its anonymous page offset (vma_start_anon_pgoff) is from its place, in pages: 0 until it moves with
+        # private copies in it. Only whether areas can be one asks for it.
+        self.anon_shift = 0
         # Who reads the area without mmap_lock, and in which hold of mmap_lock it was last written (mm/mmap_lock.c);
         # most areas are never read so and have no lock.
         self.lock: RwSemaphore | None = None
@@ -193,9 +208,15 @@ def anon_vma_prepare(memory: "MemoryManager", vma: Vma) -> None:
 
 
 def continues(memory: "MemoryManager", left: Vma, right: Vma) -> bool:
-    """Tell whether an area goes on where another ends, in the same file or in none (is_mergeable_vma)."""
+    """Tell whether an area goes on where another ends, in the same file or in none (is_mergeable_vma).
+
+    Private copies of a file's pages are found by offsets of their own, which have to go on as well
+    (needs_adjacent_anon_pgoff).
+    """
     pages = (left.end - left.start) >> memory.geometry.page_shift
-    return left.end == right.start and right.pgoff == left.pgoff + pages and left.file is right.file
+    if left.end != right.start or right.pgoff != left.pgoff + pages or left.file is not right.file:
+        return False
+    return left.file is None or not left.is_cow or left.anon_shift == right.anon_shift
 
 
 def vma_link(mm: "MmStruct", vma: Vma, *, after: Vma | None = None) -> None:

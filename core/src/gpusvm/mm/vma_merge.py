@@ -34,6 +34,7 @@ def split_vma(memory: "MemoryManager", vma: Vma, address: int, *, new_below: boo
     else:
         new = Vma(mm, address, vma.end, vma.flags, vma.pgoff + ((address - vma.start) >> shift), vma.file)
         start, end = vma.start, address
+    new.anon_shift = vma.anon_shift
     memory.rmap.anon_vma_clone(new, vma)
     vma_start_write(vma)
     vma_start_write(new)
@@ -85,17 +86,20 @@ def merge_new(
     file: "AddressSpace | None" = None,
     *,
     copied_from: Vma | None = None,
+    anon_shift: int = 0,
     extended: Vma | None = None,
 ) -> Vma | None:
     """Grow a neighbour, or join two, to take in [start, end), where nothing is mapped (vma_merge_new_range).
 
     `copied_from` is the area that mremap moves there, whose pages are to be found at the new place too
-    (vma_merge_copied_range); `extended` the one below that mremap makes longer (vma_merge_extend).
+    (vma_merge_copied_range), with its `anon_shift` there; `extended` the one below that mremap makes longer
+    (vma_merge_extend).
     """
     if flags & VM_SPECIAL:
         return None
     left, right = mm.vma_tree.neighbours(start, end)
     new = Vma(mm, start, end, flags, pgoff, file)
+    new.anon_shift = anon_shift
     if left is not None and (left.flags != flags or not continues(memory, left, new)):
         left = None
     source = copied_from or extended
@@ -138,9 +142,10 @@ def copy_vma(
     if vma.is_anonymous and vma.anon_vma is None:
         # Nothing in it has an index yet.
         pgoff = new_address >> shift
+    shifted = 0 if vma.anon_vma is None else vma.anon_shift + ((address - new_address) >> shift)
     start = vma.start
     end = new_address + length
-    new = merge_new(memory, vma.mm, new_address, end, vma.flags, pgoff, vma.file, copied_from=vma)
+    new = merge_new(memory, vma.mm, new_address, end, vma.flags, pgoff, vma.file, copied_from=vma, anon_shift=shifted)
     if new is not None:
         if new.start <= start < new.end:
             vma = new
@@ -148,6 +153,7 @@ def copy_vma(
     if memory.kernel.inject("alloc.vma"):
         return None
     new = Vma(vma.mm, new_address, end, vma.flags, pgoff, vma.file)
+    new.anon_shift = shifted
     with rmap_locked(vma):
         memory.rmap.anon_vma_clone(new, vma)
     vma_start_write(new)
