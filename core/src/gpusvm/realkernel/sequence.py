@@ -189,6 +189,7 @@ def _reason(explained: Sequence[Deviation], operation: str, expected: str, got: 
             re.fullmatch(each.operation, operation)
             and re.fullmatch(each.expected, expected)
             and re.fullmatch(each.got, got)
+            and (each.without is None or re.sub(each.without, "", expected) == got)
         ):
             return each.reason
     return None

@@ -34,7 +34,7 @@ _THP: Final = _weights(
 _FORK: Final = _weights(
     "w 6 r 4 munmap 2 mprot 2 madv 2 fr 3 fw 3 kf 3 ke 1 kr 8 kw 8 kp 2 dr 6 dw 6 mtd 12 mts 4 snap 2 ex 3"
 )
-_TWO: Final = _weights("w 4 r 3 munmap 1 mprot 2 fw 1 dr 12 dw 12 mtd 16 mts 6 snap 6 ex 10 cex 4 fl 3 dru 4 rel 1")
+_TWO: Final = _weights("w 4 r 3 munmap 1 mprot 2 fw 1 dr 12 dw 12 mtd 16 mts 6 snap 6 ex 10 cex 4 fl 3 dru 4")
 _COHERENT: Final = _weights(
     "w 8 r 6 pm 2 mmap 1 munmap 2 mprot 4 madv 3 mremap 2 fr 3 fw 3 dr 8 dw 8 mtd 16 mts 8 snap 4 ex 4 cex 2 fl 2"
 )
