@@ -1,6 +1,7 @@
 """Write down what the conformance suite consists of."""
 
 import inspect
+import json
 from itertools import groupby
 from pathlib import Path
 
@@ -40,7 +41,16 @@ to lack.
 """
 
 
-def page(_root: Path) -> str:
+COST = """\
+## What it costs
+
+Seconds of `gpusvm conform --driver NAME [--profile NAME] --jobs {jobs}`, imports and processes included, as `{command}`
+measures them: of CPU time, in all its processes, and on the clock. The machine had two CPUs, for which so many
+processes were waiting when a run began; on an idle one the clock takes little more than half of the CPU time.
+"""
+
+
+def page(root: Path) -> str:
     """Return docs/reference/conformance.md."""
     checks = catalogue()
     rows = []
@@ -51,7 +61,7 @@ def page(_root: Path) -> str:
     lines += ["## Statuses", "", f"{' '.join(inspect.getdoc(Status).split())}", ""]  # type: ignore[union-attr]  # it has one
     failing = ", ".join(code(each.value) for each in Status if each.is_failure)
     lines += [f"With {failing} the exit code is 1.", ""]
-    lines += ["## Checks", ""]
+    lines += [*_cost(root), "## Checks", ""]
     for area, found in groupby(sorted(checks, key=_area), _area):
         lines += [f"### {area}", ""]
         lines += table(("check", "rule", "since", "profile", "requires", "from"), map(_row, found))
@@ -62,6 +72,20 @@ def page(_root: Path) -> str:
     else:
         lines.append("No check is.")
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _cost(root: Path) -> list[str]:
+    found = json.loads((root / "docs" / "reference" / "conformance-cost.json").read_text("utf-8"))
+    rows = [
+        [
+            code(each["driver"]),
+            "all" if each["profile"] == "all" else code(each["profile"]),
+            *(f"{each[name]:g}" for name in ("checks", "cpu_s", "wall_s", "load")),
+        ]
+        for each in found["rows"]
+    ]
+    names = ("driver", "profile", "checks that ran", "CPU time, s", "clock, s", "waiting processes")
+    return [COST.format(jobs=found["jobs"], command=found["command"]), *table(names, rows), ""]
 
 
 def _area(check: Check) -> str:

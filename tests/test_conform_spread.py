@@ -1,0 +1,58 @@
+"""The matrix is the same in one process and spread over several, by `gpusvm conform` and by pytest alone."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from gpusvm.conformance.conforming import conform
+
+# Passes, expected failures, and what dmirror declares to lack.
+CHECKS = ("access.*", "capability.*", "change.fork-*", "power.*", "teardown.close-*")
+
+DUMP = """
+import json
+import pytest
+from gpusvm.conformance.pytest_plugin import CELLS
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session):
+    if not hasattr(session.config, "workerinput"):
+        with open("cells.json", "w") as file:
+            json.dump(list(session.config.stash[CELLS].values()), file)
+"""
+
+
+def told(results):
+    return {(each["check"], each["driver"]): (each["status"], each["reason"], each["ref"]) for each in results}
+
+
+@pytest.fixture(scope="module")
+def serial():
+    found = told(conform("dmirror", checks=CHECKS).to_dict()["results"])
+    assert {status for status, _, _ in found.values()} == {"pass", "xfail", "unsupported"}
+    return found
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_by_gpusvm_conform(serial, jobs):
+    assert told(conform("dmirror", checks=CHECKS, jobs=jobs).to_dict()["results"]) == serial
+
+
+@pytest.mark.parametrize("spread", [(), ("-n", "2"), ("-n", "2", "--dist", "loadfile")])
+def test_by_pytest(serial, spread, tmp_path):
+    (tmp_path / "dump.py").write_text(DUMP)
+    checks = [f"--gpusvm-check={glob}" for glob in CHECKS]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "dump", "--driver", "dmirror"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    done = subprocess.run(
+        [*command, *checks, *spread, "--pyargs", "gpusvm.conformance.checks"],
+        cwd=tmp_path,
+        env={**environment, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert told(json.loads((tmp_path / "cells.json").read_text())) == serial
