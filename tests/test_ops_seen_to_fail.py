@@ -90,6 +90,12 @@ FAILS = {
     "no-collector": ("ops.range.collected",),
     "no-driver-lock": ("ops.range.locked",),
     "unplug-unseen": ("ops.populate-mm.unplugged",),
+    "no-owner-named": ("ops.migrate-setup.to-device",),
+    "home-sigbus": (
+        "ops.migrate-to-ram.answered.small",
+        "ops.migrate-to-ram.answered.huge",
+        "ops.migrate-setup.home",
+    ),
     "asks-twice": (
         "ops.populate-devmem-pfn.asked.small",
         "ops.populate-devmem-pfn.asked.huge",

@@ -11,6 +11,8 @@ from gpusvm.conformance.family import every, family
 from gpusvm.conformance.ops import OpsLog, watched_ops
 from gpusvm.conformance.ops_scenes import (
     KINDS,
+    answer_of,
+    assert_released,
     devmem_of,
     drivers_lock,
     evicted,
@@ -21,7 +23,6 @@ from gpusvm.conformance.ops_scenes import (
     on_device,
     pagemap_of,
     pfns_of,
-    populate,
     tokens_of,
 )
 from gpusvm.conformance.small import BLOCK, BLOCK_PAGES, small
@@ -31,7 +32,7 @@ from gpusvm.drm import GpuSvmCtx
 from gpusvm.errors import CpuSignal, KernelError, errno_name
 
 if TYPE_CHECKING:
-    from gpusvm.testing import Bench
+    pass
 
 _MIGRATE: Final = "drivers/gpu/drm/drm_pagemap.c:drm_pagemap_migrate_to_devmem"
 _HOME: Final = "drivers/gpu/drm/drm_pagemap.c:drm_pagemap_migrate_to_ram"
@@ -57,20 +58,6 @@ ERRNOS: Final = {
     "eopnotsupp": EOPNOTSUPP,
 }
 """What populate_mm may answer (drm_pagemap.c, and the driver's own)."""
-
-
-def _answer(bench: "Bench", addr: int, *, device: int = 0) -> str:
-    try:
-        populate(bench, addr, device=device)
-    except KernelError as error:
-        return errno_name(error.errno)
-    return "ok"
-
-
-def _assert_released_once(log: OpsLog) -> None:
-    for devmem in log.devmems:
-        times = sum(call.args[0] is devmem for call in log.of("devmem_release"))
-        assert times == 1, f"an allocation was released {times} times"
 
 
 # ---- on the way to the device
@@ -99,14 +86,14 @@ def test_to_device(lab: Lab, op: str, kind: str, when: str) -> None:
         contents = tokens_of(bench, before[before >= 0])
         with nothing_left(bench):
             log.fail(name, errno, done=when == "after")
-            answer = _answer(bench, addr)
+            answer = answer_of(bench, addr)
             bench.kernel.settle()
         assert log.failed(name) == 1
         assert answer == errno_name(errno), f"populate_mm answered {answer}"
         assert pfns_of(bench, addr).tolist() == before.tolist(), "pages are elsewhere than before"
         assert tokens_of(bench, before[before >= 0]) == contents, "what they hold has changed"
-        _assert_released_once(log)
-        assert _answer(bench, addr) == "ok", "it does not succeed when nothing fails any more"
+        assert_released(log)
+        assert answer_of(bench, addr) == "ok", "it does not succeed when nothing fails any more"
         assert bench.device_pages(addr, BLOCK_PAGES) == BLOCK_PAGES
     bench.cpu_read(addr, BLOCK_PAGES)
 
@@ -181,7 +168,7 @@ def test_fault_inside(lab: Lab, op: str, often: str) -> None:
         assert log.failed(name)
         bench.cpu_read(addr, BLOCK_PAGES)
         bench.kernel.settle()
-        _assert_released_once(log)
+        assert_released(log)
 
 
 # ---- on the way home
@@ -283,7 +270,7 @@ def test_evict_locked(lab: Lab) -> None:
         assert not log.of("devmem_release")
         evicted(devmem_of(log))
         assert not bench.device_pages(addr, BLOCK_PAGES)
-        _assert_released_once(log)
+        assert_released(log)
     bench.cpu_read(addr, BLOCK_PAGES)
 
 
@@ -360,7 +347,7 @@ def test_peer(lab: Lab, op: str) -> None:
         contents = tokens_of(bench, before)
         with nothing_left(bench):
             log.fail(name, errno)
-            answer = _answer(bench, addr)
+            answer = answer_of(bench, addr)
             bench.kernel.settle()
         assert log.failed(name) == 1
         assert answer == errno_name(errno), f"populate_mm answered {answer}"
@@ -368,5 +355,5 @@ def test_peer(lab: Lab, op: str) -> None:
         assert tokens_of(bench, before) == contents, "what they hold has changed"
         mapped = [call for call in log.of("device_map") if call.error is None]
         assert len(mapped) == len(log.of("device_unmap")), "pages stay mapped for the peer"
-        assert _answer(bench, addr) == "ok", "it does not succeed when nothing fails any more"
+        assert answer_of(bench, addr) == "ok", "it does not succeed when nothing fails any more"
     bench.cpu_read(addr, BLOCK_PAGES)

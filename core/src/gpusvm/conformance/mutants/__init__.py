@@ -36,8 +36,9 @@ def load(mutant_id: str) -> Mutant:
 
 def load_any(name: str) -> Mutant | BrokenDriver:
     """Return the mutant, or the driver with a rule broken, of an id. InputError with the nearest if there is none."""
-    if name.lower() in BROKEN:
-        return BROKEN[name.lower()]
+    for known in (BROKEN, OPS_BROKEN):
+        if name.lower() in known:
+            return known[name.lower()]
     ids = {each.upper(): each for each in (*MUTANTS, *BROKEN)}
     if name.upper() not in ids:
         raise InputError(f"unknown mutant {name!r}, {nearest(name, [*MUTANTS, *BROKEN])}")
