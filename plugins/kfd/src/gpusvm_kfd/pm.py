@@ -4,7 +4,7 @@ Neither pages nor calls hold a reference of their own: none is in VRAM, as a rul
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from errno import EBUSY
+from errno import EBUSY, ENOMEM
 from typing import TYPE_CHECKING, Any, Final
 
 from gpusvm.drm import D3HOT, RuntimePm
@@ -64,12 +64,19 @@ class ProcessPm:
     def suspend(self) -> None:
         """Bring what is in VRAM home and let the GPU sleep with the system.
 
-        What Linux does was not followed: it moves objects away before sleep, and SVM's are discardable.
+        What Linux does was not followed: it moves objects away before sleep, and SVM's are discardable. ENOMEM: pages
+        stay in VRAM.
         """
+        device = self._device
         self.rpm.get("system_sleep")
-        self._device.queues.pause()
-        self._device.queues.flush()
-        evacuate(self._device)
+        device.queues.pause()
+        device.queues.flush()
+        evacuate(device)
+        left = sum(int(bo.container.live.sum()) for bo in device.bos.lru() if bo.container is not None)
+        if left:
+            device.queues.unpause()
+            self.rpm.put("system_sleep")
+            raise KernelError(ENOMEM, f"{left} pages stay in the VRAM of {device.device.name}")
         self.rpm.power_off(D3HOT)
 
     def resume(self) -> None:
