@@ -29,8 +29,8 @@ looks at what both see: the contents of memory, which are compared with what was
 pages are, what the GPU has mapped and with which permissions, which errnos come back, and what the device's power
 is. While it runs every invariant of the model is checked ([which](invariants.md)), locks are watched by lockdep,
 and at its end every machine is torn down: a reference, a mapping, a page or a work that is left is a failure of the
-check. It never looks into the driver's own state, and never at its name. What depends on the order of tasks is left
-to [exploration](../how-to/explore.md).
+check. It never looks into the driver's own state, and never at its name. The checks `orders.*` run small
+programs in a few tens of orders of their tasks; [exploration](../how-to/explore.md) runs them in many more.
 
 ## Profiles
 
