@@ -42,7 +42,7 @@ _PROCESS: Final = "w 10 r 6 pm 1 munmap 3 mprot 5 madv 4 mremap 3 fr 2 fw 2 fork
 _PLAIN: Final = _weights(f"{_FAULTS} {_PROCESS}")
 _PRESSURE: Final = _weights("sf 34 sp 14 sb 2 se 2 sr 9 sw 9 st 3 si 3 sx 2 w 8 r 6 munmap 2 mprot 2 madv 2 fork 2")
 _UNPLUG: Final = _weights(f"{_FAULTS} {_PROCESS} su 5")
-_CACHE: Final = _weights("sa 12 sz 12 sk 8 su 1 sf 20 sp 6 sb 6 se 4 sr 4 sw 4 w 6 r 6 munmap 4 madv 3 st 2 fork 1")
+_CACHE: Final = _weights("sa 12 sz 12 sk 8 sf 20 sp 6 sb 6 se 4 sr 4 sw 4 w 6 r 6 munmap 4 madv 3 st 2 fork 1")
 _TIMESLICE: Final = _weights("sl 3 sf 14 sp 4 sb 2 se 2 sv 1 sr 5 sw 5 w 5 r 3 munmap 1 madv 1 si 1")
 
 

@@ -18,7 +18,7 @@
 #include "agent.h"
 
 #define LONGEST_FRAME (4UL << 20)
-#define HANGS_S 20	/* an operation takes milliseconds, and some wait a second for something */
+#define HANGS_S 10	/* an operation takes milliseconds, and some wait a second for something, some times */
 
 static int port = -1;
 

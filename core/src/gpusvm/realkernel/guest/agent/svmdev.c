@@ -18,7 +18,8 @@
 
 static int device[DEVICES] = { -1, -1 };
 static int kernel_log = -1;
-static char text[SVMDEV_TEXT], events[SVMDEV_LOG];
+static char events[SVMDEV_LOG];
+static __thread char text[SVMDEV_TEXT];	/* two threads may ask at once */
 
 static void open_devices(void)
 {

@@ -198,7 +198,8 @@ static int copy(struct page **pages, struct drm_pagemap_addr *mapped, unsigned l
 		size_t size;
 		u8 *own;
 
-		if (!pages[i]) {
+		/* on the way to RAM a page that stays where it is, perhaps another device's, stands here and is mapped nowhere */
+		if (!pages[i] || (!to_device && !mapped[i].addr)) {
 			i++;
 			continue;
 		}

@@ -422,18 +422,21 @@ static void say_state(struct svmdev_mirror *mirror, char *text)
 static int give_events(struct svmdev_mirror *mirror, struct svmdev_command *command)
 {
 	struct svmdev_log *log = log_of(mirror);
+	size_t length = READ_ONCE(log->length);
 	char *events;
 
 	/* what all have in common the first device gives */
-	if (svmdev_one_log && mirror->device->number)
+	if (!length || (svmdev_one_log && mirror->device->number))
 		return 0;
-	events = vmalloc(SVMDEV_LOG);
+	events = vmalloc(length);
 	if (!events)
 		return -ENOMEM;
+	/* what came meanwhile stays */
 	spin_lock_irq(&log->lock);
-	command->done = log->length;
-	memcpy(events, log->text, log->length);
-	log->length = 0;
+	command->done = length;
+	memcpy(events, log->text, length);
+	log->length -= length;
+	memmove(log->text, log->text + length, log->length);
 	spin_unlock_irq(&log->lock);
 	if (copy_to_user(u64_to_user_ptr(command->data), events, command->done))
 		command->done = 0;

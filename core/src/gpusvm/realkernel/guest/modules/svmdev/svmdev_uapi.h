@@ -6,7 +6,7 @@
 #include <linux/types.h>
 
 #define SVMDEV_TEXT 8192	/* of the buffer that an answer's text goes to */
-#define SVMDEV_LOG 65536	/* of the buffer that events go to */
+#define SVMDEV_LOG (1 << 20)	/* of the buffer that events go to */
 
 /* One operation. ret is 0 or a negative errno; done counts pages or bytes, or is the result of a scan. */
 struct svmdev_command {
