@@ -32,6 +32,29 @@ def sequences(name):
         return json.load(file)
 
 
+PROFILES = RECORDED / "profiles"
+PROFILED = 130
+
+
+def profiled(name):
+    with gzip.open(PROFILES / f"svmdev-{name}-1.json.gz") as file:
+        return json.load(file)
+
+
+@pytest.mark.parametrize("name", [profile.name for profile in OPERATIONS.profiles])
+def test_a_sample_of_what_a_profile_was_answered_is_that_of_linux(tmp_path, name):
+    """All of them are checked by a lane of .ci/run."""
+    recording = profiled(name)
+    header = {key: value for key, value in recording.items() if key != "sequences"}
+    assert len(recording["sequences"]) == PROFILED
+    assert (header["spec"].partition(":")[0], header["profile"], header["release"]) == ("svmdev", name, "7.3.4")
+    assert header["built"]["modules"].keys() >= {"svmdev"}
+    sample = recording["sequences"][:: 2 * EVERY]
+    found = check(write_recording(tmp_path / "sample.json.gz", sample, header=header), level="L3", registry=DRIVERS)
+    assert found.differences == ()
+    assert (found.sequences, found.explained) == (len(sample), 0)
+
+
 @pytest.fixture
 def some(tmp_path):
     """Write some sequences of a recording as a recording of the same name."""
