@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from gpusvm.conformance.caught import Trial, catchers, places, read_trials, trial, write_trials
 from gpusvm.conformance.hunt import read_plan
-from gpusvm.conformance.mutants import BROKEN, MUTANTS
+from gpusvm.conformance.mutants import BROKEN, MUTANTS, OPS_BROKEN
 from gpusvm.conformance.suite.catalogue import catalogue
 
 ROOT = Path(__file__).resolve().parent.parent
 TRIALS = read_trials(ROOT / "docs" / "reference" / "mutants-suite.json")
 CHECKS = {check.id: check for check in catalogue()}
-ALL = (*MUTANTS, *BROKEN)
+ALL = (*MUTANTS, *BROKEN, *OPS_BROKEN)
 CAUGHT = {name: {driver: names for driver, names in catchers(name, TRIALS).items() if names} for name in ALL}
 
 

@@ -2,9 +2,12 @@
 
 import inspect
 import json
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
+from gpusvm.conformance.caught import read_trials
+from gpusvm.conformance.shown import Showing, quiet, shown
 from gpusvm.conformance.suite import PROFILES, SPEC_VERSION, Check, Status
 from gpusvm.conformance.suite.catalogue import catalogue
 from gpusvm.conformance.suite.defects import DEFECTS
@@ -49,10 +52,19 @@ measures them: of CPU time, in all its processes, and on the clock. The machine 
 processes were waiting when a run began; on an idle one the clock takes little more than half of the CPU time.
 """
 
+SEEN = """\
+What each check has been seen to fail with is in the column `fails with`: a [bug that Linux had](mutants.md), brought
+back, or a [driver that breaks a rule](mutants.md#broken-drivers), of those that fail it the one that fails least else,
+and how many more there are. `python benchmarks/mutants.py --suite` found that out ([outcomes](mutants-suite.json)),
+and [a test](../../tests/test_checks_shown.py) repeats it. {summary}
+"""
+
 
 def page(root: Path) -> str:
     """Return docs/reference/conformance.md."""
     checks = catalogue()
+    trials = read_trials(root / "docs" / "reference" / "mutants-suite.json")
+    seen = shown(trials)
     rows = []
     for profile, capability in PROFILES.items():
         number = sum(check.profile == profile for check in checks)
@@ -61,10 +73,15 @@ def page(root: Path) -> str:
     lines += ["## Statuses", "", f"{' '.join(inspect.getdoc(Status).split())}", ""]  # type: ignore[union-attr]  # it has one
     failing = ", ".join(code(each.value) for each in Status if each.is_failure)
     lines += [f"With {failing} the exit code is 1.", ""]
-    lines += [*_cost(root), "## Checks", ""]
+    never = quiet([check.id for check in checks], trials)
+    summary = f"Nothing has failed {', '.join(map(code, never))} yet." if never else f"All {len(checks)} have failed."
+    lines += [*_cost(root), "## Checks", "", SEEN.format(summary=summary)]
     for area, found in groupby(sorted(checks, key=_area), _area):
         lines += [f"### {area}", ""]
-        lines += table(("check", "rule", "since", "profile", "requires", "from"), map(_row, found))
+        lines += table(
+            ("check", "rule", "since", "profile", "requires", "from", "fails with"),
+            [_row(check, seen.get(check.id, ())) for check in found],
+        )
         lines.append("")
     lines += ["## Known to judge wrongly", ""]
     if DEFECTS:
@@ -92,7 +109,8 @@ def _area(check: Check) -> str:
     return check.id.partition(".")[0]
 
 
-def _row(check: Check) -> list[str]:
+def _row(check: Check, seen: Sequence[Showing]) -> list[str]:
+    more = f" and {len(seen) - 1} more" if len(seen) > 1 else ""
     return [
         code(check.id),
         cell(check.rule),
@@ -100,4 +118,5 @@ def _row(check: Check) -> list[str]:
         check.profile,
         ", ".join(map(code, check.requires)),
         cell(check.ref),
+        f"{code(seen[0].by)} on {seen[0].driver}{more}" if seen else "",
     ]

@@ -3,6 +3,8 @@
 That they can fail: nouveau as written uses what closing a file has freed (its `conformance.toml`).
 """
 
+import numpy as np
+
 from gpusvm.conformance.explored import explored
 from gpusvm.conformance.scene import PAGE, written
 from gpusvm.conformance.suite import Lab, check
@@ -19,10 +21,24 @@ def _on_second(lab: Lab, hardware: str) -> tuple[Bench, int]:
     bench = lab.bench(hardware=hardware, thp="never")
     addr = written(bench, _FEW)
     bench.vms[1].populate(addr, addr + _FEW * PAGE)
+    pgmap = bench.memory.page_pgmap(bench.mm.page_table.entry(addr).pfn)
+    assert pgmap in bench.machine.drivers[1].dev_pagemaps(), "it was brought to a device, and not to the one asked"
     bench.vm = bench.vms[1]
     bench.gpu_write(addr, _FEW)
     bench.vm = bench.vms[0]
     return bench, addr
+
+
+def _keep_apart(bench: Bench, addr: int) -> None:
+    """Look at what the devices, with no path between them, have mapped: none has another's memory. AssertionError."""
+    memory, first = bench.memory, addr // PAGE
+    for vm, driver in zip(bench.vms, bench.machine.drivers, strict=True):
+        table = vm.page_table
+        for page in np.flatnonzero(table.perms(first, first + _FEW)).tolist():
+            pfn = int(table.pfns(first + page, first + page + 1)[0])
+            pgmap = memory.page_pgmap(pfn) if memory.is_device_private(pfn) else None
+            mine = pgmap is None or pgmap in driver.dev_pagemaps()
+            assert mine, f"{driver.device.name} has page {page} mapped, which is in another device's memory"
 
 
 @check("devices.write.in-turns", since="1.0", ref="mm/mmu_notifier.c:mn_itree_invalidate")
@@ -72,6 +88,7 @@ def test_foreign_read(lab: Lab) -> None:
     """A device reads what another wrote into its own memory, with no path between them."""
     bench, addr = _on_second(lab, "dual")
     bench.gpu_read(addr, _FEW)
+    _keep_apart(bench, addr)
     bench.cpu_read(addr, _FEW)
 
 
@@ -80,6 +97,7 @@ def test_foreign_write(lab: Lab) -> None:
     """What a device writes of memory that another has is what the other, and a CPU, read then."""
     bench, addr = _on_second(lab, "dual")
     bench.gpu_write(addr, _FEW)
+    _keep_apart(bench, addr)
     bench.vm = bench.vms[1]
     bench.gpu_read(addr, _FEW)
     bench.cpu_read(addr, _FEW)
@@ -91,6 +109,7 @@ def test_foreign_take(lab: Lab) -> None:
     bench, addr = _on_second(lab, "dual")
     bench.vms[0].populate(addr, addr + _FEW * PAGE)
     bench.gpu_read(addr, _FEW)
+    _keep_apart(bench, addr)
     bench.cpu_read(addr, _FEW)
 
 

@@ -102,15 +102,19 @@ def test_more_than_fit(lab: Lab) -> None:
 
 @check("fault.accounts", since="1.0", ref="gpusvm.driver.FaultAccounts")
 def test_accounts(lab: Lab) -> None:
-    """Every fault is in the accounts of its device: one latency for each answer, and how many were refused."""
+    """Every fault is in its device's accounts: a latency for each answer, which its stages add up to, and refusals."""
     bench = small(lab)
     addr = written(bench)
     accounts = bench.driver.accounts
-    before, failed = len(accounts.latency_ns), accounts.failed
-    _raise(bench, [(addr, ACCESS_READ), (addr + PAGE, ACCESS_WRITE), (ELSEWHERE, ACCESS_READ)])
+    before, failed, staged = len(accounts.latency_ns), accounts.failed, sum(accounts.stage_ns)
+    wanted = [(addr, ACCESS_READ), (addr + PAGE, ACCESS_WRITE), (ELSEWHERE, ACCESS_READ)]
+    faults = [_Counted(bench, at, access, sm=i) for i, (at, access) in enumerate(wanted)]
+    bench.kernel.sleep_ns(1_000)  # they were raised a while ago
+    bench.faults(faults)
     assert len(accounts.latency_ns) - before == 3
     assert accounts.failed - failed == 1
-    assert all(each >= 0 for each in accounts.stage_ns)
+    taken = sum(accounts.latency_ns[before:])
+    assert sum(accounts.stage_ns) - staged == taken, f"the faults took {taken} ns, and their stages something else"
 
 
 @check("fault.prefetch.harmless", since="1.0", ref="nouveau_svm.c:nouveau_svm_fault: no HMM_PFN_REQ_FAULT")

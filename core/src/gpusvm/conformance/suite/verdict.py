@@ -113,8 +113,9 @@ def _where(error: BaseException, check: Check) -> str:
 
 
 @contextlib.contextmanager
-def limited(seconds: float) -> Iterator[None]:
-    """Raise HangError inside the block once it has run for so long, and again as long as it goes on.
+def limited(seconds: float, *, of_cpu: bool = False) -> Iterator[None]:
+    """Raise HangError inside the block once it has run for so long, and again as long as it goes on; `of_cpu`: for so
+    much of a CPU's time, which others that want the CPU do not shorten.
 
     Only the main thread of a process on POSIX can be interrupted so; elsewhere there is no limit.
     """
@@ -126,10 +127,11 @@ def limited(seconds: float) -> Iterator[None]:
         at = "?" if frame is None else place(frame.f_code.co_filename, frame.f_lineno)
         raise HangError(f"no end after {seconds:g} s, at {at}")
 
-    was = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN_S)
+    timer, alarm = (signal.ITIMER_PROF, signal.SIGPROF) if of_cpu else (signal.ITIMER_REAL, signal.SIGALRM)
+    was = signal.signal(alarm, end)
+    signal.setitimer(timer, seconds, _AGAIN_S)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, was)
+        signal.setitimer(timer, 0)
+        signal.signal(alarm, was)

@@ -1,35 +1,13 @@
-"""Drivers that break one rule of the contract each, as an author may: what the suite has to tell him.
+"""One mistake of each kind: with entries, sequences, contents, answers, locks, references."""
 
-They are no bugs that Linux had, and exploration is not asked to find them; a check that neither a mutant nor one of
-these fails has yet to show that it can.
-"""
-
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Final
 
-from attrs import frozen
-
-from gpusvm.conformance.mutants.mutant import Swap, gone, instead, replaced
+from gpusvm.conformance.mutants.broken.driver import BrokenDriver
+from gpusvm.conformance.mutants.mutant import Swap, gone, instead
 from gpusvm.gpu import WRITE
 
-__all__ = ["BROKEN", "BrokenDriver"]
-
-
-@frozen(kw_only=True)
-class BrokenDriver:
-    """Be a driver that ships, with one rule broken: `rule` says which, in words that end ``it …``."""
-
-    id: str
-    rule: str
-    driver: str
-    swaps: tuple[Swap, ...]
-
-    @contextmanager
-    def active(self) -> Iterator["BrokenDriver"]:
-        """Break the rule in every machine that boots or runs inside the context."""
-        with replaced(self.swaps, by=self.id, of=self.driver):
-            yield self
+__all__ = ["KINDS"]
 
 
 def _commit_anyway(window: Any, write: Callable[[], None]) -> bool:
@@ -79,7 +57,7 @@ def _unlocked_and_not_evicted(_manager: Any, bo: Any) -> bool:
     return False
 
 
-_ALL: Final = (
+KINDS: Final = (
     BrokenDriver(
         id="no-recheck",
         rule="it writes entries without asking whether anything was invalidated since it looked",
@@ -162,7 +140,3 @@ _ALL: Final = (
         swaps=(Swap("gpusvm.drm.bo:BoManager._evict_locked", instead(_unlocked_and_not_evicted)),),
     ),
 )
-
-
-BROKEN: Final[Mapping[str, BrokenDriver]] = {broken.id: broken for broken in _ALL}
-"""By id."""
