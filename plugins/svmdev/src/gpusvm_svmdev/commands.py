@@ -259,7 +259,7 @@ class SvmdevCommands:
     def unplug(self) -> int:
         """Do UNPLUG: how many allocations came home; ENODEV, EBUSY."""
         with self._open_file():
-            return self.device.unplug()
+            return self.device.unplug_command()
 
     def timeslice(self, ms: int) -> None:
         """Do TIMESLICE: what is migrated to the device from now on stays so long."""

@@ -186,10 +186,11 @@ class Svmdev:
         finally:
             dpagemap.put("populate")
 
-    def unplug(self) -> int:
+    def unplug_command(self) -> int:
         """Let nothing new come to the device, and bring what is there home; how many allocations came (drm_dev_unplug).
 
-        ENODEV if it is unplugged already; EBUSY if some stayed.
+        ENODEV if it is unplugged already; EBUSY if some stayed. It is a program that asks: the machine cannot take the
+        device away (`Machine.unplug`), which is no hardware.
         """
         if self.device.unplugged:
             raise KernelError(ENODEV, f"{self.host.device.name} is unplugged")
