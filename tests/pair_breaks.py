@@ -33,6 +33,7 @@ BREAKS = {
     "names-theirs": ("svmdev", (Swap("gpusvm_svmdev.faults:SvmdevFaults._ctx", _names_theirs),)),
     "migrates-theirs": ("svmdev", (Swap("gpusvm_svmdev.device:Svmdev.populate_mm", _migrates_theirs),)),
     "skips-every-migration": ("dmirror", (Swap("gpusvm_dmirror.mirror:Dmirror.invalidate", _skips_every_migration),)),
+    "maps-nothing": ("svmdev", (Swap("gpusvm_svmdev.file:SvmdevFile.map", gone),)),
     "stays-on-removal": ("svmdev", (Swap("gpusvm_svmdev.device:Svmdev.evict", gone),)),
     "xe-copies-nothing": ("xe", (Swap("gpusvm_xe.copy:XeDevmemOps.copy_to_ram", gone),)),
     **{name: (broken.driver, broken.swaps) for name, broken in BROKEN.items()},

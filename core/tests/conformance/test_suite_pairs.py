@@ -33,3 +33,13 @@ def test_a_driver_without_memory_of_its_own_stands_beside_none(acme):
     with pytest.raises(InputError) as caught:
         lab.bench(beside=[lab.other])
     assert str(caught.value) == ("driver 'acme' cannot stand beside another: device_memory: nothing migrates yet")
+
+
+def test_the_checker_knows_pages_that_a_driver_has_inserted():
+    """They have no mapping, count as a file's, and lie in no area any more when munmap zaps them."""
+    inserted = [check for check in catalogue() if check.id.startswith("inserted.")]
+    assert len(inserted) == 10
+    for check in inserted:
+        lab = Lab(PARTNER.name, {PARTNER.name: PARTNER}, "fixed", watched=True)
+        check.run(lab)
+        lab.close()

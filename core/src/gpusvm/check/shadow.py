@@ -478,7 +478,8 @@ class Shadow:
             zone = shadow.zone
             in_what = zone.m_mapping[i - zone.m_head_off[i]]
             # A migration entry may be counted when its page is free again already: it counts where it did.
-            if in_what:
+            # What a driver inserts (vm_insert_page) has no mapping either, and counts as a file's.
+            if in_what or kind != MIGRATION:
                 small = in_what > 0 and not zone.m_flags[i] & PG_HUGETLB
                 shadow.m_counter[i] = counter = MM_ANONPAGES if small else self.counter(pfn)
         if counter >= 0:

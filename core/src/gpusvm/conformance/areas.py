@@ -16,6 +16,7 @@ from gpusvm.mm.api import (
     PROT_READ,
     PROT_WRITE,
     VM_HUGETLB,
+    VM_MIXEDMAP,
     VM_SHARED,
 )
 from gpusvm.mm.swap import swap_out
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from gpusvm.mm import MmStruct
     from gpusvm.testing import Bench
 
-__all__ = ["AREAS", "DEVICE_AREAS", "Lay", "brought", "fork", "huge", "written"]
+__all__ = ["AREAS", "DEVICE_AREAS", "Lay", "brought", "fork", "huge", "inserted", "written"]
 
 Lay = Callable[["Bench"], int]
 """Lay out one block; its address."""
@@ -126,6 +127,25 @@ def _forked(bench: "Bench") -> int:
 def _collapsed(bench: "Bench") -> int:
     addr = written(bench)
     bench.mm.madvise(addr, BLOCK, MADV_COLLAPSE)
+    return addr
+
+
+def inserted(bench: "Bench", *, shared: bool = True) -> int:
+    """Map pages of some driver's own into an area of its kind (VM_MIXEDMAP), zeroed, and write them; nothing else holds
+    them then.
+    """
+    memory, addr = bench.memory, bench.map(BLOCK)
+    bench.mm.mmap(addr, BLOCK, _RW, flags=VM_MIXEDMAP | (VM_SHARED if shared else 0))
+    with bench.mm.mmap_lock.write():
+        vma = bench.mm.vma_lookup(addr)
+        assert vma is not None
+        for page in range(addr, addr + BLOCK, PAGE):
+            pfn = memory.alloc_folio(0)
+            assert pfn is not None
+            memory.clear_folio(pfn, 1)
+            memory.vm_insert_page(vma, page, pfn)
+            memory.folio_put(pfn)
+    bench.cpu_write(addr, BLOCK_PAGES)
     return addr
 
 

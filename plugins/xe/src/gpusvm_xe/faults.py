@@ -7,7 +7,7 @@ migrate, how often to try, and what an error of each stage means.
 
 import errno
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from gpusvm.driver import ACCESS_ATOMIC, FaultJob, FaultPipeline, FaultUnit, GpuFault, RangeUnit, Restart
 from gpusvm.drm import DrmPagemap, GpuSvmCtx
@@ -44,18 +44,22 @@ class MigrateAfter:
         return None if state[0] < self.faults else self.driver.preferred_pagemap(fault)
 
 
+_REFUSALS_MAX: Final = 3
+
+
 class _Service:
     """Hold what the service of one fault goes by: who took it, the VMA, and whether nothing but VRAM will do. `found`
     is the VMA that it began with, `dpagemap` where its attributes want the memory.
     """
 
-    __slots__ = ("ctx", "dpagemap", "found", "tile", "vma")
+    __slots__ = ("ctx", "dpagemap", "found", "refusals", "tile", "vma")
 
     def __init__(self, tile: "XeTile", vma: XeVma, ctx: GpuSvmCtx) -> None:
         self.tile = tile
         self.found = self.vma = vma
         self.ctx = ctx
         self.dpagemap: DrmPagemap | None = None
+        self.refusals = 0  # of ranges of the smallest size
 
 
 class XeFaults(FaultPipeline):
@@ -263,10 +267,14 @@ class XeFaults(FaultPipeline):
             if error.errno in MOVED:
                 # As written the range stays as it is. If it spans memory that will go on refusing, because a part of it
                 # was protected, every further attempt ends here again.
+                hopeless = False
                 if error.errno != errno.EOPNOTSUPP and self._endless_retry == "fixed":
+                    if range_.end - range_.start == gpusvm.chunk_sizes[-1]:
+                        job.scratch.refusals += 1  # none that fits is smaller
+                        hopeless = job.scratch.refusals > _REFUSALS_MAX
                     job.vm.garbage.dismiss(range_)
                 job.timeslice_ms *= self._growth
-                if job.tries > 0 or not ctx.devmem_only:
+                if not hopeless and (job.tries > 0 or not ctx.devmem_only):
                     raise Restart from error
             # As written the error is dropped at the label that ends the function: the GPU is told that all is well.
             if self._acked_failure:

@@ -20,7 +20,7 @@ class XeQuirks:
     )
     endless_retry: Variant = quirk(
         "A fault on a range of which a part was write-protected or made inaccessible is tried again for ever, the VM's "
-        "lock held; fixed, the range is removed, and one that fits is made",
+        "lock held; fixed, the range is removed, and one that fits is made, or the fault refused if none does",
         cite="xe_svm.c:__xe_svm_handle_pagefault",
     )
     evict_dying: Variant = quirk(
