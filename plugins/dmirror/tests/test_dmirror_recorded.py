@@ -22,16 +22,26 @@ SIZES = {
     "fork-1": (599, 17_371),
     "two-device-1": (469, 15_477),
 }
-# Answers that differ on purpose; the reasons are in OPERATIONS.
-EXPLAINED = {"coherent-1": 62}
+PART = 100
+PARTS = [(profile, first) for profile, (count, _) in SIZES.items() for first in range(0, count, PART)]
 
 
 @pytest.mark.parametrize("profile", SIZES)
-def test_every_answer_is_that_of_linux(profile):
-    found = check(RECORDED / f"dmirror-{profile}.json.gz", level="L3", registry=DRIVERS)
+def test_every_recorded_sequence_is_there(profile):
+    sequences = read_recording(RECORDED / f"dmirror-{profile}.json.gz").sequences
+    assert (len(sequences), sum(map(len, sequences))) == SIZES[profile]
+
+
+@pytest.mark.parametrize(("profile", "first"), PARTS)
+def test_every_answer_is_that_of_linux(tmp_path, profile, first):
+    recording = read_recording(RECORDED / f"dmirror-{profile}.json.gz")
+    some = recording.sequences[first : first + PART]
+    part = write_recording(tmp_path / "dmirror-part.json.gz", some, header=recording.header or None)
+    found = check(part, level="L3", registry=DRIVERS)
     assert found.differences == ()
-    assert (found.sequences, found.operations) == SIZES[profile]
-    assert found.explained == EXPLAINED.get(profile, 0)
+    assert (found.sequences, found.operations) == (len(some), sum(map(len, some)))
+    # What differs on purpose, with its reason in OPERATIONS: warnings of which the model knows nothing.
+    assert found.explained == sum(pair[0] == "warn" and pair[1] != "0 0 0 0" for each in some for pair in each)
 
 
 @pytest.mark.parametrize("profile", [name for name in SIZES if name.endswith("-1")])
