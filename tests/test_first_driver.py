@@ -96,6 +96,13 @@ def test_it_needs_no_run_to_be_looked_at(acme):
     assert (done.returncode, done.stdout) == (0, "acme: 32 ops looked at, nothing wrong with them\n"), done.stderr
 
 
+def test_it_conforms_to_what_is_asked_of_ops(acme):
+    command = ["conform", "--driver", "acme", "--check", "ops.*", "--check", "invalidate.after-read.mprotect.*"]
+    done = run(acme, "-c", f"from gpusvm.cli import run; raise SystemExit(run({[*command, '--jobs', '0']!r}))")
+    assert done.returncode == 0, done.stdout
+    assert re.fullmatch(r"acme: \d+ pass, \d+ unsupported, 3 xfail", done.stdout.splitlines()[-1])
+
+
 def test_it_works(acme):
     done = run(acme, "-c", BENCH)
     assert done.returncode == 0, done.stderr
