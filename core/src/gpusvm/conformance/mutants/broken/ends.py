@@ -74,7 +74,7 @@ ENDS: Final = (
     BrokenDriver(
         id="ranges-outlive-close",
         rule="it leaves its ranges behind when a file is closed",
-        driver="svmdev",
+        driver="xe",
         swaps=(Swap("gpusvm.drm.gpusvm:GpuSvm.fini", instead(_ranges_stay_watched)),),
     ),
     BrokenDriver(
