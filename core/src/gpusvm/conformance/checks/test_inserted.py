@@ -78,6 +78,7 @@ def test_populate(lab: Lab) -> None:
     addr = inserted(bench)
     errno_of(lambda: bench.vm.populate(addr, addr + BLOCK))
     assert not bench.device_pages(addr, BLOCK_PAGES), "there is no place on a device for pages of another driver"
+    _used(lab, bench, addr, ACCESS_WRITE)
     bench.cpu_read(addr, BLOCK_PAGES)
     bench.cpu_write(addr, BLOCK_PAGES)
 
