@@ -30,12 +30,8 @@ def by_breakage(checks):
     return [pytest.param(*key, names, id=f"{key[0]}-{key[1]}") for key, names in sorted(found.items())]
 
 
-SUSPECT = ["inserted.populate.stays"]
-"""What has failed only where machines are taken down: a mistake that moves such pages is missing."""
-
-
 def test_every_check_has_been_seen_to_fail():
-    assert quiet(CHECKS, TRIALS) == SUSPECT
+    assert quiet(CHECKS, TRIALS) == []
 
 
 @pytest.mark.parametrize(("by", "driver", "names"), by_breakage(SAMPLE))

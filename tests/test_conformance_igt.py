@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
-from gpusvm.conformance.caught import verdict
+from gpusvm.conformance.caught import ended
 from gpusvm.conformance.suite import Status
 from gpusvm.conformance.suite.catalogue import catalogue
 from gpusvm.conformance.suite.column import read_columns
@@ -28,8 +28,8 @@ def test_a_check_fails_with_a_broken_driver_and_passes_without(name):
     driver, _ = BREAKS[FAILS[name]]
     (column,) = read_columns([driver], Installed(()).registry(), quirks="fixed")
     with active(FAILS[name]):
-        assert verdict(CHECKS[name], column).status is Status.FAIL
-    assert verdict(CHECKS[name], column).status is Status.PASS
+        assert ended(CHECKS[name], column).verdict.status is Status.FAIL
+    assert ended(CHECKS[name], column).verdict.status is Status.PASS
 
 
 def test_the_page_of_families_names_checks_that_there_are():

@@ -3,7 +3,7 @@
 from itertools import permutations
 
 import pytest
-from gpusvm.conformance.caught import verdict
+from gpusvm.conformance.caught import ended
 from gpusvm.conformance.conforming import conform
 from gpusvm.conformance.suite import Status
 from gpusvm.conformance.suite.catalogue import catalogue
@@ -41,8 +41,8 @@ def column(driver, **options):
 def test_a_check_fails_with_a_broken_driver_and_passes_without(name):
     driver, _ = BREAKS[FAILS[name]]
     with active(FAILS[name]):
-        assert verdict(CHECKS[name], column(driver)).status is Status.FAIL
-    assert verdict(CHECKS[name], column(driver)).status is Status.PASS
+        assert ended(CHECKS[name], column(driver)).verdict.status is Status.FAIL
+    assert ended(CHECKS[name], column(driver)).verdict.status is Status.PASS
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """Ask CPU and GPU about the same memory: both have what the process may have of it, and see what was written last."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+from attrs import frozen
 
 from gpusvm.conformance.small import BLOCK_PAGES
 from gpusvm.errors import CpuSignal, KernelError, errno_name
@@ -12,14 +14,14 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
     from gpusvm.conformance.suite import Lab
-    from gpusvm.driver import DriverInfo
+    from gpusvm.driver import DriverInfo, Refusals
     from gpusvm.testing import Bench
 
 __all__ = ["agree", "errno_of", "is_refused", "no_more_than_the_process"]
 
 
 def agree(lab: "Lab", bench: "Bench", addr: int, pages: int = BLOCK_PAGES, *, info: "DriverInfo | None" = None) -> None:
-    """Read and write each page from the CPU and from the GPU, in both orders.
+    """Read and write pages from the CPU and from the GPU, in both orders: every other page, and then those between.
 
     What the process may do both can do, and every read is of what was written last, whoever wrote it; what it may not
     do is refused, to the GPU with an errno that the driver states for that (`Refusals.access`, by default of the driver
@@ -28,19 +30,54 @@ def agree(lab: "Lab", bench: "Bench", addr: int, pages: int = BLOCK_PAGES, *, in
     no_more_than_the_process(bench, addr, pages)
     size = bench.memory.geometry.page_size
     stated = (info or lab.info).refusals
-    for page in range(addr, addr + pages * size, size):
-        rights = rights_of(bench, page)
-        errnos = stated.access
-        refusals = errnos.forbidden if rights is not None else errnos.unmapped
-        may_read, may_write = bool((rights or 0) & VM_READ), bool((rights or 0) & VM_WRITE)
-        gpu_reads = may_read and (may_write or not stated.read_needs_write)
-        _ask(lambda page=page: bench.cpu_read(page), may_read, f"a CPU's read of {page:#x}")  # type: ignore[misc]  # a lambda's default has no annotation
-        _ask(lambda page=page: bench.gpu_read(page), gpu_reads, f"the GPU's read of {page:#x}", refusals)  # type: ignore[misc]  # as above
-        _ask(lambda page=page: bench.gpu_write(page), may_write, f"the GPU's write to {page:#x}", refusals)  # type: ignore[misc]  # as above
-        _ask(lambda page=page: bench.cpu_read(page), may_read, f"a CPU's second read of {page:#x}")  # type: ignore[misc]  # as above
-        _ask(lambda page=page: bench.cpu_write(page), may_write, f"a CPU's write to {page:#x}")  # type: ignore[misc]  # as above
-        _ask(lambda page=page: bench.gpu_read(page), gpu_reads, f"the GPU's second read of {page:#x}", refusals)  # type: ignore[misc]  # as above
+    answers = {page: _Answers.of(stated, rights_of(bench, page)) for page in range(addr, addr + pages * size, size)}
+    # Page by page a driver that moves blocks would move each for every single question. The pages between still have
+    # what the change left when the others are asked.
+    for some in (list(answers.items())[::2], list(answers.items())[1::2]):
+        for asked in _QUESTIONS:
+            for page, may in some:
+                asked(bench, page, may)
     no_more_than_the_process(bench, addr, pages)
+
+
+@frozen
+class _Answers:
+    """Say what has to be answered about a page: who may do what, and what the GPU is refused with."""
+
+    read: bool
+    write: bool
+    gpu_read: bool
+    refusals: "AbstractSet[int]"
+
+    @classmethod
+    def of(cls, stated: "Refusals", rights: int | None) -> "_Answers":
+        errnos = stated.access
+        read, write = bool((rights or 0) & VM_READ), bool((rights or 0) & VM_WRITE)
+        return cls(
+            read=read,
+            write=write,
+            gpu_read=read and (write or not stated.read_needs_write),
+            refusals=errnos.forbidden if rights is not None else errnos.unmapped,
+        )
+
+
+def _cpu_reads(bench: "Bench", page: int, may: _Answers) -> None:
+    _ask(lambda: bench.cpu_read(page), may.read, f"a CPU's read of {page:#x}")
+
+
+def _cpu_writes(bench: "Bench", page: int, may: _Answers) -> None:
+    _ask(lambda: bench.cpu_write(page), may.write, f"a CPU's write to {page:#x}")
+
+
+def _gpu_reads(bench: "Bench", page: int, may: _Answers) -> None:
+    _ask(lambda: bench.gpu_read(page), may.gpu_read, f"the GPU's read of {page:#x}", may.refusals)
+
+
+def _gpu_writes(bench: "Bench", page: int, may: _Answers) -> None:
+    _ask(lambda: bench.gpu_write(page), may.write, f"the GPU's write to {page:#x}", may.refusals)
+
+
+_QUESTIONS: Final = (_cpu_reads, _gpu_reads, _gpu_writes, _cpu_reads, _cpu_writes, _gpu_reads)
 
 
 def no_more_than_the_process(bench: "Bench", addr: int, pages: int = BLOCK_PAGES) -> None:

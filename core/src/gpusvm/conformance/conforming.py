@@ -120,6 +120,8 @@ class _Run:
     @pytest.hookimpl(trylast=True)
     def pytest_configure(self, config: pytest.Config) -> None:
         config.stash[REGISTRY] = self._installed
+        # Python's own tracebacks: for pytest's the file of each call on the stack is parsed.
+        config.option.tbstyle = "native"
         self.cells = config.stash[CELLS]
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:

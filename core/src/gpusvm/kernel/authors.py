@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -54,6 +55,14 @@ class Author:
         return f"in {self.op} at {self.place}"
 
 
+class _Kind(Enum):
+    """Say whose code is: a driver's, core's, or anybody else's."""
+
+    DRIVER = "driver"
+    CORE = "core"
+    OTHER = "other"
+
+
 def code_roots(*things: Any) -> tuple[str, ...]:
     """Return where the code of functions and classes lies: the directory of their package, or their file."""
     roots: dict[str, None] = {}
@@ -89,7 +98,8 @@ class Authors:
     def __init__(self, kernel: Kernel, roots: Iterable[str]) -> None:
         self.roots = tuple(roots)
         self._kernel = kernel
-        self._known: dict[str, bool] = {}
+        self._kinds: dict[str, _Kind] = {}  # by file
+        self._sites: dict[tuple[str, int, str], Author] = {}  # by file, line and op
         self._devmems: list[tuple[object, object, Author | None]] = []  # (Devmem, task, who made it)
         self._checked: dict[object, list[tuple[object, int, int, tuple[object, ...]]]] = {}
         self._exclusive: dict[tuple[object, int], int] = {}
@@ -106,30 +116,42 @@ class Authors:
 
     def owns(self, filename: str) -> bool:
         """Tell whether a file is a driver's own."""
-        known = self._known.get(filename)
-        if known is None:
-            known = self._known[filename] = filename.startswith(self.roots) if self.roots else False
-        return known
+        return (self._kinds.get(filename) or self._kind(filename)) is _Kind.DRIVER
 
     def find(self, frame: FrameType | None = None) -> Author | None:
         """Return the innermost line of a driver on the stack, and the function of the driver that core called."""
         frame = frame or sys._getframe(1)
-        owns = self.owns
-        while frame is not None and not owns(frame.f_code.co_filename):
+        kinds = self._kinds  # each reference that is taken or put asks this, up to a hundred frames deep
+        while frame is not None:
+            code = frame.f_code
+            if (kinds.get(code.co_filename) or self._kind(code.co_filename)) is _Kind.DRIVER:
+                break
             frame = frame.f_back
-        if frame is None:
+        else:
             return None
-        place = place_of(frame.f_code.co_filename, frame.f_lineno)
-        op = frame.f_code
+        op = code
         caller = frame.f_back
         while caller is not None:
-            code = caller.f_code
-            if owns(code.co_filename):
-                op = code
-            elif code.co_filename.startswith(_CORE) and not _is_callback(op):
+            other = caller.f_code
+            kind = kinds.get(other.co_filename) or self._kind(other.co_filename)
+            if kind is _Kind.DRIVER:
+                op = other
+            elif kind is _Kind.CORE and not _is_callback(op):
                 break
             caller = caller.f_back
-        return Author(_name(op), place)
+        site = (code.co_filename, frame.f_lineno, op.co_qualname)
+        author = self._sites.get(site)
+        if author is None:
+            author = self._sites[site] = Author(_name(op), place_of(code.co_filename, frame.f_lineno))
+        return author
+
+    def _kind(self, filename: str) -> _Kind:
+        if self.roots and filename.startswith(self.roots):
+            kind = _Kind.DRIVER
+        else:
+            kind = _Kind.CORE if filename.startswith(_CORE) else _Kind.OTHER
+        self._kinds[filename] = kind
+        return kind
 
     def of(self, function: Any) -> Author | None:
         """Return where a function or class of a driver begins; None for what is no driver's."""
