@@ -81,7 +81,7 @@ class Checker:
         self._deferred = False
         self._half: dict[Task, None] = {}
         self._written: list[tuple[GpuPageTable, int, int]] = []
-        self._pages: dict[GpuSvmPages, None] = {}  # what drm_gpusvm has mapped
+        self._pages: dict[GpuSvmPages, tuple[int, int]] = {}  # what drm_gpusvm has mapped, between which pfns
         self._turn = 0
         self._heard = False  # something was told since the state was last looked at
         self._freeing: dict[Task, int] = {}
@@ -598,7 +598,7 @@ class Checker:
 
     def pages_got(self, pages: GpuSvmPages, sub: IntervalNotifier, owner: object | None) -> None:
         """Hear that get_pages has mapped pages, for a caller who takes device pages of `owner`."""
-        self._pages[pages] = None
+        self._pages[pages] = svm.bounds(pages)
         svm.pages_present(self.shadow, pages)
         svm.pages_of_the_owner(self.shadow, pages, owner)
         self._tell()

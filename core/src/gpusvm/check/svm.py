@@ -1,6 +1,6 @@
 """Invariants 56 to 58: what drm_gpusvm and drm_pagemap promise about the pages that they map and move."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from gpusvm.check.shadow import Shadow
 from gpusvm.drm import Devmem, GpuSvmPages
 from gpusvm.mm.api import Pfns
 
-__all__ = ["pages_freed", "pages_of_the_owner", "pages_present", "timeslice_kept"]
+__all__ = ["bounds", "pages_freed", "pages_of_the_owner", "pages_present", "timeslice_kept"]
 
 
 @rule(56)
@@ -19,10 +19,18 @@ def pages_present(s: Shadow, pages: GpuSvmPages) -> None:
 
 
 @rule(56)
-def pages_freed(s: Shadow, mapped: Iterable[GpuSvmPages], freed: list[int]) -> None:
-    """56: nor does a device have one of the pages mapped that have just become free."""
-    for pages in mapped:
-        _check_free(s, pages, np.intersect1d(_pfns(pages), freed))
+def pages_freed(s: Shadow, mapped: Mapping[GpuSvmPages, tuple[int, int]], freed: list[int]) -> None:
+    """56: nor does a device have one of the pages mapped that have just become free; `mapped` is by `bounds`."""
+    lowest, highest = min(freed), max(freed)
+    for pages, (first, last) in mapped.items():
+        if first <= highest and lowest <= last:
+            _check_free(s, pages, np.intersect1d(_pfns(pages), freed))
+
+
+def bounds(pages: GpuSvmPages) -> tuple[int, int]:
+    """Return the lowest and the highest pfn of what is mapped."""
+    pfns = _pfns(pages)
+    return (int(pfns.min()), int(pfns.max())) if len(pfns) else (0, -1)
 
 
 @rule(57)

@@ -226,8 +226,13 @@ class Authors:
         task = self._kernel.current
         held = _locks(task)
         if held:
-            records = self._checked.get(task, [])
-            self._checked[task] = [each for each in records if _any_in(each[3], held)] + [(mm, start, end, held)]
+            records = []
+            for whose, first, last, locks in self._checked.get(task, ()):
+                if whose is mm and first <= end and start <= last and tuple(map(id, locks)) == tuple(map(id, held)):
+                    start, end = min(start, first), max(end, last)  # one record, however many small ranges there are
+                elif _any_in(locks, held):
+                    records.append((whose, first, last, locks))
+            self._checked[task] = [*records, (mm, start, end, held)]
 
     def exclusive(self, mm: object, addr: int, pfn: int) -> None:
         """Note a page that one device has for itself, its lock held: nobody can take it back meanwhile."""

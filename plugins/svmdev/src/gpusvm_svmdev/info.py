@@ -34,10 +34,15 @@ _ACCESS = Errnos(
 
 
 def _with_settings(info: DriverInfo, tunables: SvmdevTunables, quirks: SvmdevQuirks) -> DriverInfo:
-    if tunables.same_owner:
-        return info
-    alone = no("same_owner=0: each device has an owner of its own, and a page on another one is faulted home")
-    return evolve(info, capabilities=evolve(info.capabilities, multi_device_p2p=alone))
+    found = info.capabilities
+    if not tunables.same_owner:
+        alone = no("same_owner=0: each device has an owner of its own, and a page on another one is faulted home")
+        found = evolve(found, multi_device_p2p=alone)
+    if tunables.cached:
+        found = evolve(found, pagemap_cache=yes("cached=1: an unused pagemap is kept until the shrinker takes it"))
+    if tunables.make_room:
+        found = evolve(found, eviction=yes("make_room=1: the oldest allocations make room for a populate"))
+    return evolve(info, capabilities=found)
 
 
 INFO = DriverInfo(
