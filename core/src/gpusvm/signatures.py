@@ -10,7 +10,6 @@ from typing import Any
 
 __all__ = ["arity_problem", "call_problem", "optional_ops", "protocol_methods", "protocol_problems"]
 
-_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 

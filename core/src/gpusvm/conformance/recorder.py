@@ -6,7 +6,7 @@ and to read page tables. Both pass through here unchanged. What is remembered is
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from attrs import Factory, define, frozen
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from gpusvm.testing import Bench
 
 __all__ = ["Callback", "HomeCall", "Moved", "Record", "Setup", "data_of", "recorded", "subscriptions"]
-
-_VALID: Final = np.uint64(MIGRATE_PFN_VALID)
-_MIGRATE: Final = np.uint64(MIGRATE_PFN_MIGRATE)
 
 
 @frozen(kw_only=True)

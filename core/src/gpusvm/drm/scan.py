@@ -22,7 +22,6 @@ SCAN_SYSTEM: Final = 3
 SCAN_MIXED_DEVICE: Final = 4
 SCAN_MIXED: Final = 5
 
-_VALID = np.uint64(HMM_PFN_VALID)
 _PFN_MASK = np.uint64(HMM_PFN_PFN_MASK)
 
 

@@ -44,7 +44,6 @@ __all__ = ["DmirrorPagemapOps", "migrate_to_device", "migrate_to_system"]
 _VALID = np.uint64(MIGRATE_PFN_VALID)
 _MIGRATE = np.uint64(MIGRATE_PFN_MIGRATE)
 _WRITE = np.uint64(MIGRATE_PFN_WRITE)
-_COMPOUND = np.uint64(MIGRATE_PFN_COMPOUND)
 
 
 def migrate_to_device(

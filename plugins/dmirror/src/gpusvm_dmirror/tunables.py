@@ -5,7 +5,6 @@ from gpusvm.driver import quirk, tunable
 
 __all__ = ["DmirrorQuirks", "DmirrorTunables", "refuse"]
 
-_K = 1 << 10
 _M = 1 << 20
 
 

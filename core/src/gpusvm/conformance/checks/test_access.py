@@ -108,7 +108,7 @@ def test_home(lab: Lab) -> None:
     assert bench.device_pages(addr, 16) == 0
 
 
-@check("atomic.served", since="1.0", profile="atomics", ref="mm/memory.c:make_device_exclusive")
+@check("atomic.served", since="1.0", profile="atomics", ref="mm/rmap.c:make_device_exclusive")
 def test_atomic(lab: Lab) -> None:
     """An atomic of the GPU on private memory is done, and a CPU sees what it came to."""
     bench = lab.bench()

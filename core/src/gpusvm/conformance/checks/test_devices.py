@@ -11,7 +11,7 @@ from gpusvm.conformance.suite import Lab, check
 from gpusvm.testing import Bench
 
 _FEW = 16
-_OWNER = "mm/hmm.c:hmm_is_device_private_entry"
+_OWNER = "mm/hmm.c:hmm_vma_handle_pte"
 _MIGRATE = "drivers/gpu/drm/drm_pagemap.c:drm_pagemap_migrate_to_devmem"
 _NEEDS = ("explicit_populate",)
 _SETUP = "map 0 4; cpu_write 0 4"
@@ -165,7 +165,7 @@ def test_together_take(lab: Lab) -> None:
     explored(lab, {"one": "populate@0 0 4", "two": "populate@1 0 4", "cpu": "cpu_write 2 1"}, setup=_SETUP, devices=2)
 
 
-@check("devices.together.atomic", since="1.0", profile="atomics", ref="mm/memory.c:make_device_exclusive")
+@check("devices.together.atomic", since="1.0", profile="atomics", ref="mm/rmap.c:make_device_exclusive")
 def test_together_atomic(lab: Lab) -> None:
     """Two devices that do an atomic on one page are both done."""
     explored(lab, {"one": "gpu_atomic@0 0 1", "two": "gpu_atomic@1 0 1"}, setup=_SETUP, devices=2)

@@ -16,7 +16,9 @@ from gpusvm.testing import Fault
 if TYPE_CHECKING:
     from gpusvm.testing import Bench
 
-_QUEUE: Final = "drivers/gpu/drm/xe/xe_pagefault.c:xe_pagefault_queue_work; nouveau_svm.c:nouveau_svm_fault"
+_QUEUE: Final = (
+    "drivers/gpu/drm/xe/xe_pagefault.c:xe_pagefault_queue_work; drivers/gpu/drm/nouveau/nouveau_svm.c:nouveau_svm_fault"
+)
 _MMIO: Final = 1 << 40
 
 
@@ -117,7 +119,11 @@ def test_accounts(lab: Lab) -> None:
     assert sum(accounts.stage_ns) - staged == taken, f"the faults took {taken} ns, and their stages something else"
 
 
-@check("fault.prefetch.harmless", since="1.0", ref="nouveau_svm.c:nouveau_svm_fault: no HMM_PFN_REQ_FAULT")
+@check(
+    "fault.prefetch.harmless",
+    since="1.0",
+    ref="drivers/gpu/drm/nouveau/nouveau_svm.c:nouveau_svm_fault: no HMM_PFN_REQ_FAULT",
+)
 def test_prefetch(lab: Lab) -> None:
     """A prefetch of the hardware where nothing is mapped ends, and the next access of the GPU is served as ever."""
     bench = small(lab)

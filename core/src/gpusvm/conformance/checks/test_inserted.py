@@ -128,7 +128,7 @@ def test_change(lab: Lab, change: str) -> None:
     assert mapped <= left, f"the GPU has {mapped} pages mapped, of which the process has {left}"
 
 
-@check("inserted.gone.signal", since="1.0", ref="mm/memory.c:do_fault; VM_FAULT_SIGBUS")
+@check("inserted.gone.signal", since="1.0", ref="mm/memory.c:do_fault: VM_FAULT_SIGBUS")
 def test_gone(lab: Lab) -> None:
     """Of pages that the other driver's area has lost the GPU has none, and a CPU that touches them gets a signal."""
     bench = small(lab)

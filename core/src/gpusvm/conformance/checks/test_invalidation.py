@@ -198,7 +198,7 @@ def test_nested(lab: Lab) -> None:
     agree(lab, bench, addr)
 
 
-@check("invalidate.tlb.covers", since="1.0", ref="drivers/gpu/drm/xe/xe_svm.c:xe_svm_invalidate; LS-03")
+@check("invalidate.tlb.covers", since="1.0", ref="drivers/gpu/drm/xe/xe_svm.c:xe_svm_invalidate")
 def test_tlb(lab: Lab) -> None:
     """Where there is a TLB, a flush covers every page that an invalidation took away, whichever pages those are."""
     bench = small(lab, thp="never")
@@ -244,7 +244,11 @@ def test_non_blockable(lab: Lab) -> None:
     agree(lab, bench, addr)
 
 
-@check("invalidate.non-blockable.while-binding", since="1.0", ref="drivers/gpu/drm/drm_gpusvm.c:notifier_invalidate")
+@check(
+    "invalidate.non-blockable.while-binding",
+    since="1.0",
+    ref="drivers/gpu/drm/drm_gpusvm.c:drm_gpusvm_notifier_invalidate",
+)
 def test_non_blockable_while_binding(lab: Lab) -> None:
     """While the driver writes its page table, an invalidation that must not wait is done or refused, never slept in."""
     bench, addr = _mapped(lab)

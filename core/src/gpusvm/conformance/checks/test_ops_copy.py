@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
 _MIGRATE: Final = "drivers/gpu/drm/drm_pagemap.c:drm_pagemap_migrate_to_devmem"
 _SYS: Final = "drivers/gpu/drm/drm_pagemap.c:drm_pagemap_migrate_sys_to_dev"
-_HOME: Final = "drivers/gpu/drm/drm_pagemap.c:__drm_pagemap_migrate_to_ram"
-_EVICT: Final = "drivers/gpu/drm/drm_pagemap.c:drm_pagemap_evict_to_ram"
-_ZDD: Final = "drivers/gpu/drm/drm_pagemap.c:drm_pagemap_zdd_destroy"
 _NEEDS: Final = ("drm_pagemap",)
 _WRITTEN: Final = ("small", "huge", "every-other")
 

@@ -16,7 +16,6 @@ from gpusvm.conformance.ops_scenes import (
     evicted,
     on_device,
     pagemap_of,
-    populate,
     references,
 )
 from gpusvm.conformance.scene import pinned
@@ -28,12 +27,8 @@ if TYPE_CHECKING:
     from gpusvm.testing import Bench
 
 _MIGRATE: Final = "drivers/gpu/drm/drm_pagemap.c:drm_pagemap_migrate_to_devmem"
-_SYS: Final = "drivers/gpu/drm/drm_pagemap.c:drm_pagemap_migrate_sys_to_dev"
-_HOME: Final = "drivers/gpu/drm/drm_pagemap.c:__drm_pagemap_migrate_to_ram"
 _EVICT: Final = "drivers/gpu/drm/drm_pagemap.c:drm_pagemap_evict_to_ram"
-_ZDD: Final = "drivers/gpu/drm/drm_pagemap.c:drm_pagemap_zdd_destroy"
 _NEEDS: Final = ("drm_pagemap",)
-_WRITTEN: Final = ("small", "huge", "every-other")
 
 
 @family(
@@ -108,12 +103,6 @@ def test_same_again(lab: Lab) -> None:
 
 def _there_already(bench: "Bench") -> int:
     return on_device(bench)
-
-
-def _partly_there(bench: "Bench") -> int:
-    addr = written(bench)
-    populate(bench, addr, BLOCK_PAGES // 2)
-    return addr
 
 
 def _of_a_file(bench: "Bench") -> int:

@@ -334,7 +334,12 @@ def test_beside_another(lab: Lab) -> None:
     assert other.end <= small_one.start, "they overlap"
 
 
-@check("ops.range-find.pages-present", since="1.0", requires=_NEEDS, ref="drm_gpusvm.c:drm_gpusvm_check_pages")
+@check(
+    "ops.range-find.pages-present",
+    since="1.0",
+    requires=_NEEDS,
+    ref="drivers/gpu/drm/drm_gpusvm.c:drm_gpusvm_check_pages",
+)
 def test_pages_present(lab: Lab) -> None:
     """Up to the threshold a range is made only where the CPU has every page; the smallest chunk is made anyway."""
     with watched_ops() as log:
@@ -406,7 +411,7 @@ def _assert_paired(log: OpsLog) -> None:
     every(how=("close", "exit")),
     since="1.0",
     requires=_NEEDS,
-    ref="drm_gpusvm.c:drm_gpusvm_fini",
+    ref="drivers/gpu/drm/drm_gpusvm.c:drm_gpusvm_fini",
 )
 def test_end(lab: Lab, how: str) -> None:
     """After {how} no range, no notifier, no subscription and no mapping for DMA is left."""

@@ -23,13 +23,9 @@ from gpusvm.mm.api import PROT_READ
 if TYPE_CHECKING:
     from gpusvm.testing import Bench
 
-_MIGRATE: Final = "drivers/gpu/drm/drm_pagemap.c:drm_pagemap_migrate_to_devmem"
-_SYS: Final = "drivers/gpu/drm/drm_pagemap.c:drm_pagemap_migrate_sys_to_dev"
 _HOME: Final = "drivers/gpu/drm/drm_pagemap.c:__drm_pagemap_migrate_to_ram"
 _EVICT: Final = "drivers/gpu/drm/drm_pagemap.c:drm_pagemap_evict_to_ram"
-_ZDD: Final = "drivers/gpu/drm/drm_pagemap.c:drm_pagemap_zdd_destroy"
 _NEEDS: Final = ("drm_pagemap",)
-_WRITTEN: Final = ("small", "huge", "every-other")
 
 
 def _by_cpu(bench: "Bench", log: OpsLog, addr: int) -> None:

@@ -98,7 +98,7 @@ def test_reach(lab: Lab, access: str, size: str) -> None:
     bench.cpu_read(addr, BLOCK_PAGES)
 
 
-@check("pair.atomic.theirs", since="1.0", profile="atomics", ref="mm/memory.c:make_device_exclusive")
+@check("pair.atomic.theirs", since="1.0", profile="atomics", ref="mm/rmap.c:make_device_exclusive")
 def test_atomic(lab: Lab) -> None:
     """Atomics on pages that lie on a device of another driver are done, and the others see what they came to."""
     bench = pair(lab)

@@ -15,7 +15,7 @@ from gpusvm.explore.scenario import Scenario
 # drivers/gpu/drm/drm_pagemap.c and mm/: where the unwinding is that each program is about.
 _REFS = {
     "fault": "mm/hmm.c:hmm_range_fault",
-    "atomic": "mm/memory.c:make_device_exclusive",
+    "atomic": "mm/rmap.c:make_device_exclusive",
     "populate": "drivers/gpu/drm/drm_pagemap.c:drm_pagemap_migrate_to_devmem",
     "cpu-fault": "drivers/gpu/drm/drm_pagemap.c:__drm_pagemap_migrate_to_ram",
     "evict": "drivers/gpu/drm/drm_pagemap.c:drm_pagemap_evict_to_ram",
