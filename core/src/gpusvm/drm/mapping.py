@@ -1,4 +1,4 @@
-"""drivers/gpu/drm/drm_pagemap.c:drm_pagemap_migrate_map_pages, as of Linux 7.3.4: what a copy may touch."""
+"""drivers/gpu/drm/drm_pagemap.c:drm_pagemap_migrate_map_system_pages, as of Linux 7.3.4: what a copy may touch."""
 
 from typing import TYPE_CHECKING
 
