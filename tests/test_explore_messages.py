@@ -1,13 +1,16 @@
 """The message of an error says what the tasks do, and not who looked on: it is the same in every repetition."""
 
+import pytest
 from gpusvm.conformance.mutants import load
+from gpusvm.errors import DeadlockError
 from gpusvm.explore.case import Case
 from gpusvm.explore.execution import execute
 from gpusvm.explore.random_walk import RandomWalk
 from gpusvm.explore.reached import reached
 from gpusvm.explore.recording import recorded
 from gpusvm.explore.scenario import find_scenario
-from gpusvm.plugins import Installed
+from gpusvm.explore.world import World
+from gpusvm.plugins import Installed, load_drivers
 
 
 def message(look_on):
@@ -38,3 +41,17 @@ def test_a_livelock_reads_the_same_whoever_looks_on():
     assert "execution.py" not in plain
     assert message(recording) == plain
     assert message(counting) == plain
+
+
+@pytest.mark.parametrize("look_on", [reached, recorded])
+def test_the_place_of_a_loop_is_not_that_of_who_looks_on(look_on):
+    """A campaign counts what some executions reach; repeated without, the others have to fail in the same words."""
+    (scenario,) = find_scenario("fault-munmap")
+    world = World(scenario, "xe", drivers=load_drivers())
+
+    def spin():
+        while True:
+            world.kernel.cpu_relax()
+
+    with look_on(world), pytest.raises(DeadlockError, match=r"^deadlock: task 'main' spins at tests/\w+\.py:\d+$"):
+        spin()

@@ -47,6 +47,13 @@ def test_nouveau_falls_asleep_under_its_pages_and_loses_none(name: str) -> None:
     assert explore(name, "nouveau", 25) is None
 
 
+@pytest.mark.parametrize("name", ["close-other-file", "home-mprotect", "home-pin"])
+def test_a_device_that_falls_asleep_after_every_answer_lets_an_access_end(name: str) -> None:
+    """With moved_chunks fixed the device forgets its entries whenever it sleeps, so that the access faults again."""
+    at_once = "nouveau:autosuspend_ms=0,page_to_bo=offset,populate=explicit"
+    assert explore(name, at_once, 4, seed=9101) is None
+
+
 FAILED_POPULATE = sorted((Path(__file__).parent / "findings").glob("system-sleep-*-after-failed-populate.txt"))
 
 

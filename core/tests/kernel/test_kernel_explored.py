@@ -198,6 +198,7 @@ def test_spinning_tasks_let_each_other_go(seed):
     while timer.pending:
         kernel.cpu_relax()
     kernel.settle()
+    kernel.cpu_relax()
     with pytest.raises(DeadlockError, match=r"deadlock: task .main. spins at "):
         kernel.cpu_relax()
 

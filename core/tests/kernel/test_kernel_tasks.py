@@ -146,9 +146,30 @@ def test_a_spinning_task_lets_time_pass(kernel, place):
     while not seen:
         kernel.cpu_relax()
     assert (seen, kernel.now_ns) == ([500], 500)
+    kernel.cpu_relax()  # what it waits for may have come about since it looked
     with pytest.raises(DeadlockError) as caught:
         kernel.cpu_relax()  # alone
     assert str(caught.value) == f"deadlock: task 'main' spins at {place('alone')}"
+
+
+def test_a_task_that_looked_before_the_others_ended_spins_once(kernel):
+    others = [kernel.spawn(kernel.cond_resched, name=name) for name in "ab"]
+    tries = 0
+
+    def evacuate():
+        left = sum(not task.done for task in others)
+        for task in others:
+            task.join()
+        return left
+
+    while evacuate():
+        tries += 1
+        kernel.cpu_relax()
+    assert tries == 1
+    kernel.spawn(kernel.cond_resched, name="c").join()
+    kernel.cpu_relax()  # somebody has run meanwhile, so it counts anew
+    with pytest.raises(DeadlockError, match="deadlock: task 'main' spins at "):
+        kernel.cpu_relax()
 
 
 def test_an_exception_comes_out_of_join_each_time(kernel):

@@ -86,6 +86,16 @@ class Place:
         if pm is not None and pm.powered_off:
             pm.wait_for_power()
 
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """Keep the step's device from falling asleep by itself."""
+        pm = self.world.power(self.step.file)
+        if pm is None or not pm.enabled:
+            yield
+        else:
+            with pm.awake("access"):
+                yield
+
     @property
     def kernel(self) -> Kernel:
         return self.world.kernel

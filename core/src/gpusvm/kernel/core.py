@@ -229,7 +229,8 @@ class Kernel:
             self.sched.cond_resched()
 
     def cpu_relax(self) -> None:
-        """Let others go first, in a loop that waits for them without sleeping; raise DeadlockError if nobody is left.
+        """Let others go first, in a loop that waits for them without sleeping; raise DeadlockError if nobody is left
+        and it is called again.
 
         It keeps its CPU meanwhile. In timed mode the running task spins until the next task or timer is due. In
         explored mode choice 0 is the next task in turn. It may be called in atomic context, as the kernel's may.

@@ -117,7 +117,8 @@ class ExploredScheduler(Scheduler):
         while not self._candidates():
             at = self.top()
             if at is None:
-                self.spins()
+                self.alone()
+                return
             self.now = max(self.now, at)
             self._collect()
         self._give_way()

@@ -58,8 +58,15 @@ def site_of_caller() -> Site | None:
 
 
 def caller() -> str:
-    """Return the place of the nearest frame outside gpusvm.kernel, or else as `site_of_caller` does."""
-    frame = outside(sys._getframe(1)) or _outside_primitives(sys._getframe(1))
+    """Return the place of the nearest frame outside gpusvm.kernel, or else as `site_of_caller` does.
+
+    Onlookers are left out, as in every `stack`.
+    """
+    frame = outside(sys._getframe(1))
+    while frame is not None and frame.f_code.co_filename in _ONLOOKERS:
+        frame = outside(frame.f_back)
+    if frame is None:
+        frame = _outside_primitives(sys._getframe(1))
     return "?" if frame is None else place_of(frame.f_code.co_filename, frame.f_lineno)
 
 

@@ -40,6 +40,7 @@ class Scheduler(ABC):
         self.settlers: list[Task] = []
         self._idle = IdleGreenlets()
         self.failures: list[Task] = []  # failed, and nobody has been told
+        self._spun: Task | None = None  # who spun when nobody else could go on, while nobody has
         self.main = self.new_task(None, name="main", daemon=False, args=(), at=0)
         self.root = self.main.greenlet = getcurrent()
 
@@ -135,6 +136,7 @@ class Scheduler(ABC):
         main = self.main
         running = kernel.current
         kernel.current = task
+        self._spun = None
         if running is not main:
             if task.greenlet is not None:
                 task.greenlet.switch()
@@ -288,6 +290,16 @@ class Scheduler(ABC):
         task = self.kernel.current
         self.settlers.append(task)
         self.leave(task)
+
+    def alone(self) -> None:
+        """Note that the running task spins and that nobody is left who could end that.
+
+        What it waits for may have come about since it last looked, so it looks again. Raises DeadlockError when it
+        spins once more and nobody has run in between.
+        """
+        if self._spun is self.kernel.current:
+            self.spins()
+        self._spun = self.kernel.current
 
     def spins(self) -> NoReturn:
         """Raise DeadlockError: the running task spins, and nobody is left who could end that."""

@@ -82,7 +82,8 @@ class TimedScheduler(Scheduler):
     def cpu_relax(self) -> None:
         at = self.top()
         if at is None:
-            self.spins()
+            self.alone()
+            return
         task = self.kernel.current
         task.time_ns = max(task.time_ns, at)
         self.cond_resched()

@@ -18,7 +18,9 @@ _PAGE: Final = 4 << 10
 _PMD: Final = 2 << 20
 
 # xe_pagefault.c:xe_pagefault_service, xe_svm.c:__xe_svm_handle_pagefault. A read or write is tried again for as
-# long as mappings change under it, and is served from system memory where the device's cannot be had.
+# long as mappings change under it, and is served from system memory where the device's cannot be had. Memory that the
+# program bound itself is tried once: where it cannot be mapped for DMA, drm_gpusvm_get_pages' EFAULT is the answer
+# (xe_pagefault_handle_vma).
 REFUSALS: Final = Refusals(
     access=Errnos(
         unmapped={ENOENT},
@@ -28,7 +30,7 @@ REFUSALS: Final = Refusals(
         killed={EFAULT},
         unplugged=NEVER,
         contended=NEVER,
-        failed={ENOMEM},
+        failed={ENOMEM, EFAULT},
     ),
     # An atomic needs VRAM, and after the last try the error of migration or get_pages is the answer.
     atomic=Errnos(

@@ -1,6 +1,7 @@
 """Let the CPUs and the GPU touch memory, page by page."""
 
 import errno as _errno
+from contextlib import ExitStack
 from typing import Final
 
 from gpusvm.driver import ACCESS_ATOMIC, ACCESS_READ, ACCESS_WRITE
@@ -16,6 +17,10 @@ _ACCESS: Final = {"read": ACCESS_READ, "write": ACCESS_WRITE, "atomic": ACCESS_A
 
 FAULTS_MAX: Final = 500
 """Faults that one access may take before that is called no progress."""
+
+SLEPT_MAX: Final = 100
+"""Faults of one access after which its device stays awake until it is done. With ``autosuspend_ms=0`` it could fall
+asleep after every answer, and take what was mapped along, for ever; delays are seconds, and a replay takes none."""
 
 
 class WaitingFault:
@@ -101,15 +106,18 @@ def gpu_together(at: Place, access: str, first: int, pages: int) -> None:
     need = int(NEED_OF_OP[_ACCESS[access]])
     left = list(range(first, first + pages))
     at.look(first, range(first, first + pages))
-    for again in range(FAULTS_MAX):
-        if again > 1:  # one fault is what an access may take
-            kernel.retried(by_chance=True)
-        kernel.step()
-        at.wait_for_power()
-        left = [page for page in left if not table.access_one(at.address(page) // at.world.page_size, need)]
-        if not left:
-            return
-        _raise(at, [WaitingFault(kernel, at.address(page), _ACCESS[access]) for page in left])
+    with ExitStack() as held:
+        for again in range(FAULTS_MAX):
+            if again > 1:  # one fault is what an access may take
+                kernel.retried(by_chance=True)
+            if again == SLEPT_MAX:
+                held.enter_context(at.awake())
+            kernel.step()
+            at.wait_for_power()
+            left = [page for page in left if not table.access_one(at.address(page) // at.world.page_size, need)]
+            if not left:
+                return
+            _raise(at, [WaitingFault(kernel, at.address(page), _ACCESS[access]) for page in left])
     raise ProgressError(f"{at.step}: page {left[0]} faults for ever, {FAULTS_MAX} times by now")
 
 
@@ -121,16 +129,19 @@ def _one_by_one(at: Place, how: str, first: int, pages: int) -> None:
     for page in range(first, first + pages):
         at.look(page)
         address = at.address(page)
-        for again in range(FAULTS_MAX):
-            if again > 1:
-                kernel.retried(by_chance=True)
-            kernel.step()
-            at.wait_for_power()
-            if table.access_one(address // size, need):
-                break
-            _raise(at, [WaitingFault(kernel, address, access)])
-        else:
-            raise ProgressError(f"{at.step}: page {page} faults for ever, {FAULTS_MAX} times by now")
+        with ExitStack() as held:
+            for again in range(FAULTS_MAX):
+                if again > 1:
+                    kernel.retried(by_chance=True)
+                if again == SLEPT_MAX:
+                    held.enter_context(at.awake())
+                kernel.step()
+                at.wait_for_power()
+                if table.access_one(address // size, need):
+                    break
+                _raise(at, [WaitingFault(kernel, address, access)])
+            else:
+                raise ProgressError(f"{at.step}: page {page} faults for ever, {FAULTS_MAX} times by now")
         at.succeeded(how)
 
 
