@@ -81,18 +81,6 @@ def test_a_deviation_on_purpose_is_explained(write, echo):
     assert found.kinds["say"] == KindCount(operations=3, differing=1, explained=2)
 
 
-def test_so_is_one_that_lacks_something_and_nothing_else(write, echo):
-    explained = [
-        Deviation(operation="tell .*", expected=".*", got=".*", reason="nobody minds", without=r" other\(\d\)")
-    ]
-    path = write(
-        [("tell 2", "0 0 0 0 other(1) ev(0) ev(1) other(2)")], [("tell 2", "0 0 0 0 ev(0) ev(2) other(1)")], GOOD
-    )
-    found = check(path, registry=echo(explained=explained))
-    assert found.reasons == {"nobody minds": 1}
-    assert places(found) == [(1, 0, "tell 2", "0 0 0 0 ev(0) ev(1)", "L2")]
-
-
 def test_a_model_that_fails_is_a_difference(write, echo):
     found = check(write([("break", "0 0 0 0")], GOOD), registry=echo(), level="L0")
     assert places(found) == [(0, 0, "break", "RuntimeError: broken", None)]

@@ -21,6 +21,7 @@ SIZES = {
     "coherent-1": (500, 15_716),
     "fork-1": (599, 17_371),
     "two-device-1": (469, 15_477),
+    "batch": (10, 92),
 }
 PART = 100
 PARTS = [(profile, first) for profile, (count, _) in SIZES.items() for first in range(0, count, PART)]
@@ -40,8 +41,9 @@ def test_every_answer_is_that_of_linux(tmp_path, profile, first):
     found = check(part, level="L3", registry=DRIVERS)
     assert found.differences == ()
     assert (found.sequences, found.operations) == (len(some), sum(map(len, some)))
-    # What differs on purpose, with its reason in OPERATIONS: warnings of which the model knows nothing.
-    assert found.explained == sum(pair[0] == "warn" and pair[1] != "0 0 0 0" for each in some for pair in each)
+    # Warnings of which the model knows nothing, and pages that are copied because they waited to be activated.
+    warned = sum(pair[0] == "warn" and pair[1] != "0 0 0 0" for each in some for pair in each)
+    assert found.explained == warned + (3 if profile == "batch" else 0)
 
 
 @pytest.mark.parametrize("profile", [name for name in SIZES if name.endswith("-1")])

@@ -135,16 +135,12 @@ class OperationExecutor(Protocol):
 
 @frozen(kw_only=True)
 class Deviation:
-    """Name answers that differ on purpose, and why: regular expressions for the whole operation and both answers.
-
-    `without`: both answers are equal once what this matches is taken out of the recorded one.
-    """
+    """Name answers that differ on purpose, and why: regular expressions for the whole operation and both answers."""
 
     operation: str
     expected: str
     got: str
     reason: str
-    without: str | None = None
 
 
 @frozen(kw_only=True)

@@ -36,6 +36,8 @@ def make_device_exclusive(memory: "MemoryManager", mm: "MmStruct", address: int,
         assert vma is not None
         head = pages.folio_head(pfn)
         zone = pages.zone(head)
+        if pages.activate is not None:
+            pages.activate.mark_accessed(zone, head - zone.base)  # FOLL_TOUCH
         if zone.m_mapping[head - zone.base] <= 0:
             pages.folio_put(head)
             raise KernelError(EOPNOTSUPP, f"the page at {address:#x} is not anonymous")

@@ -4,21 +4,30 @@ Only a kernel that counts its CPUs has batches (`PageMap.lru`); elsewhere a foli
 seven kinds there is lru_add, because a folio in it cannot be isolated, which makes migrate_device_unmap wait for every
 CPU. The reference that a batch holds is left out: a folio that is freed leaves its batch. As the other kinds (activate,
 mlock, buffer heads, …) may hold something on any CPU, `drain_all` waits for all of them, as 7.3.4 does at most.
+
+`ActivateBatch` is lru_activate, for machines that give a real kernel's answers again: whether a folio still waits in it
+depends on all that the CPU does, and shows in what the kernel answered.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from gpusvm.kernel import Work
 
 if TYPE_CHECKING:
     from gpusvm.kernel import Kernel
+    from gpusvm.mm.mm_struct import MmStruct
     from gpusvm.mm.page import Zone
 
-__all__ = ["FOLIO_BATCH_SIZE", "PG_LRU", "LruBatches"]
+__all__ = ["FOLIO_BATCH_SIZE", "PG_ACTIVE", "PG_LRU", "PG_REFERENCED", "ActivateBatch", "LruBatches"]
 
 PG_LRU: Final = 2
+# Only where there is an ActivateBatch.
+PG_REFERENCED: Final = 512
+PG_ACTIVE: Final = 1024
+_PG_WAITS: Final = 2048  # no flag of the kernel's: the folio is in the batch, unless that was drained meanwhile
 # include/linux/folio_batch.h:FOLIO_BATCH_SIZE
 FOLIO_BATCH_SIZE: Final = 31
 
@@ -75,3 +84,38 @@ class LruBatches:
             self._ram.m_flags[pfn] |= PG_LRU
         batch.clear()
         self._kernel.touch(self)
+
+
+class ActivateBatch:
+    """Hold the folios that wait to become active, each with a reference (cpu_fbatches.lru_activate).
+
+    What drains the batch for certain does so here: a migration. What else drains it is not modelled (other processes
+    of the CPU, as soon as they copy pages of their own after a fork), so of a folio that may wait `holds` tells, by its
+    address space and address, whether it does.
+    """
+
+    def __init__(self, holds: Callable[[MmStruct, int], bool]) -> None:
+        self._holds = holds
+        self._waiting: list[tuple[Zone, int]] = []
+
+    def mark_accessed(self, zone: Zone, i: int) -> None:
+        """Make a folio referenced, and one that is so already active, in time (folio_mark_accessed)."""
+        flags = zone.m_flags[i]
+        if not flags & PG_REFERENCED:
+            zone.m_flags[i] = flags | PG_REFERENCED
+        elif not flags & PG_ACTIVE:
+            zone.m_flags[i] = flags & ~PG_REFERENCED | _PG_WAITS
+            self._waiting.append((zone, i))
+            if zone.m_order[i]:  # folio_may_be_lru_cached
+                self.drain()
+
+    def drain(self) -> None:
+        """Make those that wait active (folio_activate_drain)."""
+        for zone, i in self._waiting:
+            if zone.m_flags[i] & _PG_WAITS:
+                zone.m_flags[i] = zone.m_flags[i] & ~_PG_WAITS | PG_ACTIVE
+        self._waiting.clear()
+
+    def holds(self, zone: Zone, i: int, mm: MmStruct, address: int) -> bool:
+        """Tell whether a small folio that `mm` maps at `address` has a reference of the batch."""
+        return bool(zone.m_flags[i] & _PG_WAITS) and self._holds(mm, address)

@@ -500,7 +500,7 @@ def _do_wp_page(memory: "MemoryManager", vma: "Vma", address: int, flags: int, t
     at = pfn - zone.base
     if not vma.is_anonymous and not pages.folio_test_anon(pfn):
         return _wp_page_copy(memory, vma, address, table, i, unshare=unshare)
-    if zone.m_flags[at] & PG_ANON_EXCLUSIVE or _wp_can_reuse_anon_folio(memory, vma, pfn):
+    if zone.m_flags[at] & PG_ANON_EXCLUSIVE or _wp_can_reuse_anon_folio(memory, vma, address, pfn):
         zone.m_flags[at] |= PG_ANON_EXCLUSIVE
         if unshare:
             return DONE
@@ -511,7 +511,7 @@ def _do_wp_page(memory: "MemoryManager", vma: "Vma", address: int, flags: int, t
     return _wp_page_copy(memory, vma, address, table, i, unshare=unshare)
 
 
-def _wp_can_reuse_anon_folio(memory: "MemoryManager", vma: "Vma", pfn: int) -> bool:
+def _wp_can_reuse_anon_folio(memory: "MemoryManager", vma: "Vma", address: int, pfn: int) -> bool:
     # Whether whoever shared the page once is gone: nobody else has a reference on it. The kernel locks a small folio
     # for this, but all within one section of the page-table lock: it is enough that the lock is free.
     pages = memory.pages
@@ -525,6 +525,8 @@ def _wp_can_reuse_anon_folio(memory: "MemoryManager", vma: "Vma", pfn: int) -> b
         mapcount = zone.m_mapcount[h]
         return mapcount > 1 and mapcount == zone.m_refcount[h] == mapcount_in(memory, head, vma.mm)
     if zone.m_refcount[h] != 1 or zone.m_flags[h] & PG_LOCKED:
+        return False
+    if pages.activate is not None and pages.activate.holds(zone, h, vma.mm, address):
         return False
     folio_move_anon_rmap(zone, h, vma)
     return True

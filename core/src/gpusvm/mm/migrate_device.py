@@ -32,6 +32,7 @@ from gpusvm.mm.api import (
 )
 from gpusvm.mm.filemap import AddressSpace
 from gpusvm.mm.huge_memory import split_huge_pmd
+from gpusvm.mm.lru import PG_ACTIVE, PG_REFERENCED
 from gpusvm.mm.migrate_collect import migrate_vma_collect
 from gpusvm.mm.migrate_insert import insert_huge_pmd_page, insert_pages
 from gpusvm.mm.mmu_notifier import notifier_end, notifier_start
@@ -61,7 +62,7 @@ __all__ = [
 _BATCH: Final = 4
 _FEW: Final = 16  # so many are looked at one by one
 _NOT_MIGRATE: Final = ~np.uint64(MIGRATE_PFN_MIGRATE)
-_KEPT_FLAGS: Final = PG_DIRTY | PG_UPTODATE | PG_SWAPBACKED
+_KEPT_FLAGS: Final = PG_DIRTY | PG_UPTODATE | PG_SWAPBACKED | PG_REFERENCED | PG_ACTIVE
 
 
 # --- setup
@@ -232,6 +233,8 @@ def _unmap(memory: "MemoryManager", src: Words, npages: int, fault_page: int | N
     lru = pages.lru
     if lru is not None:
         lru.drain()
+    if pages.activate is not None:
+        pages.activate.drain()
     i = 0
     while i < npages:
         word = words[i]

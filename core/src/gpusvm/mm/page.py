@@ -21,7 +21,7 @@ import numpy.typing as npt
 from gpusvm.errors import ModelError, UseAfterFreeError
 from gpusvm.kernel import Kernel, WaitQueue
 from gpusvm.mm.api import MEMORY_DEVICE_PRIVATE, DevPagemap, Geometry, Pfns
-from gpusvm.mm.lru import PG_LRU, LruBatches
+from gpusvm.mm.lru import PG_LRU, ActivateBatch, LruBatches
 from gpusvm.mm.observer import tell
 from gpusvm.mm.page_alloc import PageAllocator
 from gpusvm.mm.page_owner import PageOwner
@@ -164,6 +164,7 @@ class PageMap:
         "_bases",
         "_last",
         "_waiters",
+        "activate",
         "allocator",
         "checked",
         "free_device_folio",
@@ -197,6 +198,7 @@ class PageMap:
         self.pincounts: Final[dict[int, int]] = {}  # of large folios that are pinned, by head pfn
         self._waiters: dict[int, _LockWait] = {}  # by head pfn, only while somebody waits
         self.lru = LruBatches(kernel, self.ram) if kernel.cpus else None
+        self.activate: ActivateBatch | None = None
         self.lock_owner: Final[dict[int, str]] = {}  # folios locked one by one, in checked mode: who, for messages
 
     # --- where a pfn lies

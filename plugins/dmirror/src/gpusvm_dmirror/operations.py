@@ -113,15 +113,6 @@ OPERATIONS = OperationTarget(
     settings={"quirk.device_page": "fixed"},
     explained=(
         Deviation(
-            operation=r"(ex|dw|w) .*",
-            expected=r"0 0 .*",
-            got=r"0 0 .*",
-            without=r" inv\(\d,[0-9a-f]+,[0-9a-f]+,1,-\)",
-            reason="probably a page that EXCLUSIVE has pinned twice waits to be activated in a batch of its CPU, which "
-            "has a reference on it, so that the write fault after a fork copies the page where it could be reused; how "
-            "long a batch waits depends on all that the CPU does, and the model leaves its references out",
-        ),
-        Deviation(
             operation="warn",
             expected=r"0 0 \d+ 0( WARNING:_mm/memremap\.c:\d+_at_memremap_pages)+",
             got="0 0 0 0",
