@@ -5,16 +5,22 @@ import json
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Final
 
+from attrs import evolve
 from gpusvm.conformance.caught import read_trials
 from gpusvm.conformance.shown import Showing, quiet, shown
-from gpusvm.conformance.suite import PROFILES, SPEC_VERSION, Check, Status
+from gpusvm.conformance.suite import PROFILES, SPEC_VERSION, Check, Expected, Status
 from gpusvm.conformance.suite.catalogue import catalogue
+from gpusvm.conformance.suite.column import read_columns
 from gpusvm.conformance.suite.defects import DEFECTS
+from gpusvm.plugins import Installed
 
 from generators.markdown import NOTICE, cell, code, table
 
 __all__ = ["page"]
+
+_FEW: Final = 3
 
 HEAD = f"""\
 # The conformance suite
@@ -59,6 +65,17 @@ and how many more there are. `python benchmarks/mutants.py --suite` found that o
 and [a test](../../tests/test_checks_shown.py) repeats it. {summary}
 """
 
+STATED = """\
+## What the drivers that ship state
+
+A driver states the checks that it fails in its own `conformance.toml`
+([how](../how-to/conform.md#state-what-it-fails)), each with the kind, the reason, the reference, and the quirks by
+which it fails. Of several quirks each alone makes the checks fail, but those joined by `+`, which do so only together:
+the entry ends when none of them is left. [A test](../../tests/test_conformance_statements.py) tries each. What the mm
+as written does wrong by itself, and no driver can help, fails nothing; a driver that makes something worse of it states
+that.
+"""
+
 
 def page(root: Path) -> str:
     """Return docs/reference/conformance.md."""
@@ -75,7 +92,7 @@ def page(root: Path) -> str:
     lines += [f"With {failing} the exit code is 1.", ""]
     never = quiet([check.id for check in checks], trials)
     summary = f"Nothing has failed {', '.join(map(code, never))} yet." if never else f"All {len(checks)} have failed."
-    lines += [*_cost(root), "## Checks", "", SEEN.format(summary=summary)]
+    lines += [*_stated(), *_cost(root), "## Checks", "", SEEN.format(summary=summary)]
     for area, found in groupby(sorted(checks, key=_area), _area):
         lines += [f"### {area}", ""]
         lines += table(
@@ -89,6 +106,25 @@ def page(root: Path) -> str:
     else:
         lines.append("No check is.")
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _stated() -> list[str]:
+    found: dict[tuple[str, Expected], list[str]] = {}
+    for column in read_columns((), Installed(()).registry()):
+        for name, each in column.statement.expected.items():
+            found.setdefault((column.driver, evolve(each, check="", place="")), []).append(name)
+    rows = [
+        [
+            code(driver),
+            "<br>".join(map(code, names)) if len(names) <= _FEW else f"{code(names[0])} and {len(names) - 1} more",
+            each.kind,
+            ", ".join(code(" + ".join(group)) for group in each.quirks),
+            cell(each.reason),
+            cell(each.ref),
+        ]
+        for (driver, each), names in found.items()
+    ]
+    return [STATED, *table(("driver", "checks", "kind", "quirks", "reason", "from"), rows), ""]
 
 
 def _cost(root: Path) -> list[str]:

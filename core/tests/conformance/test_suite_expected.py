@@ -36,8 +36,16 @@ def problem(registry, statement, **options):
             "line 1: expected[0].kind: expected one of 'bug', 'by-design', 'not-yet', got 'bugg'",
         ),
         (
-            f"\n\n[[ expected ]]\n{ENTRY}quirks = 'a'",
-            "line 3: expected[0]: unknown key 'quirks', did you mean 'quirk'?",
+            f"\n\n[[ expected ]]\n{ENTRY}quirkz = 'a'",
+            "line 3: expected[0]: unknown key 'quirkz', did you mean 'quirk'?",
+        ),
+        (
+            f"[[expected]]\n{ENTRY}quirk = 'mm_q12'\nquirks = ['mm_q12']",
+            "line 1: expected[0]: say one quirk, or quirks of which each breaks the checks",
+        ),
+        (
+            f"[[expected]]\n{ENTRY}quirks = ['mm_q12', 'mm_q12 + mm_q13x']",
+            "line 2: access.read.cpu-wrote: unknown quirk 'mm_q13x'; did you mean 'mm_q13'?",
         ),
         ("[[expected]]\n" + ENTRY.replace('"r"', '" "'), "line 2: access.read.cpu-wrote: reason: say it"),
         (f"[[expected]]\n{ENTRY}[[expected]]\n{ENTRY}", "check 'access.read.cpu-wrote' is stated twice"),
@@ -67,6 +75,23 @@ def test_an_entry_with_a_quirk_says_nothing_once_that_is_fixed(registry):
     assert column.expected(checked) is None
     (column,) = read_columns(["acme:quirk.mm_q12=fixed"], drivers)
     assert column.expected(checked) is None
+
+
+@pytest.mark.parametrize(
+    ("fixed", "applies"),
+    [
+        ((), True),
+        (("mm_q12",), True),
+        (("mm_q12", "mm_s1"), False),
+        (("mm_s1", "mm_s2"), True),
+        (("mm_q12", "mm_s1", "mm_s2"), False),
+    ],
+)
+def test_an_entry_with_several_quirks_ends_when_none_of_them_is_left(registry, fixed, applies):
+    drivers = registry(f"[[expected]]\n{ENTRY}quirks = ['mm_q12', 'mm_s1 + mm_s2']")
+    checked = next(each for each in catalogue() if each.id == "access.read.cpu-wrote")
+    (column,) = read_columns(["acme" + ":"[: len(fixed)] + ",".join(f"quirk.{each}=fixed" for each in fixed)], drivers)
+    assert (column.expected(checked) is not None) is applies
 
 
 def test_an_entry_can_be_of_another_driver_of_the_plugin(registry):

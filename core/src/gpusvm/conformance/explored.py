@@ -19,7 +19,6 @@ from gpusvm.explore.world import World
 from gpusvm.mm import MmQuirks
 
 if TYPE_CHECKING:
-    from gpusvm.conformance.lab import Quirks
     from gpusvm.conformance.suite import Lab
 
 __all__ = ["SCHEDULES", "explored", "is_of_the_mm", "run", "steps"]
@@ -65,9 +64,9 @@ def explored(
     run(lab, scenario, schedules=schedules)
 
 
-def run(lab: "Lab", scenario: Scenario, *, schedules: int, quirks: "Quirks | None" = None) -> None:
-    """Run a scenario in so many orders, by default with the lab's quirks. AssertionError as of `explored`."""
-    stage = Stage(lambda: World(scenario, lab.driver, drivers=lab.drivers, quirks=quirks or lab.quirks))
+def run(lab: "Lab", scenario: Scenario, *, schedules: int) -> None:
+    """Run a scenario in so many orders. AssertionError as of `explored`."""
+    stage = Stage(lambda: World(scenario, lab.driver, drivers=lab.drivers, quirks=lab.quirks))
     for seed in range(schedules):
         walk = RandomWalk(seed=seed)
         walk.new_execution()

@@ -3,12 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gpusvm.explore.execution import execute
+from gpusvm.conformance.explored import run
 from gpusvm.explore.operation import Operation
-from gpusvm.explore.random_walk import RandomWalk
 from gpusvm.explore.scenario import Scenario
-from gpusvm.explore.stage import Stage
-from gpusvm.explore.world import World
 
 if TYPE_CHECKING:
     from gpusvm.conformance.suite import Lab
@@ -27,9 +24,8 @@ def told(
 ) -> None:
     """Run a program in some orders of its tasks; lines and `machine` are as in a scenario (`gpusvm explore`).
 
-    Quirks that the driver's spec does not name are fixed, whatever the lab says: which random order meets a quirk is
-    chance, and what each does is tried where it is sure to show. AssertionError with the first thing that broke: an
-    invariant, contents, an errno without a reason, a lock, a leak, no end.
+    AssertionError with the first thing that broke: an invariant, contents, an errno without a reason, a lock, a leak,
+    no end.
     """
 
     def lines(some: Sequence[str]) -> tuple[Operation, ...]:
@@ -43,9 +39,4 @@ def told(
         end=lines(end),
         **machine,
     )
-    stage = Stage(lambda: World(scenario, lab.driver, drivers=lab.drivers, quirks="fixed"))
-    for seed in range(orders):
-        walk = RandomWalk(seed=seed)
-        walk.new_execution()
-        failure = execute(stage.ready(), walk).failure
-        assert failure is None, f"in random order {seed}: {failure.kind} {failure.invariant}: {failure.message}"
+    run(lab, scenario, schedules=orders)

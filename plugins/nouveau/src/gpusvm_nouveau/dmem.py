@@ -158,19 +158,25 @@ class NouveauDmem:
             return VM_FAULT_SIGBUS
         if not args.cpages:
             return 0
+        hole = not int(args.src[0]) >> MIGRATE_PFN_SHIFT
+        if hole and self.quirks.filled_hole == "fixed":
+            memory.migrate_vma_finalize(args)
+            return 0
         # A folio of the same order or nothing: there is no falling back to single pages.
         page = memory.alloc_folio(order)
         if page is None:
             memory.migrate_vma_finalize(args)
             return VM_FAULT_OOM
         memory.folio_lock(page)
+        if hole:  # zeroed as any is, which shows: it is mapped before the copy is done
+            memory.clear_folio(page, 1 << order)
         args.dst[0] = page << MIGRATE_PFN_SHIFT | MIGRATE_PFN_VALID | (MIGRATE_PFN_COMPOUND if order else 0)
         self._leave_others(svmm, vmf.mm, args)
         with self.device.power.cpu_fault():
             # Whoever unmaps a part of the block meanwhile has it split. What was collected then are single pages, none
             # of which moves to a large one: they stay, and the fault is taken again.
             pages = 1 << memory.folio_order(source)
-            copy = self._copy_home(svmm, args, page, order, pages)
+            copy = self._copy_home(svmm, args, source, page, order, pages)
             if copy is None:
                 if self.quirks.failed_copy == "fixed":
                     args.dst[0] = 0
@@ -181,6 +187,8 @@ class NouveauDmem:
             memory.migrate_vma_pages(args)
             self.device.engine.wait(copy.through_ns)
         memory.copy_folio(page, source, copy.pages)
+        if hole:
+            memory.contents.taint_pfns(np.arange(page, page + copy.pages), "filled_hole")
         self.device.device.dma.unmap_pages(copy.rows)
         memory.migrate_vma_finalize(args)
         return 0
@@ -398,12 +406,11 @@ class NouveauDmem:
     # ---- home ----------------------------------------------------------------------------------------------------
 
     def _copy_home(
-        self, svmm: "NouveauSvmm | None", args: MigrateVma, page: int, order: int, pages: int
+        self, svmm: "NouveauSvmm | None", args: MigrateVma, source: int, page: int, order: int, pages: int
     ) -> "HomeCopy | None":
         """Clear the GPU's entries and queue the copy of `pages` to a folio; None if DMA mapping fails, and then the
         page that was to receive it must reach nobody: nothing has been written to it.
         """
-        source = int(args.src[0]) >> MIGRATE_PFN_SHIFT
         if svmm is None:
             return self._queue_home(source, page, order, pages)
         with svmm.mutex:

@@ -139,6 +139,13 @@ class NouveauQuirks:
         "seen by nobody",
         cite="nouveau_dmem.c:nouveau_dmem_migrate_to_ram; migrate_device.c:__migrate_device_finalize",
     )
+    filled_hole: str = quirk(
+        "A CPU fault on a page that is dropped (MADV_DONTNEED) before the migration collects it finds a hole, which "
+        "migrate_vma_setup counts as well (MM-Q3): the old page is copied all the same, into a page that is "
+        "mapped before the copy is done. What was dropped is back, over what has been written there since. Derived "
+        "from the source, found in random orders; seen by nobody",
+        cite="nouveau_dmem.c:nouveau_dmem_migrate_to_ram; migrate_device.c:migrate_vma_collect_pmd",
+    )
     evicted_folios: str = quirk(
         "The end of the driver brings no large folio home, for their destinations are not marked as compound, and "
         "then waits until the process lets go of them. Derived from the source, seen by nobody",

@@ -27,24 +27,22 @@ class Expected:
     """State that a driver fails a check, and why.
 
     `kind` is a defect of the driver (`bug`), what it means to do (`by-design`) or what it will do one day (`not-yet`).
-    With a `quirk` (of the driver, or of the mm) it does so only while that is as written. `driver` names the one that
-    is meant where a plugin has several. `place` is the line of the file that names the check.
+    With `quirks` (of the driver, or of the mm) it does so only while one of them is as written, or all of a group that
+    break the check only together. `driver` names the one that is meant where a plugin has several. `place` is the line
+    of the file that names the check.
     """
 
     check: str
     kind: Literal["bug", "by-design", "not-yet"]
     reason: str
     ref: str
-    quirk: str | None = None
+    quirks: tuple[tuple[str, ...], ...] = ()
     driver: str | None = None
     place: str = FILE
 
     def applies(self, spec: "DriverSpec") -> bool:
         """Tell whether the driver, as it is set up, still does so."""
-        if self.quirk is None:
-            return True
-        owner = spec.quirks if _has(spec.quirks, self.quirk) else spec.mm_quirks
-        return bool(getattr(owner, self.quirk) == "as_written")
+        return not self.quirks or any(all(_is_as_written(spec, name) for name in group) for group in self.quirks)
 
 
 @frozen(kw_only=True)
@@ -64,13 +62,30 @@ class _Entry:
     check: str | None = None
     checks: tuple[str, ...] = ()  # in place of one: those that fail for the same reason
     quirk: str | None = None
+    quirks: tuple[str, ...] = ()  # in place of one: each of them alone breaks the checks
     driver: str | None = None
 
     def each(self) -> list[Expected]:
+        alternatives = (self.quirk,) if self.quirk is not None else self.quirks
         return [
-            Expected(check=name, kind=self.kind, reason=self.reason, ref=self.ref, quirk=self.quirk, driver=self.driver)
+            Expected(
+                check=name,
+                kind=self.kind,
+                reason=self.reason,
+                ref=self.ref,
+                quirks=tuple(tuple(map(str.strip, each.split("+"))) for each in alternatives),
+                driver=self.driver,
+            )
             for name in ((self.check,) if self.check is not None else self.checks)
         ]
+
+    def problems(self) -> list[str]:
+        found = []
+        if (self.check is None) is (not self.checks):
+            found.append("say one check, or checks that fail for the same reason")
+        if self.quirk is not None and self.quirks:
+            found.append("say one quirk, or quirks of which each breaks the checks")
+        return found
 
 
 @frozen(kw_only=True)
@@ -109,11 +124,7 @@ def read_statement(loaded: "LoadedDriver", spec: "DriverSpec") -> Statement:
     mine = [evolve(each, place=place(str(path), _line(text, each.check))) for each in mine]
     problems = [
         *_version_problems(file.spec),
-        *(
-            placed(f"expected[{i}]: say one check, or checks that fail for the same reason")
-            for i, entry in enumerate(file.expected)
-            if (entry.check is None) is (not entry.checks)
-        ),
+        *(placed(f"expected[{i}]: {problem}") for i, entry in enumerate(file.expected) for problem in entry.problems()),
         *(f"line {_line(text, each.check)}: {p}" for each in mine for p in _entry_problems(each, spec)),
     ]
     names = [each.check for each in mine]
@@ -154,14 +165,15 @@ def _version_problems(stated: str) -> list[str]:
 
 def _entry_problems(each: Expected, spec: "DriverSpec") -> list[str]:
     found = [f"{each.check}: {name}: say it" for name in ("reason", "ref") if not getattr(each, name).strip()]
-    if each.quirk is not None and not (_has(spec.quirks, each.quirk) or _has(spec.mm_quirks, each.quirk)):
-        known = [*_names(spec.quirks), *_names(spec.mm_quirks)]
-        found.append(f"{each.check}: unknown quirk {each.quirk!r}; {nearest(each.quirk, known)}")
+    known = [*_names(spec.quirks), *_names(spec.mm_quirks)]
+    names = dict.fromkeys(name for group in each.quirks for name in group)
+    found += [f"{each.check}: unknown quirk {name!r}; {nearest(name, known)}" for name in names if name not in known]
     return found
 
 
-def _has(quirks: Any, name: str) -> bool:
-    return name in _names(quirks)
+def _is_as_written(spec: "DriverSpec", name: str) -> bool:
+    owner = spec.quirks if name in _names(spec.quirks) else spec.mm_quirks
+    return bool(getattr(owner, name) == "as_written")
 
 
 def _names(quirks: Any) -> list[str]:
