@@ -104,7 +104,7 @@ def held(b, addr):
 
 
 def test_bo_before_wait_a_page_that_was_left_out_has_no_object_to_be_copied_from(bench):
-    b, addr = on_device(bench, bo_before_wait="as_written")
+    b, addr = on_device(bench, bo_before_wait="as_written", evicted_once="as_written")
     b.vm.close()
     put_back = held(b, addr)
     b.kernel.tracer.on = True
@@ -122,13 +122,28 @@ def test_bo_before_wait_a_page_that_was_left_out_has_no_object_to_be_copied_from
 
 
 def test_bo_before_wait_fixed_a_touch_brings_the_page_home_and_ends_the_wait(bench):
-    b, addr = on_device(bench)
+    b, addr = on_device(bench, evicted_once="as_written")
     b.vm.close()
     put_back = held(b, addr)
     task = removal(b)
     put_back()
     assert not task.done
     b.cpu_read(addr)
+    task.join()
+
+
+@pytest.mark.parametrize(("quirk", "waits"), [("as_written", True), ("fixed", False)])
+def test_evicted_once_a_page_that_was_left_out_is_waited_for(bench, quirk, waits):
+    b, addr = on_device(bench, evicted_once=quirk)
+    b.vm.close()
+    put_back = held(b, addr)
+    task = removal(b)
+    assert not task.done
+    put_back()
+    b.kernel.sleep_ns(1_000_000_000)
+    assert task.done is not waits
+    assert b.where(addr) == ("device" if waits else "system")
+    b.mm.munmap(addr, PMD)
     task.join()
 
 

@@ -7,7 +7,7 @@ queued folio by folio with one fence for a window, and migrate_vma_pages runs wh
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
-from gpusvm.driver import Chunk, ChunkPool, chunk_pages
+from gpusvm.driver import RETRY_NS, Chunk, ChunkPool, chunk_pages
 from gpusvm.drm import DMA_BIDIRECTIONAL, AllPfns, Bo, BoManager, Buddy, constant_u8, page_index
 from gpusvm.errors import DriverError, KernelError
 from gpusvm.gpu import D2H, H2D, READ, WRITE, runs
@@ -520,6 +520,10 @@ class NouveauDmem:
             self.kernel.warn("nouveau_dmem_fini", f"a chunk goes with {chunk.callocated} allocations in it")
 
     def _evacuate(self, chunk: Chunk) -> None:
-        """Leave no page of a process in a chunk that goes."""
+        """Leave no page of a process in a chunk that goes; as written what is locked just then stays."""
         if chunk.callocated:
             evict_chunk(self, chunk)
+        if self.quirks.evicted_once == "fixed":
+            while chunk.pagemap.ref > 1:  # one is its own
+                self.kernel.sleep_ns(RETRY_NS)
+                evict_chunk(self, chunk)

@@ -151,6 +151,12 @@ class NouveauQuirks:
         "then waits until the process lets go of them. Derived from the source, seen by nobody",
         cite="nouveau_dmem.c:nouveau_dmem_evict_chunk; migrate_device.c:__migrate_device_pages",
     )
+    evicted_once: str = quirk(
+        "The end of the driver evicts each chunk once: a page that a CPU fault has isolated just then is left out, and "
+        "if that fault fails, the end waits until the process lets go of it. Derived from the source, found by "
+        "exploring; seen by nobody",
+        cite="nouveau_dmem.c:nouveau_dmem_fini; mm/memremap.c:memunmap_pages",
+    )
     evict_unchecked: str = quirk(
         "The end of the driver asks neither whether it was given a large page to bring a folio home to, nor whether "
         "the copy could be queued: the one is a NULL pointer, the other a page without its contents. Derived from the "

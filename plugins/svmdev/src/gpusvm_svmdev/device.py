@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 from attrs import evolve
-from gpusvm.driver import AlwaysAwake, DeviceSpec, DriverInfo, FaultAccounts, Host
+from gpusvm.driver import RETRY_NS, AlwaysAwake, DeviceSpec, DriverInfo, FaultAccounts, Host
 from gpusvm.drm import (
     DRM_INTERCONNECT_DRIVER,
     Devmem,
@@ -241,10 +241,10 @@ class Svmdev:
         """
         if self.files:
             raise KernelError(EBUSY, f"{len(self.files)} files of {self.host.device.name} are open")
-        left = -1
-        while len(self.vram.bos) not in (0, left):  # what cannot be brought home memunmap_pages waits for
-            left = len(self.vram.bos)
+        while self.vram.bos:
             self.evict()
+            if self.vram.bos:  # a CPU fault has a page of it, and may fail
+                self.host.kernel.sleep_ns(RETRY_NS)
         if self.host.owners is not None:
             self.host.owners.release_owner(self.peer)
         if self.plain is not None:
