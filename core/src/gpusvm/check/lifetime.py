@@ -160,8 +160,14 @@ def opaque_collected(s: Shadow, migration: Migration, words: list[int]) -> None:
 
 @rule(51)
 def opaque_valid(s: Shadow, range_: HmmRange) -> None:
-    """51: nor VALID for hmm."""
-    mm: Any = range_.notifier.mm
+    """51: nor VALID for hmm, while nothing has invalidated the range since its sequence was read.
+
+    A page that is swapped out after its word was made is for whoever asks read_retry.
+    """
+    sub: Any = range_.notifier
+    if sub.invalidate_seq != range_.notifier_seq:
+        return
+    mm = sub.mm
     entries = mm.page_table.entries
     for block in range(range_.start >> s.pmd_shift, ((range_.end - 1) >> s.pmd_shift) + 1):
         table = entries.get(block)
