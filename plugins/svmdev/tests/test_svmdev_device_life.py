@@ -50,6 +50,13 @@ def test_after_unplug_the_last_reference_destroys_it_and_the_cache_does_not_know
         do("sa 0")
 
 
+def test_fixed_the_cache_forgets_it_and_the_next_lookup_makes_another(do):
+    do = do("svmdev:one_log=1,cached=1,quirk.stale_cache=fixed")
+    do("sa 0", "su 0")
+    assert do("sz 0", "sa 0") == "0 0 0 0 new#2"
+    assert do("sp 0 0 0 1") == "-1 19 0 0"
+
+
 def test_where_there_is_no_room_the_oldest_goes_home(do):
     full = do("svmdev:device_pages=16")
     full(*WRITTEN, "sp 0 0 0 16")

@@ -117,3 +117,21 @@ def test_s3_not_so_on_the_head_page_or_fixed(do, spec, page):
     assert do(f"r 0 {page} 1").startswith("-2 7 0 0")
     assert do("r 0 0 1").startswith("0 0 1 0 7")
     assert do("st 0").split()[6] == "inuse=0"
+
+
+@BOTH
+def test_s4_two_blocks_in_which_no_page_table_is_are_taken_for_one(do, variant):
+    """Fixed, the second is not forgotten, and all moves; what EBUSY is left is of the count of holes."""
+    do = do(f"svmdev:one_log=1,device_pages=1280,quirk.hole_count=fixed,quirk.mm_s4={variant}")
+    do("mmap 0 0 1024 3 0", "madv 0 0 1024 14")
+    assert do("sp 0 0 0 1024") == {"as_written": "-1 16 0 0", "fixed": "0 0 0 0"}[variant]
+    shown = {"as_written": "nn", "fixed": "SS"}[variant]
+    assert do("pm 0 0 2") == do("pm 0 512 2") == f"0 0 2 0 {shown}"
+
+
+@BOTH
+def test_s4_does_not_show_where_there_is_a_table_of_pmds(do, variant):
+    do = do(f"svmdev:one_log=1,device_pages=1280,quirk.mm_s4={variant}")
+    do("mmap 0 0 1024 3 0", "madv 0 0 1024 14", "mmap 1 0 1 3 0", "w 1 0 1 5")
+    assert do("sp 0 0 0 1024") == "-1 16 0 0"  # hole_count: it is done all the same
+    assert do("pm 0 0 2") == do("pm 0 512 2") == "0 0 2 0 SS"

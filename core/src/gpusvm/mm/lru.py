@@ -1,4 +1,4 @@
-"""mm/swap.c, as of Linux 7.3.4: a small folio waits in a batch of the CPU that adds it until it is on the LRU.
+"""mm/folio.c, as of Linux 7.3.4: a small folio waits in a batch of the CPU that adds it until it is on the LRU.
 
 Only a kernel that counts its CPUs has batches (`PageMap.lru`); elsewhere a folio is on the LRU at once. Of the kernel's
 seven kinds there is lru_add, because a folio in it cannot be isolated, which makes migrate_device_unmap wait for every

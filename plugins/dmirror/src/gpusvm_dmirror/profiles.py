@@ -15,6 +15,7 @@ _NOHUGEPAGE: Final = 15
 _FAIL_ALLOC: Final = 1
 _BLOCK: Final = 512
 _HUGE_SHARE: Final = 0.4
+_SHARED_SHARE: Final = 0.3
 
 _Weights = Mapping[str, int]
 
@@ -35,6 +36,7 @@ _FORK: Final = _weights(
     "w 6 r 4 munmap 2 mprot 2 madv 2 fr 3 fw 3 kf 3 ke 1 kr 8 kw 8 kp 2 dr 6 dw 6 mtd 12 mts 4 snap 2 ex 3"
 )
 _TWO: Final = _weights("w 4 r 3 munmap 1 mprot 2 fw 1 dr 12 dw 12 mtd 16 mts 6 snap 6 ex 10 cex 4 fl 3 dru 4")
+_RELEASE: Final = _weights("w 6 r 4 madv 2 fr 2 fw 2 dr 8 dw 6 mtd 16 mts 6 snap 2 ex 3 fl 2 rel 5")
 _COHERENT: Final = _weights(
     "w 8 r 6 pm 2 mmap 1 munmap 2 mprot 4 madv 3 mremap 2 fr 3 fw 3 dr 8 dw 8 mtd 16 mts 8 snap 4 ex 4 cex 2 fl 2"
 )
@@ -135,7 +137,7 @@ def _small(weights: _Weights, count: int = 20, devices: int = 2) -> Callable[[Ra
     def sequence(chance: Random) -> list[str]:
         draft = _Draft(chance, weights, slots=(0, 1), pages=16, most=8, block=False, devices=devices)
         draft.add("mmap", 0, 0, 16, 3, 0)
-        draft.add("mmap", 1, 0, 16, 3, int(chance.random() < 0.3))
+        draft.add("mmap", 1, 0, 16, 3, int(chance.random() < _SHARED_SHARE))
         draft.some(count)
         draft.look((0, 1))
         return draft.text
@@ -154,6 +156,18 @@ def _huge(devices: int) -> Callable[[Random], list[str]]:
         return draft.text
 
     return sequence
+
+
+def _release(chance: Random) -> list[str]:
+    """Begin with the end of what the devices have: which page a device gives next depends on those it got back."""
+    draft = _Draft(chance, _RELEASE, slots=(0, 1), pages=16, most=8, block=False)
+    draft.add("rel", 0)
+    draft.add("rel", 1)
+    draft.add("mmap", 0, 0, 16, 3, 0)
+    draft.add("mmap", 1, 0, 16, 3, int(chance.random() < _SHARED_SHARE))
+    draft.some(24)
+    draft.look((0, 1))
+    return draft.text
 
 
 def _coherent(chance: Random) -> list[str]:
@@ -192,6 +206,7 @@ PROFILES: Final = (
     _profile("thp", "two blocks of 2 MiB that may be huge, split, moved", _huge(2)),
     _profile("fork", "children that end, and one that stays and touches the memory", _small(_FORK)),
     _profile("two-device", "two devices that take the same pages from each other", _small(_TWO, 24)),
+    _profile("release", "two devices that give up all their memory now and then", _release),
     _profile("coherent", "two devices whose memory the CPU reaches too, beside the two others", _coherent, devices=4),
     _profile("file", "private and shared mappings of two files that are written, read and truncated", _file),
 )

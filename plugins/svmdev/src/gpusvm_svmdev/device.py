@@ -104,7 +104,7 @@ class Svmdev:
             container=self,
         )
         host.memory.memremap_pages(self.pgmap)
-        self._quirks = DrmQuirks(hole_count=quirks.hole_count)
+        self._quirks = DrmQuirks(hole_count=quirks.hole_count, stale_cache=quirks.stale_cache)
         self._serials: dict[DrmPagemap, int] = {}
         self.destroy = self._destroyed if tunables.cached else None
         # Each is assigned once: what changes a field is to be seen outside of __init__ (explore.watch).

@@ -99,6 +99,11 @@ class SvmdevQuirks:
         "moved takes a compound hole for one page",
         cite="drm_pagemap.c:drm_pagemap_migrate_to_devmem; recorded on 7.3.4",
     )
+    stale_cache: Variant = quirk(
+        "With cached=1, the cache of pagemaps goes on pointing to one that was destroyed because the device was "
+        "unplugged: whoever looks it up waits for ever",
+        cite="drm_pagemap_util.c:drm_pagemap_shrinker_add; recorded on 7.3.4",
+    )
 
 
 def refuse(tunables: SvmdevTunables, quirks: SvmdevQuirks) -> list[str]:
