@@ -11,6 +11,7 @@ again, so that it may be interrupted at any time. Findings are beside it as ``gp
 directory for each setting of the quirks; `gpusvm replay FILE --explain` shows one. ``gpusvm explore all`` is the same
 in one way and in one go. `--record` puts what each driver came to in each way into a file that is kept, of which the
 page docs/reference/campaigns.md is made; what that had of the same driver, way, seed and schedules is replaced.
+`--commit` says of which model: later ones may have mended what was found.
 """
 
 import argparse
@@ -161,12 +162,12 @@ def summarize(out: Path) -> None:
 _WAY = ("driver", "quirks", "scheduler", "failures", "seed", "first", "asked")
 
 
-def record(out: Path, into: Path) -> None:
-    """Put the totals of each driver in each way into the file that is kept."""
+def record(out: Path, into: Path, commit: str) -> None:
+    """Put the totals of each driver in each way into the file that is kept, explored with the model of `commit`."""
     told = json.loads(into.read_text("utf-8"))["campaigns"] if into.exists() else []
     kept = {tuple(campaign[name] for name in _WAY): campaign for campaign in told}
     for campaign in totals([json.loads(line) for line in (out / _LOG).read_text("utf-8").splitlines()]):
-        kept[tuple(campaign[name] for name in _WAY)] = campaign
+        kept[tuple(campaign[name] for name in _WAY)] = {**campaign, "commit": commit}
     lines = ",\n".join(json.dumps(campaign) for _, campaign in sorted(kept.items()))
     into.write_text('{"schema": 1, "campaigns": [\n' + lines + "\n]}\n", "utf-8")
 
@@ -215,6 +216,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--out", type=Path, required=True, help="directory of the log and of the findings")
     made.add_argument("--summary", action="store_true", help="say what there is in the directory by now")
     made.add_argument("--record", type=Path, metavar="FILE", help="put the totals of what there is into a file")
+    made.add_argument("--commit", default="", help="with --record: the commit whose model was explored")
     return made
 
 
@@ -225,7 +227,7 @@ def main() -> None:
     options.quirks = options.quirks or ["fixed", "as_written"]
     options.failures = options.failures or [0, 1]
     if options.record:
-        record(options.out, options.record)
+        record(options.out, options.record, options.commit)
         return
     if not options.summary:
         survey(options)

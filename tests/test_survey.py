@@ -52,7 +52,7 @@ def test_what_is_kept_of_campaigns(survey, monkeypatch, tmp_path):
         {**row("c"), "error": "Traceback"},
     ]
     log.write_text("".join(json.dumps(each) + "\n" for each in rows), "utf-8")
-    run(survey, monkeypatch, tmp_path, "--record", str(kept))
+    run(survey, monkeypatch, tmp_path, "--record", str(kept), "--commit", "98250ac")
     way = {"driver": "xe", "quirks": "fixed", "scheduler": "pct", "failures": 0, "seed": 0, "first": 0, "asked": 5}
     first = {
         **way,
@@ -64,10 +64,12 @@ def test_what_is_kept_of_campaigns(survey, monkeypatch, tmp_path):
             {"kind": "errno", "invariant": "I-ERRNO", "times": 4, "scenarios": ["b"]},
             {"kind": "invariant", "invariant": "54", "times": 3, "scenarios": ["a", "b"]},
         ],
+        "commit": "98250ac",
     }
-    second = {**way, "seed": 1, "scenarios": 1, "schedules": 5, "steps": 100, "cpu_seconds": 0.2, "findings": []}
+    spent = {"schedules": 5, "steps": 100, "cpu_seconds": 0.2, "findings": []}
+    second = {**way, "seed": 1, "scenarios": 1, **spent, "commit": "98250ac"}
     assert json.loads(kept.read_text("utf-8")) == {"schema": 1, "campaigns": [first, second]}
     log.write_text(json.dumps(row("a", schedules=1)) + "\n", "utf-8")
     run(survey, monkeypatch, tmp_path, "--record", str(kept))
-    again = {**first, "scenarios": 1, "schedules": 1, "steps": 100, "cpu_seconds": 0.2, "findings": []}
+    again = {**first, **spent, "scenarios": 1, "schedules": 1, "commit": ""}
     assert json.loads(kept.read_text("utf-8"))["campaigns"] == [again, second]

@@ -22,10 +22,11 @@ their tasks, {hours} hours of one CPU. The [figures](campaigns.json) come from
 
     uv run python benchmarks/survey.py --out DIR [SCENARIO …] --driver DRIVER --quirks QUIRKS --scheduler SCHEDULER \\
         --failures N --schedules N --seed N
-    uv run python benchmarks/survey.py --out DIR --record docs/reference/campaigns.json
+    uv run python benchmarks/survey.py --out DIR --record docs/reference/campaigns.json --commit COMMIT
 
-which goes on where it was interrupted. Schedules are the same wherever they are run, as long as the model is. CPU
-time has the machine's booting and the shrinking of findings in it.
+which goes on where it was interrupted. Schedules are the same wherever they are run, as long as the model is: the
+commit names it, where it was noted. What is called mended below is so in a later one. CPU time has the booting of
+machines and the shrinking of findings in it.
 
 ## By campaign
 
@@ -59,7 +60,18 @@ def page(root: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-_HEADINGS = ("driver", "quirks", "scheduler", "failures:", "seed:", "scenarios:", "schedules:", "CPU seconds:", "found")
+_HEADINGS = (
+    "driver",
+    "quirks",
+    "scheduler",
+    "failures:",
+    "seed:",
+    "scenarios:",
+    "schedules:",
+    "CPU seconds:",
+    "commit",
+    "found",
+)
 
 
 def _row(campaign: Mapping[str, Any]) -> tuple[str, ...]:
@@ -73,6 +85,7 @@ def _row(campaign: Mapping[str, Any]) -> tuple[str, ...]:
         str(campaign["scenarios"]),
         f"{campaign['schedules']:,}",
         f"{campaign['cpu_seconds']:,.1f}",
+        code(campaign["commit"]) if campaign.get("commit") else "",
         found or "nothing",
     )
 
