@@ -155,3 +155,26 @@ def test_a_failure_is_taken_from_the_others():
 
     passing = footprints_of(body, Pass(0))
     assert independent(steps_of(passing, (0,))[-1], steps_of(passing, (1,))[-1])
+
+
+def test_what_a_step_frees_has_the_name_that_it_had():
+    """Where nobody watches the classes, an operation's object is named when the step is over."""
+
+    class Thing:
+        name = "thing"
+
+    def body(kernel):
+        def run(last):
+            thing = Thing()
+            kernel.step(thing)
+            if last:
+                kernel.free(thing)
+
+        for last in (False, True):
+            kernel.spawn(run, last, name="t")
+        kernel.settle()
+
+    footprints = footprints_of(body)
+    kept, freed = (steps_of(footprints, (i,))[-1] for i in range(2))
+    assert (kept.label, freed.label) == ("step", "step")
+    assert not independent(kept, freed)

@@ -39,7 +39,8 @@ from attrs import define
 from gpusvm.errors import ModelError
 from gpusvm.explore.watch import watching
 from gpusvm.explore.watch_log import LOG, Key, Log
-from gpusvm.kernel import EVERYTHING, RwSemaphore, Srcu, Task, Timer
+from gpusvm.kernel import EVERYTHING, RwSemaphore, Srcu, Task, Timer, peek
+from gpusvm.kernel.poison import freed_class
 
 if TYPE_CHECKING:
     from gpusvm.kernel import Kernel
@@ -97,6 +98,13 @@ def independent(one: Step, other: Step) -> bool:
         or not one.writes.isdisjoint(other.reads)
         or not one.reads.isdisjoint(other.writes)
     )
+
+
+def _name_of(freed: object) -> object:
+    try:
+        return peek(freed, "name")
+    except AttributeError:
+        return ""
 
 
 class _Aside:
@@ -466,6 +474,9 @@ class Footprints:
         name = self._names.get(id(what))
         if name is not None and LOG.objects.get(id(what)) is what:
             return name
+        freed = freed_class(type(what))
+        if freed is not None:  # by the step itself, perhaps, which has the name that it had before
+            return freed.__name__, _name_of(what)
         return type(what).__name__, getattr(what, "name", "")
 
     def _timer_path(self, timer: Task | Timer) -> Path:
