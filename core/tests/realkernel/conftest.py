@@ -1,4 +1,8 @@
-"""A driver without a device, whose operations answer what a test tells them to."""
+"""A driver without a device, whose operations answer what a test tells them to, and a kernel that does."""
+
+import json
+import sys
+from pathlib import Path
 
 import attrs
 import pytest
@@ -127,3 +131,36 @@ def write(tmp_path):
         return write_recording(tmp_path / name, sequences)
 
     return write
+
+
+class Kernel:
+    """A kernel that is built, and the stand-in that runs it; `serial` is what it says when it dies."""
+
+    serial = "Linux version 7.3.4\nBUG: kernel NULL pointer dereference\nRIP: 0010:do_it+0x10/0x20"
+
+    def __init__(self, path):
+        self.shop = path / "shop"
+        self.bin = path / "bin"
+        self.bin.mkdir()
+        out = self.shop / "7.3" / "out"
+        out.mkdir(parents=True)
+        (out / "manifest.json").write_text(json.dumps({"kernel": "7.3.4", "dmirror_device_bytes": 8}))
+        stand_in = self.bin / "qemu-system-x86_64"
+        text = Path(__file__).with_name("standin_qemu.py").read_text()
+        stand_in.write_text(f"#!{sys.executable}\n{text}")
+        stand_in.chmod(0o755)
+        self.says()
+
+    def says(self, **table):
+        (self.bin / "table.json").write_text(json.dumps({key.replace("_", " "): each for key, each in table.items()}))
+
+    @property
+    def boots(self):
+        return (self.bin / "boots.txt").read_text().splitlines()
+
+
+@pytest.fixture
+def kernel(tmp_path, monkeypatch):
+    made = Kernel(tmp_path)
+    monkeypatch.setenv("PATH", str(made.bin))
+    return made

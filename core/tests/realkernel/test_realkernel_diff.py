@@ -2,9 +2,8 @@
 
 import json
 import shutil
-import sys
+import tempfile
 from importlib import resources
-from pathlib import Path
 
 import jsonschema
 import pytest
@@ -14,38 +13,6 @@ from gpusvm.realkernel import diff, guest, run
 from gpusvm.realkernel.recordings import read_recording
 
 SCHEMA = json.loads(resources.files("gpusvm.realkernel").joinpath("schema", "diff-1.json").read_text())
-SERIAL = "Linux version 7.3.4\nBUG: kernel NULL pointer dereference\nRIP: 0010:do_it+0x10/0x20"
-
-
-class Kernel:
-    """A kernel that is built, and the stand-in that runs it."""
-
-    def __init__(self, path):
-        self.shop = path / "shop"
-        self.bin = path / "bin"
-        self.bin.mkdir()
-        out = self.shop / "7.3" / "out"
-        out.mkdir(parents=True)
-        (out / "manifest.json").write_text(json.dumps({"kernel": "7.3.4", "dmirror_device_bytes": 8}))
-        stand_in = self.bin / "qemu-system-x86_64"
-        text = Path(__file__).with_name("standin_qemu.py").read_text()
-        stand_in.write_text(f"#!{sys.executable}\n{text}")
-        stand_in.chmod(0o755)
-        self.says()
-
-    def says(self, **table):
-        (self.bin / "table.json").write_text(json.dumps({key.replace("_", " "): each for key, each in table.items()}))
-
-    @property
-    def boots(self):
-        return (self.bin / "boots.txt").read_text().splitlines()
-
-
-@pytest.fixture
-def kernel(tmp_path, monkeypatch):
-    made = Kernel(tmp_path)
-    monkeypatch.setenv("PATH", str(made.bin))
-    return made
 
 
 @pytest.fixture
@@ -90,7 +57,7 @@ def test_a_sequence_of_which_the_kernel_dies_is_marked_and_the_next_is_done(kern
     file.write_text("say 1\nsay 2\n\nsay 1\n")
     found = run(file, "echo", shop=kernel.shop, registry=asked())
     assert found.sequences == [(("say 1", "CRASHED"), ("say 2", "CRASHED")), (("say 1", "0 0 0 0 1"),)]
-    assert found.serial == {0: SERIAL}
+    assert found.serial == {0: kernel.serial}
     assert len(kernel.boots) == 2
 
 
@@ -135,16 +102,16 @@ def test_a_crash_is_confirmed_made_short_and_not_the_end(kernel, asked, tmp_path
     first, second = found.findings
     assert (first.kind, first.sequence, first.pairs, first.same_as) == ("crash", 0, (("say 2", ""),), None)
     assert (second.kind, second.sequence, second.same_as) == ("crash", 2, 0)
-    assert first.serial == second.serial == SERIAL
+    assert first.serial == second.serial == kernel.serial
     assert found.sequences == [(("say 1", "0 0 0 0 1"),)]
-    assert (tmp_path / "out" / "echo-some-1-crash-0.serial.txt").read_text() == SERIAL + "\n"
+    assert (tmp_path / "out" / "echo-some-1-crash-0.serial.txt").read_text() == kernel.serial + "\n"
     jsonschema.validate(json.loads(found.to_json()), SCHEMA)
 
 
 def test_a_crash_that_does_not_come_again_is_unsteady(kernel, asked):
     kernel.says(say_1=["DIES", "0 0 0 0 1"])
     (finding,) = compare(kernel, asked(["say 1"]), 1).findings
-    assert (finding.kind, finding.serial, len(kernel.boots)) == ("unsteady", SERIAL, 2)
+    assert (finding.kind, finding.serial, len(kernel.boots)) == ("unsteady", kernel.serial, 2)
 
 
 def test_a_kernel_that_falls_silent_is_one_that_died(kernel, asked, monkeypatch):
@@ -166,11 +133,14 @@ def test_a_process_that_ends_early_is_a_difference(kernel, asked):
     assert (finding.kind, finding.pairs) == ("difference", (("say 2", "STATUS 9"),))
 
 
-def test_a_guest_that_does_not_greet_is_said_to_be_one(kernel, asked):
+def test_a_guest_that_does_not_greet_is_said_to_be_one_and_leaves_nothing(kernel, asked, tmp_path, monkeypatch):
+    (tmp_path / "guests").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "guests"))
     kernel.says(greeting="NONE")
     with pytest.raises(guest.GuestDiedError) as died:
         compare(kernel, asked(["say 1"]), 1)
     assert (str(died.value), died.value.serial) == ("the guest did not boot", "Linux version 7.3.4")
+    assert [*(tmp_path / "guests").iterdir()] == []
 
 
 def test_a_profile_says_how_the_guest_is_set_up(kernel, asked):

@@ -89,7 +89,11 @@ class Guest:
     _folder: Path = Factory(lambda: Path(tempfile.mkdtemp(prefix="gpusvm-guest-")))
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:  # nobody leaves what was not entered
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
