@@ -106,6 +106,7 @@ What `gpusvm_operations` returns: how a driver does the operations that
             "gpusvm.driver.operations.Answer",
             "gpusvm.driver.operations.PageWords",
             "gpusvm.driver.operations.Deviation",
+            "gpusvm.driver.operations.OperationRace",
         ),
     ),
 )

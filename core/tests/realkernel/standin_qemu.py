@@ -1,8 +1,9 @@
 """Stand in for QEMU with a guest in it: answer as the agent does, what a table says.
 
 The table is JSON beside this file: an operation and its answer (``0 0 0 0`` if it has none), or a list of answers, of
-which each boot gives the next. ``DIES`` has the kernel die, ``STALLS`` fall silent, ``HANGS`` not return. Command lines
-are noted, one for each boot.
+which each boot gives the next, or for a race (``race LEFT | RIGHT``, whatever the delay) each try of any boot.
+``DIES`` has the kernel die, ``STALLS`` fall silent, ``HANGS`` not return. Command lines are noted, one for each boot,
+and delays.
 """
 
 import json
@@ -39,9 +40,16 @@ def main(command):
                 return
             answers = []
             for operation in text.split("\n"):
+                turn = boot
+                if operation.startswith("race "):
+                    _, delay, sides = operation.split(" ", 2)
+                    operation = f"race {sides}"
+                    with (HERE / "delays.txt").open("a") as delays:
+                        delays.write(f"{delay}\n")
+                    turn = len((HERE / "delays.txt").read_text().splitlines()) - 1
                 answer = table.get(operation, "0 0 0 0")
                 if isinstance(answer, list):
-                    answer = answer[min(boot, len(answer) - 1)]
+                    answer = answer[min(turn, len(answer) - 1)]
                 if answer == "DIES":
                     serial.open("a").write("BUG: kernel NULL pointer dereference\nRIP: 0010:do_it+0x10/0x20\n")
                     return

@@ -11,7 +11,14 @@ if TYPE_CHECKING:
     from gpusvm.conformance.conforming import Listener as ConformanceListener
     from gpusvm.conformance.injection import Listener as InjectionListener
     from gpusvm.explore.exploring import ExplorationProgress, Listener
-    from gpusvm.realkernel import CheckProgress, CheckProgressListener, DiffListener, DiffProgress
+    from gpusvm.realkernel import (
+        CheckProgress,
+        CheckProgressListener,
+        DiffListener,
+        DiffProgress,
+        RaceListener,
+        RaceProgress,
+    )
     from gpusvm.realkernel.build import BuildListener
 
 __all__ = [
@@ -23,6 +30,7 @@ __all__ = [
     "exploration_shown",
     "injection_shown",
     "progress_shown",
+    "races_shown",
     "sequences_shown",
     "steps_shown",
 ]
@@ -79,6 +87,20 @@ def diff_shown() -> "Iterator[DiffListener | None]":
 
         def listen(progress: "DiffProgress", /) -> None:
             update(progress.done, progress.total, f"{progress.findings} findings  {eta_text(progress.eta_s)}")
+
+        yield listen
+
+
+@contextmanager
+def races_shown() -> "Iterator[RaceListener | None]":
+    """Do so for races: orders that the model runs, then tries of a real kernel."""
+    with _bar("done", quiet=False) as update:
+        if update is None:
+            yield None
+            return
+
+        def listen(progress: "RaceProgress", /) -> None:
+            update(progress.done, progress.total, f"{progress.race}: {progress.side}")
 
         yield listen
 

@@ -227,3 +227,84 @@ def diff(
         if out is not None:
             print(f"Written to {out}.")
     return 0 if found.ok else 1
+
+
+@realkernel.command
+def race(
+    *files: Path,
+    driver: str = "dmirror",
+    race: Repeatable = (),
+    profile: str | None = None,
+    tries: int = 200,
+    seed: int = 1,
+    preemptions: str = "2",
+    schedules: int | None = None,
+    recorded: Path | None = None,
+    kernel: str = "7.3",
+    cache: Path | None = None,
+    out: Path | None = None,
+    json: Flag = False,
+) -> int:
+    """Have two threads race on two CPUs of a real Linux, and compare what comes of it with all that the model allows.
+
+    Exit codes: 0 the model allows every outcome that the kernel had, 1 it does not, 2 bad input, or no kernel is built.
+
+    Parameters
+    ----------
+    files
+        Texts of races besides the driver's own: operations, one line of which is "race LEFT | RIGHT".
+    driver
+        Driver that the operations are for: NAME[:KEY=VALUE[,KEY=VALUE...]].
+    race
+        Race of the driver; may be given several times. All of them if neither this nor a file is given.
+    profile
+        How the devices are set up for the races of files: a profile of the driver's. Its first if not given.
+    tries
+        How often the kernel does each race.
+    seed
+        What the delays are drawn from, which one side of each try begins with.
+    preemptions
+        The most preemptions in an order that the model runs, or "all".
+    schedules
+        The most orders that the model runs for each race; if not given, all there are.
+    recorded
+        A race.json with outcomes of a kernel that ran before: none is booted.
+    kernel
+        Kernel that was built.
+    cache
+        Folder that it was built in, if not the usual one.
+    out
+        New or empty directory for race.json, and a text of each race with an outcome that the model does not allow.
+    json
+        Print race.json, and nothing else, on standard output.
+    """
+    from gpusvm.cli.progress import races_shown
+    from gpusvm.errors import InputError
+    from gpusvm.realkernel import race as run_race
+    from gpusvm.report import print_races
+
+    if preemptions != "all" and not (preemptions.isascii() and preemptions.isdigit()):
+        raise InputError(f"--preemptions: expected a whole number from 0 on or 'all', got {preemptions!r}")
+    with races_shown() as listener:
+        found = run_race(
+            driver,
+            names=race,
+            files=files,
+            profile=profile,
+            tries=tries,
+            seed=seed,
+            preemptions=None if preemptions == "all" else int(preemptions),
+            schedules=schedules,
+            recorded=recorded,
+            kernel=kernel,
+            shop=cache,
+            out=out,
+            progress=listener,
+        )
+    if json:
+        print(found.to_json(), end="")
+    else:
+        print_races(found)
+        if out is not None:
+            print(f"Written to {out}.")
+    return 0 if found.ok else 1

@@ -24,6 +24,7 @@ __all__ = [
     "OperationExecutor",
     "OperationHost",
     "OperationProfile",
+    "OperationRace",
     "OperationTarget",
     "PageWords",
 ]
@@ -164,6 +165,24 @@ class OperationProfile:
 
 
 @frozen(kw_only=True)
+class OperationRace:
+    """Say what two threads are to do at the same time: `left` and `right`, one operation each.
+
+    The operations `before` prepare the process, those `after` say what came of it. A huge page is smaller in the model:
+    numbers are written ``@3`` for three eighths of one, and no answer may depend on its size. `profile` says how the
+    devices are set up (None: as by the target's first profile).
+    """
+
+    name: str
+    about: str
+    before: Sequence[str]
+    left: str
+    right: str
+    after: Sequence[str]
+    profile: str | None = None
+
+
+@frozen(kw_only=True)
 class OperationTarget:
     """Say which operations a driver's recordings have, and how to do them.
 
@@ -173,6 +192,8 @@ class OperationTarget:
     parenthesis. The answers of `residency` say where pages are; all other payload is data. `settings` are options of a
     spec string that the recordings need; `settings_by_name` are those of recordings whose file name matches a pattern
     (`fnmatch`), where several do, the last one's count. `profiles` are the kinds of random sequences that there are.
+    `races` are what two threads can do at once; `race_settings` are options of a spec string that make the model small
+    enough for every order of theirs.
     """
 
     driver: str
@@ -185,3 +206,5 @@ class OperationTarget:
     settings_by_name: Sequence[tuple[str, Mapping[str, str]]] = Factory(tuple)
     explained: Sequence[Deviation] = Factory(tuple)
     profiles: Sequence[OperationProfile] = Factory(tuple)
+    races: Sequence[OperationRace] = Factory(tuple)
+    race_settings: Mapping[str, str] = field(factory=dict)

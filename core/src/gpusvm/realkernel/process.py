@@ -158,12 +158,35 @@ class ProcessOperations:
         return Answer()
 
     def _write(self, mm: "MmStruct", start: int, n: int, value: int) -> Answer:
+        if self.memory.kernel.explored:
+            return self._one_by_one(mm, start, n, value)
         done, answer = self._access(mm, start, n, write=True)
         if done:
             self.words.wrote(self._pfns(mm, start, done), value)
         return answer
 
+    def _one_by_one(self, mm: "MmStruct", start: int, n: int, value: int | None) -> Answer:
+        """Access page by page, as another task may take a page away again; what is read is what was there then."""
+        found: list[int] = []
+        signal = 0
+        for i in range(n):
+            self.memory.kernel.step()
+            try:
+                if value is None:
+                    found.append(self.memory.cpu_read(mm, start + i * PAGE))
+                else:
+                    token = self.memory.cpu_write(mm, start + i * PAGE)
+                    self.words.wrote_versions([token], value + i)
+                    found.append(token)
+            except CpuSignal as raised:
+                signal = raised.signal
+                break
+        payload = self.words.of_tokens(found) if value is None else None
+        return Answer(-2 if signal else 0, signal, len(found), payload=payload)
+
     def _read(self, mm: "MmStruct", start: int, n: int) -> Answer:
+        if self.memory.kernel.explored:
+            return self._one_by_one(mm, start, n, None)
         done, answer = self._access(mm, start, n, write=False)
         return evolve(answer, payload=self.words.text(self._pfns(mm, start, done)))
 

@@ -19,7 +19,7 @@ from gpusvm.driver.operations import (
 from gpusvm.driver.spec import DriverSpec
 from gpusvm.errors import CpuSignal, DeadlockError, KernelError, LivelockError
 from gpusvm.machine import Machine, load_topology
-from gpusvm.mm import MmStruct
+from gpusvm.mm import Geometry, MmStruct
 from gpusvm.mm.lru import ActivateBatch
 from gpusvm.realkernel.answers import ENDED, HANG, LEVELS, Level, first_difference, read_answer
 from gpusvm.realkernel.operations import PAGE, Operation, address, read_operation
@@ -34,6 +34,7 @@ END: Final = "(end)"
 # More than any sequence uses: a machine that is booted for each has to be small.
 _RAM_BYTES: Final = 256 << 20
 _VRAM_BYTES: Final = 256 << 20
+_SMALL_BYTES: Final = 4 << 20
 _BEFORE: Final = 5
 
 # An event by which the kernel took pages away for a copy: MMU_NOTIFY_CLEAR.
@@ -76,18 +77,28 @@ class SequenceResult:
 class Player:
     """Be the fresh machine and process of one sequence, and answer operations.
 
-    THP is `madvise`, as where the recordings were made: what a sequence wants huge, it says so.
+    THP is `madvise`, as where the recordings were made: what a sequence wants huge, it says so. With `explored`, the
+    sizes of pages, the machine is one to be explored, and small.
     """
 
-    def __init__(self, spec: DriverSpec, target: OperationTarget, *, devices: int | None = None) -> None:
+    def __init__(
+        self,
+        spec: DriverSpec,
+        target: OperationTarget,
+        *,
+        devices: int | None = None,
+        explored: Geometry | None = None,
+    ) -> None:
         single = load_topology("single")
         count = target.devices if devices is None else devices
         nodes = tuple(attrs.evolve(single.device[0], name=f"gpu{i}") for i in range(count))
         self.machine = Machine.boot(
-            attrs.evolve(single, name="recorded", ram_bytes=_RAM_BYTES, device=nodes),
+            attrs.evolve(single, name="recorded", ram_bytes=_SMALL_BYTES if explored else _RAM_BYTES, device=nodes),
             [spec] * count,
-            vram_bytes=_VRAM_BYTES,
+            vram_bytes=_SMALL_BYTES if explored else _VRAM_BYTES,
             thp="madvise",
+            mode="explored" if explored else "timed",
+            geometry=explored,
         )
         process = self.machine.process("recorded")
         vms = [self.machine.open(process, i) for i in range(count)]
@@ -97,7 +108,8 @@ class Player:
         self._mm = process.mm
         self._cleared: list[tuple[int, int]] = []
         self.copied = 0
-        memory.pages.activate = ActivateBatch(self._copies)
+        if explored is None:  # else there is no kernel whose answer says what is copied
+            memory.pages.activate = ActivateBatch(self._copies)
         self._devices = target.start(
             OperationHost(
                 memory=memory,

@@ -9,7 +9,7 @@ from gpusvm.driver.spec import DriverSpec, read_spec, split_spec
 from gpusvm.errors import InputError, nearest
 from gpusvm.plugins import Registry
 
-__all__ = ["Asked", "ask_as", "target_of"]
+__all__ = ["Asked", "ask_as", "ask_to_race", "target_of"]
 
 
 @frozen(kw_only=True)
@@ -65,6 +65,14 @@ def ask_as(driver: str, profile: str | None, registry: Registry) -> Asked:
         raise InputError(f"--profile: unknown profile {chosen!r} of {name}; {nearest(chosen, by_name)}")
     found = by_name[chosen]
     return Asked(target=target, profile=found, spec=with_settings(name, options, found.settings, registry))
+
+
+def ask_to_race(driver: str, profile: str | None, registry: Registry) -> Asked:
+    """Do as `ask_as`, and set what makes the model small enough for every order, unless the spec says otherwise."""
+    name, options = split_spec(driver)
+    read_spec(driver, registry)
+    small = with_settings(name, options, target_of(name, registry).race_settings, registry)
+    return ask_as(small.text, profile, registry)
 
 
 def with_settings(name: str, options: "dict[str, str]", settings: Any, registry: Registry) -> DriverSpec:

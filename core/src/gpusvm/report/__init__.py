@@ -11,6 +11,7 @@ from gpusvm.report.explored import print_explorations, print_scenarios, scenario
 from gpusvm.report.html import fragment, page
 from gpusvm.report.injected import print_sweeps
 from gpusvm.report.json import print_json
+from gpusvm.report.raced import print_races
 from gpusvm.report.realkernel import print_check, print_diff, print_run
 from gpusvm.report.swimlanes import draw_explanation
 from gpusvm.report.terminal import print_comparison
@@ -37,6 +38,7 @@ __all__ = [
     "print_explanation",
     "print_explorations",
     "print_json",
+    "print_races",
     "print_repeated",
     "print_run",
     "print_scenarios",

@@ -7,6 +7,7 @@ from gpusvm.driver.operations import Answer, Deviation, OperationHost, Operation
 from gpusvm.mm.api import IntervalNotifier, MmuNotifierRange
 
 from gpusvm_dmirror.profiles import PROFILES
+from gpusvm_dmirror.races import RACES
 
 if TYPE_CHECKING:
     from gpusvm_dmirror.commands import Done
@@ -121,4 +122,6 @@ OPERATIONS = OperationTarget(
         ),
     ),
     profiles=PROFILES,
+    races=RACES,
+    race_settings={"chunk_bytes": "2M"},
 )

@@ -11,6 +11,7 @@ from gpusvm.mm.api import MmuNotifierRange
 
 from gpusvm_svmdev.device import device_page
 from gpusvm_svmdev.profiles import PROFILES
+from gpusvm_svmdev.races import RACES
 
 if TYPE_CHECKING:
     from gpusvm_svmdev.commands import SvmdevCommands, Transfer
@@ -258,6 +259,8 @@ OPERATIONS = OperationTarget(
     events=("inv", "gc", "copy", "destroy"),
     settings=_MODULE,
     profiles=PROFILES,
+    races=RACES,
+    race_settings={"device_pages": "16"},
     # What each recording was made with, which its name says.
     settings_by_name=(
         ("*-base.json.gz", {"device_pages": "48"}),

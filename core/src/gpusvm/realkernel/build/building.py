@@ -22,7 +22,7 @@ __all__ = ["BuildListener", "Built", "build", "find_built"]
 DEFAULT_KERNEL: Final = "7.3"
 
 _MANIFEST: Final = "manifest.json"
-_AGENT: Final = ("boot.c", "dmirror.c", "files.c", "main.c", "output.c", "process.c", "svmdev.c")
+_AGENT: Final = ("boot.c", "dmirror.c", "files.c", "main.c", "output.c", "process.c", "race.c", "svmdev.c")
 
 
 class BuildListener(Protocol):
@@ -200,7 +200,10 @@ class _Build:
         with resources.as_file(resources.files("gpusvm.realkernel").joinpath("guest")) as guest:
             headers = [f"-I{tree / 'lib'}", f"-I{guest / 'modules' / 'svmdev'}"]
             files = [str(guest / "agent" / name) for name in _AGENT]
-            run_tool(["gcc", "-static", "-O2", "-Wall", "-Wextra", *headers, "-o", str(agent), *files], log=self.log)
+            run_tool(
+                ["gcc", "-static", "-O2", "-Wall", "-Wextra", "-pthread", *headers, "-o", str(agent), *files],
+                log=self.log,
+            )
 
     def _step(self, step: str, made_from: Sequence[str], results: Sequence[Path], do: Callable[[], object]) -> None:
         stamp = f"{self.name} {step}"

@@ -19,6 +19,9 @@
 /* ---- output.c: the text of the answers, in memory that forked processes share */
 
 void output_init(void);
+void output_init_thread(void);
+void *output_own(void);			/* the calling thread's */
+void output_append(const void *output);	/* another's text */
 void output_clear(void);
 void output_cut(size_t length);	/* forgets what was put behind it */
 const char *output_text(size_t *length);
@@ -31,9 +34,15 @@ void put_pages(const unsigned char *pages, unsigned long n);
 
 /* ---- process.c: what a process does by itself */
 
-extern unsigned char *scratch;	/* MOST_PAGES pages, outside the slots */
+/*
+ * A page is written in parts, and may be taken away in between: where two write and read at once, its first word is all
+ * that is written and shown, so that nobody sees half of it.
+ */
+extern int first_words;
+extern __thread unsigned char *scratch;	/* MOST_PAGES pages, outside the slots */
 
 void process_init(void);
+void thread_init(void);		/* of a second thread, for operations at the same time */
 /* 0: there is no such operation */
 int process_operation(const char *name, const unsigned long *argument);
 void process_end(void);		/* ends the child that stays, if there is one */
@@ -56,6 +65,11 @@ struct target {
 };
 
 extern const struct target dmirror, svmdev;
+
+/* ---- main.c and race.c */
+
+void do_operation(const struct target *target, const char *line);
+void do_race(const struct target *target, char *line);
 
 /* ---- boot.c: what the first process of a system has to do */
 

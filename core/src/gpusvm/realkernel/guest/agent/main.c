@@ -66,16 +66,26 @@ static void answer(char kind)
 	transmit(text, length);
 }
 
-static void do_line(const struct target *target, const char *line)
+void do_operation(const struct target *target, const char *line)
 {
 	unsigned long a[ARGUMENTS] = { 0 };
 	char name[16] = "";
 
 	sscanf(line, "%15s %lu %lu %lu %lu %lu %lu %lu %lu", name, a, a + 1, a + 2, a + 3, a + 4, a + 5, a + 6, a + 7);
-	target->forget_events();
 	if (!process_operation(name, a) && !file_operation(name, a) && !target->operation(name, a))
 		put("-9 0 0 0 unknown");
-	target->put_events();
+}
+
+static void do_line(const struct target *target, char *line)
+{
+	target->forget_events();
+	if (!strncmp(line, "race ", 5)) {
+		/* no events: two that are written at once may be written into each other */
+		do_race(target, line + 5);
+	} else {
+		do_operation(target, line);
+		target->put_events();
+	}
 	put("\n");
 }
 
@@ -123,6 +133,7 @@ static void do_sequence(const struct target *target, char *text)
 
 	if (!worker) {
 		forget_warnings();
+		first_words = !strncmp(text, "race ", 5) || strstr(text, "\nrace ");
 		target->open();
 		for (char *line; (line = strsep(&text, "\n")); )
 			if (*line)

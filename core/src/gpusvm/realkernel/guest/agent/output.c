@@ -10,18 +10,25 @@
 #define ROOM (8UL << 20)
 #define LONGEST 65536UL		/* text of one call */
 
-static struct {
+struct output {
 	size_t length;
 	char text[ROOM];
-} *out;
+};
+
+static __thread struct output *out;
 
 static uint32_t crc_of_byte[256];
 
-void output_init(void)
+static void get_output(void)
 {
 	out = mmap(NULL, sizeof(*out), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (out == MAP_FAILED)
 		die("memory for answers");
+}
+
+void output_init(void)
+{
+	get_output();
 	for (uint32_t byte = 0; byte < 256; byte++) {
 		uint32_t crc = byte;
 
@@ -29,6 +36,23 @@ void output_init(void)
 			crc = crc & 1 ? 0xedb88320u ^ (crc >> 1) : crc >> 1;
 		crc_of_byte[byte] = crc;
 	}
+}
+
+void *output_own(void)
+{
+	return out;
+}
+
+void output_append(const void *output)
+{
+	const struct output *other = output;
+
+	put_bytes(other->text, other->length);
+}
+
+void output_init_thread(void)
+{
+	get_output();
 }
 
 void output_clear(void)
@@ -88,7 +112,7 @@ void put_pages(const unsigned char *pages, unsigned long n)
 
 		memcpy(&word, pages, sizeof(word));
 		/* a page equals itself moved by a word: it is that word, repeated */
-		if (!memcmp(pages, pages + sizeof(word), PAGE - sizeof(word)))
+		if (first_words || !memcmp(pages, pages + sizeof(word), PAGE - sizeof(word)))
 			put("%s%x", comma, word);
 		else
 			put("%sx%08x", comma, crc32(pages));

@@ -17,10 +17,11 @@
 #define PAGEMAP_SWAP (1ULL << 62)
 #define PAGEMAP_EXCLUSIVE (1ULL << 56)
 
-unsigned char *scratch;
+int first_words;
+__thread unsigned char *scratch;
 
-static sigjmp_buf before_access;
-static volatile sig_atomic_t in_access;
+static __thread sigjmp_buf before_access;
+static __thread volatile sig_atomic_t in_access;
 
 static void on_signal(int number)
 {
@@ -29,13 +30,24 @@ static void on_signal(int number)
 	_exit(128 + number);
 }
 
+static void get_scratch(void)
+{
+	scratch = mmap(NULL, MOST_PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (scratch == MAP_FAILED)
+		die("memory for pages");
+}
+
+void thread_init(void)
+{
+	output_init_thread();
+	get_scratch();
+}
+
 void process_init(void)
 {
 	struct sigaction action = { .sa_handler = on_signal, .sa_flags = SA_NODEFER };
 
-	scratch = mmap(NULL, MOST_PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (scratch == MAP_FAILED)
-		die("memory for pages");
+	get_scratch();
 	sigaction(SIGSEGV, &action, NULL);
 	sigaction(SIGBUS, &action, NULL);
 }
@@ -47,10 +59,12 @@ unsigned char *page_at(unsigned long slot, unsigned long page)
 
 void fill(unsigned char *pages, unsigned long n, uint32_t first)
 {
+	unsigned long words = first_words ? 1 : PAGE / sizeof(uint32_t);
+
 	for (unsigned long i = 0; i < n; i++) {
 		uint32_t *word = (uint32_t *)(pages + i * PAGE);
 
-		for (unsigned long k = 0; k < PAGE / sizeof(*word); k++)
+		for (unsigned long k = 0; k < words; k++)
 			word[k] = first + i;
 	}
 }
