@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 from gpusvm.conformance.conforming import conform
@@ -38,6 +39,17 @@ def serial():
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_by_gpusvm_conform(serial, jobs):
     assert told(conform("dmirror", checks=CHECKS, jobs=jobs).to_dict()["results"]) == serial
+
+
+def test_from_a_process_that_cannot_be_forked(serial):
+    done = threading.Event()
+    other = threading.Thread(target=done.wait)
+    other.start()
+    try:
+        assert told(conform("dmirror", checks=CHECKS, jobs=1).to_dict()["results"]) == serial
+    finally:
+        done.set()
+        other.join()
 
 
 @pytest.mark.parametrize("spread", [(), ("-n", "2"), ("-n", "2", "--dist", "loadfile")])

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import monotonic
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 _WIDE: Final = 120
+_DRAW_S: Final = 0.1
 
 Update: TypeAlias = Callable[[int, int | None, str], None]
 """Draw how many are done, of how many (None: nobody knows), and a text."""
@@ -122,7 +124,7 @@ def characterization_shown() -> "Iterator[CharacterizationListener | None]":
 @contextmanager
 def conformance_shown() -> "Iterator[ConformanceListener | None]":
     """Do so for checks of drivers: each is one."""
-    with _bar("checks", quiet=False) as update:
+    with _bar("checks", quiet=False, threaded=False) as update:  # a process with threads cannot be forked
         yield update
 
 
@@ -165,7 +167,8 @@ def exploration_text(progress: "ExplorationProgress") -> str:
 
 
 @contextmanager
-def _bar(unit: str, *, quiet: bool) -> Iterator[Update | None]:
+def _bar(unit: str, *, quiet: bool, threaded: bool = True) -> Iterator[Update | None]:
+    """Draw a bar; unless `threaded` it moves only when something is told, ten times a second at most."""
     if quiet or not sys.stderr.isatty():
         yield None
         return
@@ -183,11 +186,15 @@ def _bar(unit: str, *, quiet: bool) -> Iterator[Update | None]:
         TimeElapsedColumn(),
         TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
     )
-    with Bar(*columns, console=console, transient=True, expand=True) as bar:
+    with Bar(*columns, console=console, transient=True, expand=True, auto_refresh=threaded) as bar:
         task = bar.add_task("", total=None)
+        drawn_s = 0.0
 
         def update(done: int, total: int | None, text: str) -> None:
-            bar.update(task, total=total, completed=done, description=text)
+            nonlocal drawn_s
+            due = not threaded and monotonic() >= drawn_s + _DRAW_S
+            drawn_s = monotonic() if due else drawn_s
+            bar.update(task, total=total, completed=done, description=text, refresh=due)
 
         yield update
 

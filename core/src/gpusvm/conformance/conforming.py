@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from gpusvm.conformance.forked import Forked
 from gpusvm.conformance.lab import Quirks
 from gpusvm.conformance.pytest_checks import REGISTRY
 from gpusvm.conformance.pytest_plugin import CELLS, Cells
@@ -22,6 +23,7 @@ from gpusvm.conformance.suite.status import Status
 from gpusvm.conformance.suite.verdict import LIMIT_S
 from gpusvm.errors import InputError, ModelError
 from gpusvm.plugins import Installed
+from gpusvm.run.executor import may_fork
 
 if TYPE_CHECKING:
     from gpusvm.plugins import Registry
@@ -145,11 +147,14 @@ def _pytest(
     arguments += [f"--gpusvm-driver={column.driver}" for column in columns]
     if len(chosen) < len(catalogue()):
         arguments += [f"--gpusvm-check={check.id}" for check in chosen]
-    if jobs:
+    plugins: list[object] = [run]
+    if jobs and may_fork():
+        plugins.append(Forked(jobs, deaf=(run,)))
+    elif jobs:
         arguments += ["-p", "xdist.plugin", f"--numprocesses={jobs}", "--dist=worksteal"]
     forget()
     with _undisturbed():
-        code = pytest.main(arguments, plugins=[run])
+        code = pytest.main(arguments, plugins=plugins)
     if code not in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED}:
         raise ModelError(f"the suite could not be run: pytest ended with {pytest.ExitCode(code).name}")
     return code == pytest.ExitCode.INTERRUPTED

@@ -15,7 +15,7 @@ from attrs import frozen
 
 from gpusvm.errors import ModelError
 
-__all__ = ["Executor", "ProcessExecutor", "SerialExecutor", "available_cpus"]
+__all__ = ["Executor", "ProcessExecutor", "SerialExecutor", "available_cpus", "may_fork"]
 
 _Job = TypeVar("_Job")
 _Result = TypeVar("_Result")
@@ -59,7 +59,7 @@ class ProcessExecutor:
         processes = min(self.processes, len(jobs)) if isinstance(jobs, Sized) else self.processes
         pool = futures.ProcessPoolExecutor(
             max_workers=max(1, processes),
-            mp_context=multiprocessing.get_context("fork" if self.fork and _may_fork() else "spawn"),
+            mp_context=multiprocessing.get_context("fork" if self.fork and may_fork() else "spawn"),
             initializer=_begin_worker,
             initargs=(self.prepare,),
         )
@@ -86,7 +86,8 @@ class ProcessExecutor:
         pool.shutdown()
 
 
-def _may_fork() -> bool:
+def may_fork() -> bool:
+    """Say whether a process forked from this one is safe: on Linux, and if this one has no other thread."""
     return sys.platform == "linux" and threading.active_count() == 1
 
 
