@@ -138,9 +138,11 @@ def sweep(
     *,
     quirks: Literal["as_written", "fixed"] = "fixed",
     only: Collection[str] = (),
+    lists_code: bool = True,
     progress: Listener | None = None,
 ) -> Sweep:
     """Let everything fail once that a driver passes in the programs that are for it; `only` names some of them.
+    `not_passed` is empty unless it `lists_code`, for which all source is read.
 
     InputError for a driver, or a program, that there is not.
     """
@@ -162,7 +164,7 @@ def sweep(
             continue
         run = _Runs(found, program, driver, drivers, quirks, progress)
         run.all()
-        there |= run.sites()
+        there |= run.sites() if lists_code else frozenset()
         if program.name in _IOMMU_TOO:
             behind = evolve(program, name=f"{program.name}-iommu", iommu=True)
             other = _Runs(found, behind, driver, drivers, quirks, progress)

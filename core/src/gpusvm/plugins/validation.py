@@ -197,10 +197,9 @@ def _factory(name: str, make: object, takes: str, returns: type, place: Place | 
 
     def expected(host: Any, /) -> None: ...
 
-    where = Place.of(make) or place
     problem = call_problem(make, expected, name=name)
     if problem:
-        return [Finding(problem, where, "signature")]
+        return [Finding(problem, Place.of(make) or place, "signature")]
     built: Any = make
     if not isinstance(make, type):
         try:

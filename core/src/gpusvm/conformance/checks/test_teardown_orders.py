@@ -40,12 +40,8 @@ def _unplugged(order: tuple[str, ...]) -> Callable[[Lab], None]:
     places = [each for each in orders(unplug=True) if tuple(step for step in each if step != "unplug") == order]
 
     def test(lab: Lab) -> None:
-        for each in places:
-            run(
-                lab,
-                program(each, populate=bool(lab.capabilities.explicit_populate)),
-                schedules=_UNPLUG_SEEDS,
-            )
+        populate = bool(lab.capabilities.explicit_populate)
+        run(lab, *(program(each, populate=populate) for each in places), schedules=_UNPLUG_SEEDS)
 
     test.__doc__ = (
         f"Nothing is left, and nothing is used that is gone, if {_told(order)}, in this order, and the device goes "
