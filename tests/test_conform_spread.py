@@ -24,6 +24,24 @@ def pytest_sessionfinish(session):
             json.dump(list(session.config.stash[CELLS].values()), file)
 """
 
+FORKED = """
+import sys
+from gpusvm.conformance.conforming import conform
+
+found = conform("dmirror", checks={checks!r}, jobs={jobs})
+assert "xdist" not in sys.modules, "it starts interpreters"
+print(found.to_json())
+"""
+
+ORDER = """
+import json
+from gpusvm.conformance.conforming import conform
+
+begun = []
+found = conform("xe", checks={checks!r}, jobs=1, progress=lambda done, total, last: begun.append(last.split(":")[0]))
+print(json.dumps([begun, [each.check for each in found.results]]))
+"""
+
 
 def told(results):
     return {(each["check"], each["driver"]): (each["status"], each["reason"], each["ref"]) for each in results}
@@ -37,8 +55,35 @@ def serial():
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_by_gpusvm_conform(serial, jobs):
-    assert told(conform("dmirror", checks=CHECKS, jobs=jobs).to_dict()["results"]) == serial
+def test_by_processes_that_are_forked(serial, jobs):
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED.format(checks=CHECKS, jobs=jobs)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert told(json.loads(done.stdout)["results"]) == serial
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_by_new_interpreters_where_another_thread_forbids_to_fork(serial, jobs):
+    over = threading.Event()
+    other = threading.Thread(target=over.wait)
+    other.start()
+    try:
+        assert told(conform("dmirror", checks=CHECKS, jobs=jobs).to_dict()["results"]) == serial
+    finally:
+        over.set()
+        other.join()
+
+
+def test_what_takes_long_is_begun_first_and_the_matrix_has_the_order_of_the_catalogue():
+    checks = ("access.turns.*", "orders.exit-swap", "rights.zero-page.read")
+    begun = subprocess.run(
+        [sys.executable, "-c", ORDER.format(checks=checks)], capture_output=True, text=True, check=True
+    ).stdout
+    assert json.loads(begun) == [
+        ["orders.exit-swap", "access.turns.both-see", "rights.zero-page.read"],
+        ["access.turns.both-see", "orders.exit-swap", "rights.zero-page.read"],
+    ]
 
 
 def test_from_a_process_that_cannot_be_forked(serial):

@@ -29,17 +29,18 @@ def test_a_pipe_gets_no_bar(monkeypatch):
         assert listener is None
 
 
-def test_a_terminal_gets_a_bar(only_acme, tiny):
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (("compare", "--workload", "TINY"), (b"0/1", b"runs")),
+        (("conform", "--check", "access.unmapped.refused"), (b"1/1", b"checks")),
+    ],
+    ids=["compare", "conform"],
+)
+def test_a_terminal_gets_a_bar(only_acme, tiny, arguments, shown):
     terminal, end = os.openpty()
-    command = [
-        sys.executable,
-        "-c",
-        "from gpusvm.cli import main; main()",
-        "compare",
-        "--workload",
-        str(tiny),
-        "--json",
-    ]
+    command = [sys.executable, "-c", "from gpusvm.cli import main; main()", *arguments, "--json"]
+    command = [str(tiny) if each == "TINY" else each for each in command]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "200"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=end)
     os.close(end)
@@ -52,5 +53,4 @@ def test_a_terminal_gets_a_bar(only_acme, tiny):
     os.close(terminal)
     process.communicate()
     assert process.returncode == 0
-    assert b"0/1" in drawn
-    assert b"runs" in drawn
+    assert [each for each in shown if each not in drawn] == []

@@ -30,8 +30,8 @@ _AHEAD: Final = 2
 class Forked:
     """Be the plugin that has `jobs` processes run the items of a session, and hears their reports in this one.
 
-    Only for where a process may be forked (`gpusvm.run.may_fork`). A process that ends while it runs an item fails
-    that item, and another takes its place. The plugins `deaf` are there in this process only.
+    Only for where a process may be forked (`gpusvm.run.executor.may_fork`). A process that ends while it runs an item
+    fails that item, and another takes its place. The plugins `deaf` are there in this process only.
     """
 
     def __init__(self, jobs: int, *, deaf: Sequence[object]) -> None:
