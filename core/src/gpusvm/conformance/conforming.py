@@ -141,11 +141,23 @@ def _pytest(
     jobs: int,
 ) -> bool:
     """Run pytest; whether it was interrupted."""
-    arguments = ["--pyargs", PACKAGE, "-c", str(_SETTINGS), "--noconftest", "--disable-plugin-autoload"]
+    # Modules of which no check is wanted are not imported.
+    modules = dict.fromkeys(check.run.__module__ for check in chosen)
+    everything = len(chosen) == len(catalogue())
+    arguments = [
+        "--pyargs",
+        *([PACKAGE] if everything else modules),
+        "-c",
+        str(_SETTINGS),
+        "--noconftest",
+        "--disable-plugin-autoload",
+    ]
     arguments += ["-p", "gpusvm.conformance.pytest_plugin", "-p", "no:terminal", "-p", "no:cacheprovider"]
+    # These two collect all garbage at the end, for warnings that nothing here would print.
+    arguments += ["-p", "no:unraisableexception", "-p", "no:threadexception"]
     arguments += ["-p", "no:faulthandler", "--capture=sys", *options]
     arguments += [f"--gpusvm-driver={column.driver}" for column in columns]
-    if len(chosen) < len(catalogue()):
+    if not everything:
         arguments += [f"--gpusvm-check={check.id}" for check in chosen]
     plugins: list[object] = [run]
     if jobs and may_fork():

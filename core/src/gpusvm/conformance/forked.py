@@ -4,7 +4,6 @@ A new interpreter for each process would take longer to import the suite and to 
 share of the checks.
 """
 
-import gc
 import multiprocessing
 import os
 import signal
@@ -15,6 +14,8 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
+
+from gpusvm.explore.garbage import seldom_collected
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkProcess
@@ -43,17 +44,17 @@ class Forked:
         """Run what was collected."""
         items = deque(sorted(session.items, key=lambda item: not item.nodeid.rpartition("/")[2].startswith(_LONG)))
         workers: list[_Worker] = []
-        gc.collect()
-        gc.freeze()  # or each collection in each of the processes would go through, and copy, all that was imported
         try:
-            while items or workers:
-                while items and len(workers) < self._jobs:
-                    workers.append(_Worker(session, items, workers, self._deaf))
-                for worker in _ready(workers):
-                    if not worker.hear():
-                        workers.remove(worker)
+            # The processes begin with this: a collection in each of them would go through, and so copy, all that was
+            # imported.
+            with seldom_collected():
+                while items or workers:
+                    while items and len(workers) < self._jobs:
+                        workers.append(_Worker(session, items, workers, self._deaf))
+                    for worker in _ready(workers):
+                        if not worker.hear():
+                            workers.remove(worker)
         finally:
-            gc.unfreeze()
             for worker in workers:
                 worker.end()
         return True
