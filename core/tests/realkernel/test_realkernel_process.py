@@ -12,8 +12,8 @@ EFAULT, ENOMEM = 14, 12
 
 
 class Process:
-    def __init__(self):
-        self.memory = MemoryManager(Kernel(), ram_pages=1 << 14, thp="madvise")
+    def __init__(self, mode="timed"):
+        self.memory = MemoryManager(Kernel(mode=mode), ram_pages=1 << 14, thp="madvise")
         self.words = PageWords(self.memory)
         self.operations = ProcessOperations(self.memory, self.memory.mm_alloc("p"), self.words)
 
@@ -45,6 +45,19 @@ def test_the_cpu_reads_what_it_wrote(do):
     assert do("r 0 0 4") == "0 0 4 0 0,fe,ff,0"
     assert do("w 0 2 1 4294967296") == "0 0 1 0"  # a word has 32 bits
     assert do("r 0 2 1") == "0 0 1 0 0"
+
+
+@pytest.mark.parametrize("mode", ["timed", "explored"])
+def test_accesses_of_an_explored_process_answer_alike(mode):
+    do = Process(mode)
+    assert do("mmap 0 0 3 3 0") == "0 0 0 0"
+    assert do("w 0 1 2 254") == "0 0 2 0"
+    assert do("r 0 0 3") == "0 0 3 0 0,fe,ff"
+    assert do("w 0 2 2 7") == "-2 11 1 0"
+    assert do("r 0 2 2") == "-2 11 1 0 7"
+    do.operations.mm.exit()
+    do.memory.kernel.ledger.assert_empty()
+    do.memory.kernel.close()
 
 
 def test_an_access_stops_at_a_signal(do):
