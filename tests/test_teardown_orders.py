@@ -13,6 +13,7 @@ from gpusvm.check import Checker
 from gpusvm.errors import KernelError
 from gpusvm.machine import load_topology
 from gpusvm.mm import Geometry
+from gpusvm.plugins import load_drivers
 from gpusvm.testing import Bench
 
 SMALL = Geometry(pmd_order=2)
@@ -20,6 +21,7 @@ PAGE = SMALL.page_size
 PMD = SMALL.pmd_size
 MACHINE = attrs.evolve(load_topology("single"), ram_bytes=4 << 20)
 DRIVERS = ["xe", "nouveau", "dmirror", "svmdev", "kfd"]
+INSTALLED = load_drivers()  # once, and not for each of two thousand orders
 KEPT_BY_FILES = {"xe", "svmdev", "kfd"}  # the others can be removed from a device that is in use
 
 
@@ -28,7 +30,9 @@ class Ends:
 
     def __init__(self, driver: str) -> None:
         self.name = driver
-        self.bench = Bench(driver, geometry=SMALL, topology=MACHINE, vram_bytes=16 * PMD, quirks="fixed")
+        self.bench = Bench(
+            driver, drivers=INSTALLED, geometry=SMALL, topology=MACHINE, vram_bytes=16 * PMD, quirks="fixed"
+        )
         self.checker = Checker.of(self.bench.memory)
         bench = self.bench
         self.addr = addr = bench.map(4 * PMD)
