@@ -3,12 +3,14 @@
 mypy checks this for a plugin that is type-checked; the plugins that need it most are those that are not.
 """
 
+import functools
 import inspect
 import typing
 from collections.abc import Callable, Iterator
+from types import MethodType
 from typing import Any
 
-__all__ = ["arity_problem", "call_problem", "optional_ops", "protocol_methods", "protocol_problems"]
+__all__ = ["arity_problem", "call_problem", "method_problem", "optional_ops", "protocol_methods", "protocol_problems"]
 
 _BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -102,6 +104,18 @@ def call_problem(
         except TypeError as exc:
             return f"{name}: expected {name}{_shown(expected)}, got {name}{_shown(found)}: {exc}"
     return None
+
+
+def method_problem(found: Callable[..., Any], expected: Callable[..., Any], *, name: str) -> str | None:
+    """Do so for a bound op of an object, where that is a method looking at its function only once."""
+    if isinstance(found, MethodType) and inspect.isfunction(found.__func__):
+        return _function_problem(found.__func__, expected, name)
+    return call_problem(found, expected, name=name, bound=True)
+
+
+@functools.lru_cache(maxsize=1024)
+def _function_problem(found: Callable[..., Any], expected: Callable[..., Any], name: str) -> str | None:
+    return call_problem(MethodType(found, object()), expected, name=name, bound=True)
 
 
 def _ways(signature: inspect.Signature) -> list[tuple[list[None], dict[str, None]]]:

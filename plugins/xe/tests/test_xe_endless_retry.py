@@ -37,3 +37,12 @@ def test_as_written_the_worker_never_ends(prot, error):
     with pytest.raises(ModelError) as caught:
         b.gpu_write(addr)
     assert f"no end: the fault on {addr:#x} began again 2000 times (-{error}: " in str(caught.value)
+
+
+def test_where_it_ends_can_be_said():
+    b, addr = protected("as_written", PROT_READ)
+    b.kernel.restarts_max = 5
+    before = b.kernel.stats.retries
+    with pytest.raises(ModelError, match=f"no end: the fault on {addr:#x} began again 5 times"):
+        b.gpu_write(addr)
+    assert b.kernel.stats.retries - before == 6

@@ -20,6 +20,7 @@ RAM_PAGES: Final = 2048
 VRAM_PAGES: Final = 256
 
 _FAULTS_MAX: Final = 50_000
+_RESTARTS_MAX: Final = VRAM_PAGES
 _GEOMETRY: Final = Geometry(pmd_order=4)
 
 
@@ -33,9 +34,11 @@ def small(
 ) -> "Bench":
     """Boot a small machine with the driver that is asked; huge pages are what is advised (`thp`).
 
-    A CPU that faults on one page without an end is a LivelockError, after more faults than fit into a timeslice.
+    A CPU that faults on one page without an end is a LivelockError, after more faults than fit into a timeslice; a
+    fault of the GPU that has begun again as often as the device has pages has no end either.
     """
     vram, ram = vram_pages * PAGE, ram_pages * PAGE
     bench = lab.bench(geometry=_GEOMETRY, vram_bytes=vram, ram_bytes=ram, thp=thp, **options)
     bench.memory.cpu_faults_max = _FAULTS_MAX
+    bench.kernel.restarts_max = _RESTARTS_MAX
     return bench

@@ -14,7 +14,7 @@ What a stage (gc to bind) may answer:
 
 import errno
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from gpusvm.driver.fault import (
     STAGE_ACK,
@@ -37,10 +37,6 @@ if TYPE_CHECKING:
     from gpusvm.kernel import Kernel
 
 __all__ = ["FaultJob", "FaultPipeline", "Restart"]
-
-
-_RESTARTS_MAX: Final = 2_000
-"""Restarts of one fault that are taken for a loop without end, where a driver sets no limit of its own."""
 
 
 class Restart(Exception):  # noqa: N818 - not an error: the kernel's "goto retry"
@@ -167,9 +163,9 @@ class FaultPipeline:
                     restarts += 1
                     if self.restart_limit is not None and restarts > self.restart_limit:
                         return errno.EBUSY
-                    if restarts > _RESTARTS_MAX:
+                    if restarts > self.kernel.restarts_max:
                         raise ModelError(
-                            f"no end: the fault on {job.fault.addr:#x} began again {_RESTARTS_MAX} times "
+                            f"no end: the fault on {job.fault.addr:#x} began again {self.kernel.restarts_max} times "
                             f"({restart.__cause__ or 'it was invalidated'}), task {self.kernel.current.name!r}"
                         ) from restart
                     job.enter(STAGE_GC)

@@ -15,7 +15,7 @@ from gpusvm.drm.addr import PagemapAddrs, expand
 from gpusvm.errors import KernelError, ModelError, errno_name
 from gpusvm.kernel import Kernel
 from gpusvm.mm.api import MemoryManagerApi, Pfns
-from gpusvm.signatures import arity_problem, call_problem, optional_ops, protocol_methods
+from gpusvm.signatures import arity_problem, method_problem, optional_ops, protocol_methods
 
 if TYPE_CHECKING:
     from gpusvm.kernel.authors import Authors
@@ -62,7 +62,7 @@ class _Guard:
             if found is None:
                 self._lacks(ops, protocol, name)
                 continue
-            self._fits(protocol, found, call_problem(found, expected, name=name, bound=True))
+            self._fits(protocol, found, method_problem(found, expected, name=name))
             setattr(self, name, self._watched(name))
         for name, arguments in optional_ops(protocol):
             found = getattr(ops, name, None)

@@ -32,6 +32,9 @@ __all__ = ["Author", "Authors", "PlacedLedger", "code_roots"]
 
 _CORE: Final = str(Path(__file__).parent.parent / "_").removesuffix("_")
 
+# Who asks a machine: below it on the stack, pytest's included, is no code of a driver.
+_ASKS: Final = str(Path(__file__).parent.parent / "testing" / "bench.py")
+
 _DUTY_OF_KIND: Final = {
     "pm": "pm-put",
     "dma": "dma-unmap",
@@ -44,7 +47,7 @@ _DUTY_OF_KIND: Final = {
 _PLACES_SHOWN: Final = 4
 
 
-@frozen
+@frozen(cache_hash=True)  # every reference that is taken looks for its own
 class Author:
     """Point into a driver: `op` is the function that core called, `place` the line that it had come to."""
 
@@ -121,11 +124,14 @@ class Authors:
     def find(self, frame: FrameType | None = None) -> Author | None:
         """Return the innermost line of a driver on the stack, and the function of the driver that core called."""
         frame = frame or sys._getframe(1)
-        kinds = self._kinds  # each reference that is taken or put asks this, up to a hundred frames deep
+        kinds, driver = self._kinds, _Kind.DRIVER  # each reference that is taken or put asks this
         while frame is not None:
             code = frame.f_code
-            if (kinds.get(code.co_filename) or self._kind(code.co_filename)) is _Kind.DRIVER:
+            file = code.co_filename
+            if (kinds.get(file) or self._kind(file)) is driver:
                 break
+            if file == _ASKS:
+                return None
             frame = frame.f_back
         else:
             return None

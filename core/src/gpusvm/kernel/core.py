@@ -102,8 +102,9 @@ class Kernel:
     ``step(task, operation, what)`` at each yield point, `what` being the lock, queue or (object, field) that is touched
     next, and ``leaves(task)`` when the running task waits or has ended. ``footprint`` is None or, in explored mode, is
     told what each step touches. ``charged`` sums the ns that were charged to
-    tasks or accounted for engines, by event. Close a kernel that may have waiting tasks, or use it as a context
-    manager.
+    tasks or accounted for engines, by event. One GPU fault that has begun again more than ``restarts_max`` times, where
+    its driver has no limit of its own, is taken for a loop without end. Close a kernel that may have waiting tasks, or
+    use it as a context manager.
     """
 
     def __init__(
@@ -148,6 +149,7 @@ class Kernel:
         self.graveyard = Graveyard(self)
         self.workqueues: list[Workqueue] = []
         self.closing = False
+        self.restarts_max = 2_000
         self.next_due = NEVER  # when another task or timer is due; timed mode only
         self._table: Mapping[str, int] = _Free() if costs is None else costs.table
         self._atomic = _Atomic(self)
