@@ -122,11 +122,13 @@ class SvmdevFile:
             self.drop(range_)
 
     def drop(self, range_: GpuSvmRange) -> None:
-        """Remove a range. Locked."""
-        with self.gclock:
-            self.gc.pop(range_, None)
+        """Remove a range. Locked. Until it is off its notifier a munmap may leave it to the collector once more."""
+        range_.get()
         self._unmap(range_, _NO_FLAGS)
         self.svm.range_remove(range_)
+        with self.gclock:
+            self.gc.pop(range_, None)
+        range_.put()
 
     def _unmap(self, range_: GpuSvmRange, ctx: GpuSvmCtx) -> None:
         self.page_table.unmap(range_.start >> self._page_shift, range_.end >> self._page_shift)

@@ -45,6 +45,7 @@ def _raise(bench: "Bench", wanted: "list[tuple[int, int]]") -> list[_Counted]:
 
 BATCHES: Final = {
     "one-page": [(0, ACCESS_READ)] * 8,
+    "one-page-at-once": [(0, ACCESS_WRITE)] * 32,
     "mixed-access": [(0, ACCESS_READ), (0, ACCESS_WRITE), (1, ACCESS_WRITE), (1, ACCESS_READ)],
     "block": [(page, ACCESS_READ) for page in range(BLOCK_PAGES)],
     "backwards": [(page, ACCESS_WRITE) for page in reversed(range(BLOCK_PAGES))],

@@ -9,7 +9,7 @@ from typing import Final
 
 from gpusvm.conformance.family import every, family
 from gpusvm.conformance.story import told
-from gpusvm.conformance.suite import Lab
+from gpusvm.conformance.suite import Lab, check
 
 _REF: Final = "IGT tests/intel/xe_exec_system_allocator.c: race, threads, same-page; mm/memory.c:do_swap_page"
 _SETUP: Final = ("map 0 8", "cpu_write 0 8")
@@ -24,9 +24,20 @@ CONTESTS: Final[Mapping[str, Program]] = {
     "four-faulters": {f"gpu{i}": [f"gpu_write {2 * i} 2"] for i in range(4)},
     "four-on-one-page": {f"gpu{i}": ["gpu_write 0 1"] for i in range(4)},
     "warp-against-cpu": {"gpu": ["gpu_together write 0 4"], "cpu": ["cpu_write 0 4"] * 2},
+    "readers-one-writer": {
+        "gpu": ["gpu_read 0 2"] * 3,
+        "reader": ["cpu_read 0 2"] * 3,
+        "writer": ["cpu_write 0 2"] * 3,
+    },
+    "neighbours": {"gpu": ["gpu_write 0 2"] * 3, "cpu": ["cpu_write 2 2"] * 3},
     "storm-dontneed": {"gpu": ["gpu_write 0 4"], "cpu": ["dontneed 0 4"] * 4},
     "storm-mprotect": {"gpu": ["gpu_read 0 4"], "cpu": ["mprotect 0 4 ro", "mprotect 0 4 rw"] * 2},
     "storm-next-door": {"gpu": ["gpu_write 0 4"], "cpu": ["dontneed 4 4"] * 4},
+    "storm-unmap": {"gpu": ["gpu_write 0 2"], "cpu": ["munmap 3 1", "map 3 1"] * 3},
+    "storm-fork": {
+        "gpu": ["gpu_read 0 2"] * 2,
+        "cpu": ["fork a", "a.cpu_write 0 1", "fork b", "b.cpu_write 1 1"],
+    },
     "munmap": {"gpu": ["gpu_write 0 4"], "cpu": ["munmap 0 4"]},
     "munmap-part": {"gpu": ["gpu_write 0 4"], "cpu": ["munmap 1 2"]},
     "remap": {"gpu": ["gpu_write 0 4"], "cpu": ["map 0 4", "cpu_write 0 4"]},
@@ -49,6 +60,11 @@ DEVICE_CONTESTS: Final[Mapping[str, Program]] = {
     "cpu-and-gpu": {"gpu": ["gpu_write 0 4"], "cpu": ["cpu_write 0 4"]},
     "populate-and-cpu": {"hand": ["populate 0 4"], "cpu": ["cpu_write 0 4"]},
     "populate-and-gpu": {"hand": ["populate 4 4"], "gpu": ["gpu_write 4 4"]},
+    "storm-populate": {
+        "hand": ["populate 0 4"] * 3,
+        "gpu": ["gpu_write 0 2"] * 2,
+        "cpu": ["cpu_write 1 2"] * 3,
+    },
     "populate-twice": {"one": ["populate 4 4"], "two": ["populate 4 4"]},
     "populate-and-munmap": {"hand": ["populate 4 4"], "cpu": ["munmap 5 2"]},
     "populate-and-fork": {"hand": ["populate 4 4"], "cpu": ["fork child", "child.cpu_write 4 2"]},
@@ -60,6 +76,14 @@ DEVICE_CONTESTS: Final[Mapping[str, Program]] = {
     "exit-and-cpu": {"cpu": ["cpu_read 0 4"], "hand": ["exit"]},
 }
 """Programs on memory whose first block is on the device."""
+
+ATOMIC_CONTESTS: Final[Mapping[str, Program]] = {
+    "cpu-writers": {"gpu": ["gpu_atomic 0 1"], "one": ["cpu_write 0 1"] * 3, "two": ["cpu_write 0 1"] * 3},
+    "in-turns": {"gpu": ["gpu_atomic 0 1"] * 3, "cpu": ["cpu_write 0 1"] * 3},
+    "two-streams": {"one": ["gpu_atomic 0 1"], "two": ["gpu_atomic 0 1"], "cpu": ["cpu_read 0 1"] * 2},
+    "and-a-write": {"one": ["gpu_atomic 0 1"] * 2, "two": ["gpu_write 0 2"], "cpu": ["cpu_write 0 1"]},
+}
+"""Programs that do atomics on a page that others want as well."""
 
 
 @family("progress.{contest}", every(contest=CONTESTS), since="1.0", ref=_REF)
@@ -84,6 +108,29 @@ def test_contest_on_device(lab: Lab, contest: str, size: str) -> None:
         setup=(*_SETUP, "populate 0 4"),
         tasks=DEVICE_CONTESTS[contest],
         thp="always" if size == "huge" else "never",
+    )
+
+
+@family(
+    "progress.atomic.{contest}",
+    every(contest=ATOMIC_CONTESTS),
+    since="1.0",
+    ref="mm/rmap.c:make_device_exclusive; drivers/gpu/drm/xe/xe_svm.c:xe_svm_handle_pagefault",
+    profile="atomics",
+)
+def test_atomic(lab: Lab, contest: str) -> None:
+    """In {contest}, whatever the order, atomics and all other accesses of their page end, and nothing is lost."""
+    told(lab, setup=_SETUP, tasks=ATOMIC_CONTESTS[contest], end=("cpu_read 0 4",))
+
+
+@check("progress.two-processes", since="1.0", ref="mm/mmu_notifier.c:mmu_interval_read_begin")
+def test_two_processes(lab: Lab) -> None:
+    """Two processes whose GPU work faults at one address at the same time are both served, each with its own."""
+    told(
+        lab,
+        setup=(*_SETUP, "process q", "q.open", "q.map 0 8", "q.cpu_write 0 8"),
+        tasks={"one": ["gpu_write 0 2"] * 2, "two": ["q.gpu_write 0 2"] * 2, "cpu": ["cpu_write 0 1"] * 2},
+        end=("cpu_read 0 4", "q.cpu_read 0 4"),
     )
 
 

@@ -139,11 +139,14 @@ static void drop(struct svmdev_mirror *mirror, struct svmdev_range *range)
 {
 	struct drm_gpusvm_ctx ctx = { };
 
+	/* Until it is off its notifier a munmap may leave it to the collector once more. */
+	drm_gpusvm_range_get(&range->base);
+	drm_gpusvm_unmap_pages(&mirror->gpusvm, &range->pages, pages_in(range), &ctx);
+	drm_gpusvm_range_remove(&mirror->gpusvm, &range->base);
 	spin_lock_irq(&mirror->garbage_lock);
 	list_del_init(&range->garbage);
 	spin_unlock_irq(&mirror->garbage_lock);
-	drm_gpusvm_unmap_pages(&mirror->gpusvm, &range->pages, pages_in(range), &ctx);
-	drm_gpusvm_range_remove(&mirror->gpusvm, &range->base);
+	drm_gpusvm_range_put(&range->base);
 }
 
 static struct svmdev_range *first_garbage(struct svmdev_mirror *mirror)
