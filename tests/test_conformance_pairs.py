@@ -28,6 +28,7 @@ FAILS = {
     "pair.unmapped.both-refuse": "no-unmap",
     "pair.remove.mine": "stays-on-removal",
     "pair.exit.both": "no-unmap",
+    "pair.orders.exit.device": "copies-nothing-in",
     "pair.path.removed-under": "stays-on-removal",
 }
 

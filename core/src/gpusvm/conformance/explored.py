@@ -5,7 +5,7 @@ rest, contents, locks, whether anybody gets anywhere, what the program is told, 
 What the mm of Linux as written breaks by itself (a quirk of `gpusvm.mm.MmQuirks`) is no rule of a driver's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from attrs import fields
@@ -20,6 +20,7 @@ from gpusvm.mm import MmQuirks
 
 if TYPE_CHECKING:
     from gpusvm.conformance.suite import Lab
+    from gpusvm.driver import DriverSpec
 
 __all__ = ["SCHEDULES", "explored", "is_of_the_mm", "run", "steps"]
 
@@ -64,13 +65,14 @@ def explored(
     run(lab, scenario, schedules=schedules)
 
 
-def run(lab: "Lab", *scenarios: Scenario, schedules: int) -> None:
-    """Run scenarios one after the other, each in so many orders. AssertionError as of `explored`.
+def run(lab: "Lab", *scenarios: Scenario, schedules: int, beside: "Sequence[DriverSpec]" = ()) -> None:
+    """Run scenarios one after the other, each in so many orders, with drivers of their own on the devices behind the
+    first that `beside` has some for. AssertionError as of `explored`.
 
     One machine is booted for all: they differ in nothing but the order of each task's operations.
     """
     first = scenarios[0]
-    stage = Stage(lambda: World(first, lab.driver, drivers=lab.drivers, quirks=lab.quirks))
+    stage = Stage(lambda: World(first, lab.driver, drivers=lab.drivers, quirks=lab.quirks, beside=beside))
     for scenario in scenarios:
         for seed in range(schedules):
             walk = RandomWalk(seed=seed)

@@ -9,6 +9,7 @@ from gpusvm.explore.scenario import Scenario
 
 if TYPE_CHECKING:
     from gpusvm.conformance.suite import Lab
+    from gpusvm.driver import DriverSpec
 
 __all__ = ["told"]
 
@@ -20,9 +21,11 @@ def told(
     tasks: Mapping[str, Sequence[str]],
     end: Sequence[str] = (),
     orders: int = 4,
+    beside: "Sequence[DriverSpec]" = (),
     **machine: Any,
 ) -> None:
-    """Run a program in some orders of its tasks; lines and `machine` are as in a scenario (`gpusvm explore`).
+    """Run a program in some orders of its tasks; lines and `machine` are as in a scenario (`gpusvm explore`);
+    `beside` has drivers of their own for the devices behind the first.
 
     AssertionError with the first thing that broke: an invariant, contents, an errno without a reason, a lock, a leak,
     no end.
@@ -39,4 +42,4 @@ def told(
         end=lines(end),
         **machine,
     )
-    run(lab, scenario, schedules=orders)
+    run(lab, scenario, schedules=orders, beside=beside)

@@ -89,7 +89,8 @@ def _contract(world: World, attempt: Attempt) -> tuple[str, Mapping[str, Iterabl
     """Return who answered, and with which errnos it may, by reason."""
     step = attempt.step
     name = step.kind.name
-    refusals = world.info.refusals
+    info = world.info_of(step.file)
+    refusals = info.refusals
     if step.kind.by == "gpu":
         atomic = "atomic" in (name.removeprefix("gpu_"), *step.args)
         stated = [refusals.atomic if atomic else refusals.access]
@@ -104,18 +105,19 @@ def _contract(world: World, attempt: Attempt) -> tuple[str, Mapping[str, Iterabl
         for reason, numbers in errnos.items():
             reasons.setdefault(reason, set()).update(numbers)
     reasons.setdefault("context_gone", set()).update((ECANCELED, ENXIO))
-    return world.info.name, reasons
+    return info.name, reasons
 
 
 def _reasons(world: World, actor: Actor, attempt: Attempt) -> set[str]:
     """Find out what was so while an operation ran."""
     step = attempt.step
+    info = world.info_of(step.file)
     true = set()
     states = frozenset().union(*attempt.seen.values()) if attempt.seen else frozenset()
     if UNMAPPED in states:
         true.add("unmapped")
     reads = step.kind.name in ("cpu_read", "gpu_read", "hold") or "read" in step.args
-    if step.kind.by == "gpu" and world.info.refusals.read_needs_write:
+    if step.kind.by == "gpu" and info.refusals.read_needs_write:
         reads = False
     if NONE in states or (READ_ONLY in states and not reads):
         true.add("forbidden")
@@ -141,7 +143,7 @@ def _reasons(world: World, actor: Actor, attempt: Attempt) -> set[str]:
     if len(world.kernel.injector.failed) > attempt.failures:
         true.add("failed")
     # Whoever touches memory at all may keep a driver that evicts from making room.
-    evicts = bool(world.info.capabilities.eviction)
+    evicts = bool(info.capabilities.eviction)
     for other in attempt.met:
         if _touches(other, attempt) or (evicts and other.step.kind.name in _WANT_PAGES):
             true.add("touched" if other.step.kind.name in _CPU_ACCESSES else "contended")

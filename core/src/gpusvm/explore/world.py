@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Literal
 
-    from gpusvm.driver import Driver, DriverInfo
+    from gpusvm.driver import Driver, DriverInfo, DriverSpec
     from gpusvm.driver.operations import OperationTarget
     from gpusvm.explore.scenario import Scenario
     from gpusvm.kernel import Kernel, Module
@@ -64,9 +64,10 @@ class World:
         drivers: Mapping[str, DriverInfo],
         quirks: Literal["as_written", "fixed"] = "fixed",
         checked: bool = True,
+        beside: Sequence[DriverSpec] = (),
     ) -> None:
-        """Boot the scenario's machine with the driver of a spec string on each device, attach the checker, run the
-        setup.
+        """Boot the scenario's machine with the driver of a spec string on each device, but for those behind the first
+        that `beside` has others for, attach the checker, run the setup.
 
         What the scenario sets for the driver holds where the spec says nothing. InputError for a spec, or an operation,
         that there is not, and for a driver that the scenario is not for.
@@ -84,6 +85,8 @@ class World:
         if reason:
             raise InputError(f"scenario {scenario.name!r} is not for driver {name!r}: {reason}")
         self.info = found.info
+        others = [scaled(each, geometry, {}) for each in beside]
+        self._infos = [found.info, *(each.info for each in others)]
         self._target = _operation_target(drivers, name)
         single = load_topology("single")
         one = evolve(single.device[0], iommu=scenario.iommu, late_clears=scenario.late_clears)
@@ -93,7 +96,7 @@ class World:
         self._steps = {operation: bind(operation) for operation in scenario.operations}
         self.machine = Machine.boot(
             topology,
-            [driver] * scenario.devices,
+            [driver, *others, *[driver] * (scenario.devices - len(others) - 1)],
             vram_bytes=scenario.vram_pages * geometry.page_size,
             thp=scenario.thp,
             geometry=geometry,
@@ -203,7 +206,7 @@ class World:
     def look(self, attempt: Attempt, page: int, reach: range) -> None:
         """Let an attempt begin anew with an access of `page`; what a GPU reaches beyond `reach` is the driver's."""
         if attempt.step.kind.by == "gpu":
-            reach = self.reach(reach.start, len(reach))
+            reach = self.reach(reach.start, len(reach), file=attempt.step.file)
         failures = len(self.kernel.injector.failed)
         attempt.look(reach, page=page, failures=failures, others=self._attempts)
 
@@ -317,9 +320,14 @@ class World:
         """Return the runtime PM of the device that a file is of, whether it still has its driver or not."""
         return self._powers[file % self.scenario.devices]
 
-    def reach(self, first: int, pages: int) -> range:
-        """Return the pages that matter to the driver when the GPU touches some, or the program wants them moved."""
-        refusals, block = self.info.refusals, 1 << self.scenario.pmd_order
+    def info_of(self, file: int) -> DriverInfo:
+        """Return what the driver of the device that a file is of says of itself."""
+        device = file % self.scenario.devices
+        return self._infos[device] if device < len(self._infos) else self.info
+
+    def reach(self, first: int, pages: int, *, file: int = 0) -> range:
+        """Return the pages that matter to a file's driver when the GPU touches some, or they are to be moved."""
+        refusals, block = self.info_of(file).refusals, 1 << self.scenario.pmd_order
         end = first + pages - 1 + refusals.reach_ahead_pages
         if refusals.reach_block:
             return range(first & -block, (end + block - 1) & -block)

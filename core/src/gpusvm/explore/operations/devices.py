@@ -14,7 +14,7 @@ def populate(at: Place, first: int, pages: int) -> None:
     space = at.space
     if not space.open:
         raise at.refuse(_errno.ECANCELED, "the file is closed")
-    at.look(first, at.world.reach(first, pages))
+    at.look(first, at.world.reach(first, pages, file=at.step.file))
     space.vm.populate(at.address(first), at.address(first + pages))
 
 
@@ -84,5 +84,5 @@ def ioctl(at: Place, command: str, *numbers: int) -> None:
     ``dev`` and ``slot`` among its numbers are filled in, pages count as everywhere; what it answers is not looked at.
     """
     if len(numbers) > 1:
-        at.look(numbers[0], at.world.reach(numbers[0], numbers[1]))
+        at.look(numbers[0], at.world.reach(numbers[0], numbers[1], file=at.step.file))
     at.world.command(at.actor, at.step.file, command, numbers)

@@ -7,6 +7,7 @@ these fails has yet to show that it can.
 from collections.abc import Mapping
 from typing import Final
 
+from gpusvm.conformance.mutants.broken.advice import ADVICE
 from gpusvm.conformance.mutants.broken.devices import DEVICES
 from gpusvm.conformance.mutants.broken.driver import BrokenDriver
 from gpusvm.conformance.mutants.broken.ends import ENDS
@@ -19,6 +20,6 @@ from gpusvm.conformance.mutants.broken.power import POWER
 __all__ = ["BROKEN", "BrokenDriver"]
 
 BROKEN: Final[Mapping[str, BrokenDriver]] = {
-    broken.id: broken for broken in (*INVALIDATION, *FAULTS, *MEMORY, *DEVICES, *POWER, *ENDS, *KINDS)
+    broken.id: broken for broken in (*INVALIDATION, *FAULTS, *MEMORY, *DEVICES, *POWER, *ENDS, *ADVICE, *KINDS)
 }
 """By id."""
