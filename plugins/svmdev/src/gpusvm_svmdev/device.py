@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["DeviceLog", "Svmdev", "device_page"]
 
 _DEVICE_SHIFT: Final = 40
+_TRIES: Final = 100  # to bring home what is in the device's memory at its end; memunmap_pages waits for what is left
 
 
 def device_page(addr: int, page_shift: int) -> tuple[int, int]:
@@ -241,10 +242,11 @@ class Svmdev:
         """
         if self.files:
             raise KernelError(EBUSY, f"{len(self.files)} files of {self.host.device.name} are open")
-        while self.vram.bos:
+        for _ in range(_TRIES):
             self.evict()
-            if self.vram.bos:  # a CPU fault has a page of it, and may fail
-                self.host.kernel.sleep_ns(RETRY_NS)
+            if not self.vram.bos:
+                break
+            self.host.kernel.sleep_ns(RETRY_NS)  # a CPU fault has a page of it, and may fail
         if self.host.owners is not None:
             self.host.owners.release_owner(self.peer)
         if self.plain is not None:
