@@ -243,10 +243,11 @@ class Svmdev:
         if self.files:
             raise KernelError(EBUSY, f"{len(self.files)} files of {self.host.device.name} are open")
         for _ in range(_TRIES):
-            self.evict()
             if not self.vram.bos:
                 break
-            self.host.kernel.sleep_ns(RETRY_NS)  # a CPU fault has a page of it, and may fail
+            self.evict()
+            if self.vram.bos:  # a CPU fault has a page of it, and may fail
+                self.host.kernel.sleep_ns(RETRY_NS)
         if self.host.owners is not None:
             self.host.owners.release_owner(self.peer)
         if self.plain is not None:
