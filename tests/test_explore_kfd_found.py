@@ -32,3 +32,9 @@ def test_a_range_that_there_is_no_memory_to_cut():
     labels = [(each.finding.kind, each.finding.invariant) for each in found.findings]
     assert labels == [("driver", "svm_range_unmap_split")]
     assert explore(["kfd-unmap"], ["kfd"], **options).findings == []
+
+
+def test_no_dropped_fault_is_lost_while_another_is_answered():
+    """An answer wakes a task: a timer that came in between found nothing that waits, and was not armed again."""
+    options = {"scheduler": "pct", "seed": 9101, "schedules": 60, "shrunk": False}
+    assert explore(["fault-together"], ["kfd:access=in_place"], quirks="fixed", **options).findings == []

@@ -149,20 +149,23 @@ class KfdPipeline(FaultPipeline):
 
     def _drop(self, fault: GpuFault, until_ns: int) -> None:
         """Answer a fault whose page is mapped, keep one that is not."""
-        if not self._answer_mapped(fault):
+        if self._may_go_on(fault):
+            self._let_go_on(fault)
+        else:
             self._dropped.append((until_ns, fault))
             self._arm()
 
-    def _answer_mapped(self, fault: GpuFault) -> bool:
-        """Let a fault go on that nobody has to serve any more, if so: all its time was spent in the queue."""
+    def _may_go_on(self, fault: GpuFault) -> bool:
+        """Tell whether nobody has to serve a fault any more."""
         pdd = self.device.pdds.get(fault.inst)
-        if pdd is None or not pdd.files or pdd.process.queues.stopped or not self._is_mapped(pdd, fault):
-            return False
+        return pdd is not None and bool(pdd.files) and not pdd.process.queues.stopped and self._is_mapped(pdd, fault)
+
+    def _let_go_on(self, fault: GpuFault) -> None:
+        """Answer such a fault, which spent all its time in the queue. What it wakes may drop faults, or raise them."""
         waited_ns = self.kernel.now_ns - fault.time_ns
         self.accounts.latency_ns.append(waited_ns)
         self.accounts.stage_ns[STAGE_QUEUE] += waited_ns
         fault.complete(0)
-        return True
 
     def _is_mapped(self, pdd: "ProcessDevice", fault: GpuFault) -> bool:
         vpn = fault.addr >> self.device.page_shift
@@ -179,10 +182,15 @@ class KfdPipeline(FaultPipeline):
         now_ns = self.kernel.now_ns
         due = [fault for until_ns, fault in self._dropped if until_ns <= now_ns]
         self._dropped = [each for each in self._dropped if each[0] > now_ns]
-        due = [fault for fault in due if not self._answer_mapped(fault)]
-        taken = self.device.queues.submit(0, due, again=True) if due else 0
-        self._dropped += [(now_ns + 1000, fault) for fault in due[taken:]]
+        mapped: list[GpuFault] = []
+        again: list[GpuFault] = []
+        for fault in due:
+            (mapped if self._may_go_on(fault) else again).append(fault)
+        taken = self.device.queues.submit(0, again, again=True) if again else 0
+        self._dropped += [(now_ns + 1000, fault) for fault in again[taken:]]
         self._arm()
+        for fault in mapped:
+            self._let_go_on(fault)
 
     def release(self, pdd: "ProcessDevice") -> None:
         """Raise everything that waits for a process's queues."""
@@ -432,8 +440,14 @@ class KfdPipeline(FaultPipeline):
 
     def replay(self, batch: Sequence[GpuFault]) -> None:
         """Answer what was dropped and is mapped now: the hardware has tried again in the meantime."""
-        dropped, self._dropped = self._dropped, []
-        self._dropped += [each for each in dropped if not self._answer_mapped(each[1])]
+        mapped: list[tuple[int, GpuFault]] = []
+        dropped: list[tuple[int, GpuFault]] = []
+        for each in self._dropped:
+            (mapped if self._may_go_on(each[1]) else dropped).append(each)
+        # Before any is answered: what that wakes may let the timer look for what is due.
+        self._dropped = dropped
+        for _, fault in mapped:
+            self._let_go_on(fault)
 
     def acknowledge(self, job: FaultJob, answer: int) -> None:
         """Keep a fault that was dropped; of another the hardware finds out by itself."""
