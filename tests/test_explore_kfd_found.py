@@ -17,6 +17,7 @@ FREE = ("invariant", "54")
         ("kfd-freed", "freed_range", 60, ("use-after-free", "I-LIFE")),
         ("kfd-devices", "fault_under_lock", 60, ("invariant", "50")),
         ("kfd-clone", "clone_reference", 100, ("driver", "svm_range_clone")),
+        ("kfd-child", "last_user", 60, ("invariant", "49")),
     ],
 )
 def test_each_is_found_as_written_and_not_fixed(scenario, quirk, schedules, label):

@@ -48,7 +48,10 @@ def cpu_fault(device: "KfdDevice", vmf: "VmFault") -> int:
                 finally:
                     process.put("lookup")
         finally:
-            mm.mmput()
+            if device.quirks.last_user == "as_written":
+                mm.mmput()
+            else:
+                mm.mmput_async()
     return _without_range(device, vmf)
 
 

@@ -147,6 +147,12 @@ class KfdQuirks:
         "the fault is taken for ever; and a GPU's fault on it reads a NULL pointer. Derived from the source",
         cite="kfd_migrate.c:svm_migrate_to_ram; kfd_svm.c:svm_range_dma_map_dev",
     )
+    last_user: str = quirk(
+        "A forked child's CPU fault on memory in VRAM holds its parent's memory, and takes it down if the parent has "
+        "gone meanwhile, with the page still locked: mmap_lock after a folio lock. Derived from the source, found in "
+        "random orders",
+        cite="kfd_migrate.c:svm_migrate_to_ram; memory.c:do_swap_page; khugepaged.c:__khugepaged_exit",
+    )
     unmap_gap: str = quirk(
         "A CPU that touches memory in VRAM gets SIGBUS when another thread unmaps a part of the same granule: the area "
         "is gone before the notifier is called that cuts the range. Derived from the source, found in random orders",
