@@ -265,10 +265,10 @@ class Machine:
                     )
                 )
             )
-            if spec.info.awake_with_pages:
-                pm = machine.drivers[-1].device.pm
-                if pm is not None:
-                    pm.promised = True
+            pm = machine.drivers[-1].device.pm
+            link.power = pm
+            if pm is not None and spec.info.awake_with_pages:
+                pm.promised = True
         return machine
 
     def sleep(self, milliseconds: int = 0) -> None:

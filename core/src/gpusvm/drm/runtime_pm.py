@@ -336,6 +336,11 @@ class RuntimePm:
         """Tell whether the device is suspended, or powered off with the system."""
         return self.state is not D0
 
+    @property
+    def is_out(self) -> bool:
+        """Tell whether nothing on the device runs: it sleeps, and no callback is about to wake it."""
+        return self.state is not D0 and not self._transition
+
     # ---- system sleep --------------------------------------------------------------------------------------------
 
     def power_off(self, state: str) -> None:

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, Literal
 
+from gpusvm.errors import DriverError
 from gpusvm.gpu.link import D2H, H2D, Link
 from gpusvm.kernel import Kernel, Work
 
@@ -20,9 +21,10 @@ class CopyEngine:
 
     `shape` says what a copy of scattered pages is: "gather", one command over many entries (xe's blit), or "per_piece",
     a command for each piece (nouveau's copy class). Nothing sleeps in `copy` and `clear`: they return the time in ns at
-    which the engine will be through, and `wait` sleeps up to one. The engine's time is accounted under the constants
-    that it rests on (`Kernel.account`). What the pages hold is moved by whoever knows the pages
-    (`MemoryManagerApi.copy_pages`), not here; when the engine gets to a command, `later` tells.
+    which the engine will be through, and `wait` sleeps up to one. For a device that sleeps either is a DriverError, as
+    the command would never run. The engine's time is accounted under the constants that it rests on (`Kernel.account`).
+    What the pages hold is moved by whoever knows the pages (`MemoryManagerApi.copy_pages`), not here; when the engine
+    gets to a command, `later` tells.
     """
 
     def __init__(self, kernel: Kernel, link: Link, *, shape: Shape, name: str = "copy") -> None:
@@ -45,6 +47,7 @@ class CopyEngine:
         """
         if self._later:
             self._catch_up()
+        self._check_power(direction)
         kernel = self.kernel
         costs = kernel.costs
         ns = costs.copy_ns(self.shape, direction, nbytes, pieces) if costs is not None else 0
@@ -72,6 +75,7 @@ class CopyEngine:
         The base cost is of one that is waited for. Those that follow it at once cost what one more piece costs an
         engine that copies piece by piece.
         """
+        self._check_power("clear")
         kernel = self.kernel
         costs = kernel.costs
         ns = 0
@@ -83,6 +87,15 @@ class CopyEngine:
         self.busy_until_ns = max(kernel.now_ns, self.busy_until_ns) + ns
         self.busy_ns += ns
         return self.busy_until_ns
+
+    def _check_power(self, command: str) -> None:
+        power = self.link.power
+        if power is not None and power.is_out:
+            raise DriverError(
+                "copy engine",
+                f"a {command} is queued on {power.name}, which is in {power.state}: take a runtime PM reference before "
+                "(RuntimePm.get), and put it when the engine is through",
+            )
 
     def later(self, effect: Callable[[], None]) -> None:
         """Do `effect` when the engine gets to the command queued last: at some later step of an explored kernel, and

@@ -66,6 +66,15 @@ POWER: Final = (
         swaps=(Swap("gpusvm_nouveau.pm:IoctlPm.runtime_suspend", _stops_the_worker),),
     ),
     BrokenDriver(
+        id="ioctl-wakes-nobody",
+        rule="it takes no reference for calls, and copies to a device that sleeps",
+        driver="nouveau",
+        swaps=(
+            Swap("gpusvm_nouveau.pm:IoctlPm.ioctl", instead(_wakes_nobody)),
+            Swap("gpusvm_nouveau.pm:IoctlPm.populate", instead(_wakes_nobody)),
+        ),
+    ),
+    BrokenDriver(
         id="leaves-waking-to-others",
         rule="it takes no reference for address spaces, calls and faults",
         driver="xe",
