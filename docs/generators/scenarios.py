@@ -37,7 +37,8 @@ first file that the process has of a device. Pages count from 0, at the beginnin
 their defaults: `standard` (false), `needs` (capabilities that a driver must have), `drivers` (all), `thp` ("never"),
 `pmd_order` (2), `vram_pages` (16), `ram_pages` (128), `devices` and `files` of each in every process (1),
 `iommu` (false: devices reach RAM directly), `settings.NAME` (options for the spec string of a driver), `cpus` (0: each
-task has its own) and `preemptive` (true).
+task has its own) and `preemptive` (true). With settings that serve no faults (`kfd:xnack=off`) a scenario in which the
+GPU touches memory is left out, unless it has `settings.kfd`: then its setup registers that memory.
 
 On a small PMD the driver's sizes shrink with it, on a logarithmic scale: with a PMD of four pages, 2 MiB become 16 KiB,
 64 KiB become 8 KiB and 4 KiB stay.

@@ -101,6 +101,7 @@ def test_of_a_driver_info_only_what_it_refuses_knows_and_leaves_to_users_is_opti
         "tiles_max",
         "integrated",
         "awake_with_pages",
+        "registered_only",
         "strategies",
         "unload",
     ]

@@ -2,6 +2,9 @@
 
 import errno
 
+import pytest
+from gpusvm.errors import InputError
+from gpusvm.explore import explore
 from gpusvm.gpu import READ, WRITE
 from gpusvm.mm.api import PROT_READ, PROT_WRITE
 
@@ -68,3 +71,16 @@ def test_memory_of_which_nothing_is_left_is_unmapped_nevertheless(bench):
     assert b.mapped_pages(addr, 8) == 4
     b.kernel.settle()
     assert b.gpu_read(addr + 4 * PAGE, 4) == 0
+
+
+def test_a_scenario_that_registers_nothing_is_left_out():
+    with pytest.raises(InputError) as caught:
+        explore(["fault-munmap"], [OFF], schedules=1)
+    assert str(caught.value) == (
+        "none of the scenarios is for these drivers: fault-munmap on kfd:xnack=off: 'gpu_write 0 4' may fault, and no "
+        "fault is served with these settings of kfd; a scenario whose setup registers what the GPU touches says so by "
+        "`settings.kfd`"
+    )
+    explored = explore(["fault-munmap", "kfd-queues", "populate-swap"], [OFF], schedules=3)
+    assert [each.scenario for each in explored.left_out] == ["fault-munmap"]
+    assert [(each.scenario, each.schedules) for each in explored.results] == [("kfd-queues", 3), ("populate-swap", 3)]

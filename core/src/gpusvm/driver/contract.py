@@ -111,9 +111,10 @@ class DriverInfo:
     are frozen attrs classes that can be built without arguments (fields from `gpusvm.driver.tunable` and `.quirk`).
     `embedding`, `bo_mapping` and `pm` are one line each. `refuse` takes (tunables, quirks) and returns one sentence for
     every combination that cannot work, with the reason. `refusals` states the errnos that programs may get.
-    Where `refusals`, `capabilities` or `awake_with_pages` are others with other settings, `with_settings` takes (info,
-    tunables, quirks) and returns the info as they make it; what it is declared here holds for the defaults.
+    Where `refusals`, `capabilities` or a promise are others with other settings, `with_settings` takes (info, tunables,
+    quirks) and returns the info as they make it; what is declared here holds for the defaults.
     With `awake_with_pages` it promises that the device is awake while a page of it is in an address space.
+    With `registered_only` no fault of the GPU is served: it reaches what the program has registered, and nothing else.
     `tiles_max` is how many tiles of a device it knows to tell apart (its Vms are `TiledVm` if they are several), and
     `integrated` says that it also drives devices that are not discrete. `strategies` are the keys for which a user may
     give a class of his own, each with the protocol that the class has to satisfy. `unload` says in which order the exit
@@ -138,6 +139,7 @@ class DriverInfo:
     tiles_max: int = 1
     integrated: bool = False
     awake_with_pages: bool = False
+    registered_only: bool = False
     strategies: Mapping[str, type] = Factory(dict)
     unload: Literal["last_first", "first_first", "never"] = "last_first"
 

@@ -79,7 +79,9 @@ class Scenario:
     the same driver, with `iommu` behind an IOMMU, with `late_clears` memory that is cleared when an engine gets to it,
     and every process opens each of them `files` times: ``@N`` is file N, on device ``N % devices``.
     With `cpus` the tasks share so many CPUs, and without `preemptive` keep them (`gpusvm.kernel.cpus`); 0: each has
-    its own. `settings` are options for a driver's spec string, by its name. `end` runs after all tasks.
+    its own. `settings` are options for a driver's spec string, by its name; with some, a scenario is written for that
+    driver, and is not refused where it serves no faults (`gpusvm.driver.DriverInfo.registered_only`). `end` runs after
+    all tasks.
     """
 
     name: str
@@ -128,6 +130,13 @@ class Scenario:
             capability = getattr(info.capabilities, need)
             if not capability:
                 return f"it needs the capability {need}, which {info.name} does not have: {capability.how}"
+        if info.registered_only and info.name not in self.settings:
+            touching = next((each for each in self.operations if bind(each).kind.by == "gpu"), None)
+            if touching is not None:
+                return (
+                    f"{str(touching)!r} may fault, and no fault is served with these settings of {info.name}; a "
+                    f"scenario whose setup registers what the GPU touches says so by `settings.{info.name}`"
+                )
         return ""
 
     def with_tasks(self, tasks: Mapping[str, tuple[Operation, ...]]) -> "Scenario":

@@ -42,7 +42,9 @@ def _with_settings(info: DriverInfo, tunables: KfdTunables, quirks: KfdQuirks) -
         found = evolve(found, migrate_on_fault=no(home), mixed_units=no(home))
     if not tunables.runpm:
         found = evolve(found, runtime_pm=no("runpm=off: the device is always awake"))
-    return evolve(info, capabilities=found)
+    if tunables.xnack == "off":
+        found = evolve(found, migrate_on_fault=no("xnack=off: there are no faults that are served"))
+    return evolve(info, capabilities=found, registered_only=tunables.xnack == "off")
 
 
 INFO = DriverInfo(
