@@ -78,7 +78,7 @@ def _value(value: Any, unit: str) -> str:
     if unit in {"choice", "count"}:
         return code(str(value))
     if unit == "flag":
-        return code(str(value).lower())
+        return code("on" if value else "off")
     return f"{code(str(value))} {unit}"
 
 
