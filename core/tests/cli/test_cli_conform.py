@@ -144,3 +144,39 @@ def test_the_list(gpusvm):
     assert served["requires"] == ["atomics"]
     assert served["place"].startswith("gpusvm/conformance/checks/test_access.py:")
     assert "atomic.served" in gpusvm("conform", "--list").out
+
+
+UNBUILT = """
+import attrs
+from gpusvm.plugins import hookimpl
+from gpusvm_acme.plugin import INFO
+
+def make(host):
+    raise ValueError("no such board")
+
+@hookimpl
+def gpusvm_drivers():
+    return attrs.evolve(INFO, name="unbuilt", make=make)
+"""
+
+
+def test_a_reason_is_told_once(only_acme, gpusvm, tmp_path, monkeypatch):
+    path = tmp_path / "unbuilt.py"
+    path.write_text(UNBUILT)
+    monkeypatch.setenv("GPUSVM_DRIVERS", f"none,unbuilt={path}")
+    done = gpusvm("conform", "--check", "access.read.cpu-wrote", "--check", "access.unmapped.refused", "--jobs", 0)
+    assert done.code == 1
+    assert done.out.count("no such board") == 1
+    at = done.out.index("error access.read.cpu-wrote unbuilt: ")
+    assert done.out[at:].splitlines()[1:] == [
+        "    rule   What a CPU wrote before is what the GPU reads.",
+        "    from   mm/hmm.c:hmm_range_fault",
+        "    again  gpusvm conform --driver unbuilt --check access.read.cpu-wrote",
+        "    first  gpusvm drivers --check unbuilt",
+        (
+            "    also   access.unmapped.refused (mm/hmm.c:hmm_vma_walk_hole): "
+            "gpusvm conform --driver unbuilt --check access.unmapped.refused"
+        ),
+        "",
+        "unbuilt: 2 error",
+    ]

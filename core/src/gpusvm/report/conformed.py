@@ -27,15 +27,18 @@ STYLES: Final = {
 
 
 def print_conformance(found: "Conformance", *, file: IO[str] | None = None) -> None:
-    """Print the matrix, a paragraph for each cell that is not as it should be, and what each driver conforms to."""
+    """Print the matrix, a paragraph for each reason why cells are not as they should be, and what each conforms to."""
     from rich.text import Text
 
     from gpusvm.report.console import open_console
 
     console = open_console(file, width=_WIDTH)
     console.print(_matrix(found, console))
+    same: dict[tuple[str, str, str], list[Result]] = {}
     for each in found.failures:
-        for line in failure_lines(found, each):
+        same.setdefault((each.driver, each.status.value, each.reason), []).append(each)
+    for cells in same.values():
+        for line in failure_lines(found, *cells):
             console.print(Text(line), soft_wrap=True)
         console.print()
     for line in standing_lines(found):
@@ -97,8 +100,11 @@ def checks_document(checks: "Sequence[Check]") -> dict[str, Any]:
     }
 
 
-def failure_lines(found: "Conformance", result: "Result") -> Iterator[str]:
-    """Say what is wrong in a cell, where the rule comes from, and how to repeat it."""
+def failure_lines(found: "Conformance", result: "Result", *others: "Result") -> Iterator[str]:
+    """Say what is wrong in a cell, where the rule comes from, and how to repeat it; and in which others it is the same.
+
+    `others` are of the same driver, with the same status and reason: one broken op may fail every check.
+    """
     from gpusvm.report.console import invoked
 
     rule = next(check.rule for check in found.checks if check.id == result.check)
@@ -108,6 +114,8 @@ def failure_lines(found: "Conformance", result: "Result") -> Iterator[str]:
     yield f"    again  {invoked()} {found.command(result)}"
     if result.status.value == "error":  # the op that Python could not call is found there, with its line
         yield f"    first  {invoked()} drivers --check {result.driver.partition(':')[0]}"
+    for each in others:
+        yield f"    also   {each.check} ({each.ref}): {invoked()} {found.command(each)}"
 
 
 def standing_lines(found: "Conformance") -> Iterator[str]:
