@@ -38,8 +38,12 @@ looks at what both see: the contents of memory, which are compared with what was
 pages are, what the GPU has mapped and with which permissions, which errnos come back, and what the device's power
 is. While it runs every invariant of the model is checked ([which](invariants.md)), locks are watched by lockdep,
 and at its end every machine is torn down: a reference, a mapping, a page or a work that is left is a failure of the
-check. It never looks into the driver's own state, and never at its name. The checks `orders.*` run small
-programs in a few tens of orders of their tasks; [exploration](../how-to/explore.md) runs them in many more.
+check. It never asks for the driver's name, and reads of a driver only what the [contract](driver-contract.md) has it
+offer, its pagemaps and page tables, say; what is kept in fields of its own it may keep as it likes. The checks `ops.*`
+stand between core and the driver, whoever wrote either: they see each call of an op of drm_gpusvm and drm_pagemap with
+what was passed, which locks were held and what came of it, may have it answer with an errno in the driver's place, and
+read what core keeps of the objects that the driver hands it. The checks `orders.*` run small programs in a few tens of
+orders of their tasks; [exploration](../how-to/explore.md) runs them in many more.
 
 ## Profiles
 
