@@ -48,6 +48,7 @@ def test_the_defaults_are_the_modules():
         "can_migrate_same_pagemap": 0,
         "make_room": 0,
         "cached": 0,
+        "coherent": 0,
         "one_log": 0,
         "chunk_sizes": (2 << 20, 64 << 10, 4 << 10),
         "fault_rounds": 3,

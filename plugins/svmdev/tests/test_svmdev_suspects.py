@@ -135,3 +135,18 @@ def test_s4_does_not_show_where_there_is_a_table_of_pmds(do, variant):
     do("mmap 0 0 1024 3 0", "madv 0 0 1024 14", "mmap 1 0 1 3 0", "w 1 0 1 5")
     assert do("sp 0 0 0 1024") == "-1 16 0 0"  # hole_count: it is done all the same
     assert do("pm 0 0 2") == do("pm 0 512 2") == "0 0 2 0 SS"
+
+
+@BOTH
+def test_a_coherent_page_is_mapped_as_system_memory_and_unmapped_as_a_devices(do, variant):
+    do = do(f"svmdev:one_log=1,coherent=1,quirk.coherent_unmap={variant}")
+    do("mmap 0 0 16 3 0", "w 0 0 16 1000", "sp 0 0 0 16")
+    assert do("r 0 0 2") == "0 0 2 0 3e8,3e9"  # the CPU reads it where it is
+    assert do("pm 0 0 2") == "0 0 2 0 XX"
+    assert do("sf 0 0 0 0 0") == "0 0 0 0 rng(0,10,mig) get(0) map(rw,00*16)"
+    assert do("sp 0 0 0 16").startswith("0 0 0 0")  # it is there already
+    assert do("sp 1 0 0 16").startswith("0 0 0 0")
+    maps = {"as_written": -16, "fixed": 0}[variant]
+    assert do("st 0") == f"0 0 0 0 alloc=2 rel=2 inuse=0 ranges=1 notifiers=1 gc=0 maps={maps}"
+    assert do("r 0 0 2") == "0 0 2 0 3e8,3e9"
+    assert do("sc 0 0 0") == "0 0 2 0"

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gpusvm.mm import MemoryManager, MmStruct
 
 __all__ = [
+    "COHERENT_AT",
     "PROCESS_OPERATIONS",
     "PROCESS_RESIDENCY",
     "Answer",
@@ -52,6 +53,9 @@ PROCESS_OPERATIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "pr": ("file", "offset", "pages"),
     "pw": ("file", "offset", "pages", "value"),
 }
+COHERENT_AT: Final = 0x140000000
+"""Where a guest whose profile is `coherent` has 512 MiB that its kernel leaves to the devices."""
+
 PROCESS_RESIDENCY: Final = frozenset({"pm", "kp"})
 
 
@@ -150,7 +154,8 @@ class OperationProfile:
 
     `sequence` makes one, out of the chance that it is given alone. On a real kernel the devices are those of the module
     `module`, one of those that come with gpusvm, loaded with `parameters`; in the model those of the driver with
-    `settings`, options of a spec string. `coherent`: the kernel needs memory that it leaves to the devices. `devices`:
+    `settings`, options of a spec string. `coherent`: the kernel leaves
+    memory at `COHERENT_AT` to the devices. `devices`:
     how many there are, if not as many as the target says.
     """
 

@@ -11,7 +11,7 @@ from gpusvm.drm.devmem import Devmem
 from gpusvm.drm.ram import RamPages, retire_migrated_pages, skip_retired_pages
 from gpusvm.drm.zdd import folio_zdd
 from gpusvm.errors import KernelError
-from gpusvm.mm.api import MIGRATE_PFN_SHIFT, MIGRATE_PFN_VALID
+from gpusvm.mm.api import MEMORY_DEVICE_PRIVATE, MIGRATE_PFN_SHIFT, MIGRATE_PFN_VALID
 
 ATTEMPTS: Final = 3
 
@@ -52,6 +52,7 @@ def _evict_once(devmem: Devmem) -> None:
     dpagemap = devmem.dpagemap
     memory = dpagemap.memory
     kernel = memory.kernel
+    private = dpagemap.pagemap.type == MEMORY_DEVICE_PRIVATE  # only such pages are marked
     npages = devmem.size_bytes >> memory.geometry.page_shift
     src = devmem.ops.populate_devmem_pfn(devmem, npages).astype(np.uint64)
     dst = np.zeros(npages, np.uint64)
@@ -61,14 +62,15 @@ def _evict_once(devmem: Devmem) -> None:
     try:
         if len(live):
             zdd = folio_zdd(memory, int(live[0]) >> MIGRATE_PFN_SHIFT)
-            skip_retired_pages(memory, src, zdd)
+            if private:
+                skip_retired_pages(memory, src, zdd)
             ram = RamPages(memory, src, dst, None, order_fallback=dpagemap.order_fallback)
             if ram.npages:
                 ram.copy(zdd)
                 moved = ram.npages
     finally:
         memory.migrate_device_pages(src, dst, npages)
-        if moved:
+        if moved and private:
             retire_migrated_pages(memory, src, dst, zdd)
         memory.migrate_device_finalize(src, dst, npages)
     if kernel.tracer.on:

@@ -10,13 +10,21 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
-from gpusvm.drm.addr import DMA_FROM_DEVICE, DMA_TO_DEVICE, Orders, constant_u8
+from gpusvm.drm.addr import (
+    DMA_FROM_DEVICE,
+    DMA_TO_DEVICE,
+    DRM_INTERCONNECT_SYSTEM,
+    Orders,
+    PagemapAddrs,
+    constant_u8,
+)
 from gpusvm.drm.devmem import Devmem, DevmemOps, MigrateDetails
 from gpusvm.drm.guard import unguarded
 from gpusvm.drm.mapping import CopyMapping, PeerMapping
 from gpusvm.drm.zdd import Zdd, folio_zdd
 from gpusvm.errors import KernelError, ModelError
 from gpusvm.mm.api import (
+    MEMORY_DEVICE_COHERENT,
     MIGRATE_PFN_COMPOUND,
     MIGRATE_PFN_MIGRATE,
     MIGRATE_PFN_SHIFT,
@@ -176,10 +184,10 @@ class _Migration:
         order = memory.geometry.pmd_order
         src_pfn = head >> MIGRATE_PFN_SHIFT if head & MIGRATE_PFN_VALID else -1
         source: Zdd | None = None
+        if pgmap.start_pfn <= src_pfn < pgmap.start_pfn + pgmap.nr_pages:
+            self._not_necessary()
+            return 0
         if src_pfn >= 0 and memory.is_device_private(src_pfn):
-            if pgmap.start_pfn <= src_pfn < pgmap.start_pfn + pgmap.nr_pages:
-                self._not_necessary()
-                return 0
             source = folio_zdd(memory, src_pfn)
         pfns = self._populate_pfns()
         dst_pfn = int(pfns[0])
@@ -234,9 +242,9 @@ class _Migration:
         device = memory.device_private_mask(src) if all_valid else _masked(memory, src, valid)
         some_device = bool(device.any())
         sizes = np.where(compound, geometry.pmd_nr, 1) if some_compound else None
-        if some_device:
-            pgmap = dpagemap.pagemap
-            own = device & (src >= pgmap.start_pfn) & (src < pgmap.start_pfn + pgmap.nr_pages)
+        pgmap = dpagemap.pagemap
+        if some_device or pgmap.type == MEMORY_DEVICE_COHERENT:
+            own = (src >= pgmap.start_pfn) & (src < pgmap.start_pfn + pgmap.nr_pages)
             own_pages = int(own.sum() if sizes is None else sizes[own].sum())
             if own_pages == npages:
                 self._not_necessary()
@@ -367,14 +375,32 @@ class _Migration:
             self._memory.clear_pages(pfns)
 
     def _copy_from_system(self, src: Pfns, dst: Pfns, order: Orders, npages: int) -> None:
-        """Let the target copy from system memory (drm_pagemap_migrate_sys_to_dev)."""
+        """Let the target copy from system memory, or from coherent memory of a device, which is mapped as if it were
+        (drm_pagemap_migrate_sys_to_dev).
+        """
         devmem = self._devmem
         mapping = CopyMapping(devmem.drm, src, order, npages, DMA_TO_DEVICE)
         try:
             devmem.ops.copy_to_devmem(dst, mapping.addrs, pre_migrate_fence(devmem))
         finally:
             mapping.unmap()
+            if self._dpagemap.quirks.coherent_unmap == "as_written" and not devmem.drm.dma.iommu:
+                self._unmap_from_devices(src, order)
         self.copied += npages
+
+    def _unmap_from_devices(self, src: Pfns, order: Orders) -> None:
+        """Have devices unmap what was mapped as system memory (drm_pagemap_migrate_unmap_pages: is_zone_device_page).
+
+        That the mapping for DMA stays is nothing where there is no IOMMU, and with one it is not unmapped row by row.
+        """
+        memory = self._memory
+        for row in np.flatnonzero(memory.device_memory_mask(src)).tolist():
+            peer = folio_zdd(memory, int(src[row])).dpagemap
+            pfns, of = src[row : row + 1], order[row : row + 1]
+            addrs = PagemapAddrs(
+                pfns, pfns.astype(np.uint64), of, constant_u8(DRM_INTERCONNECT_SYSTEM, 1), DMA_TO_DEVICE, _pages(of)
+            )
+            peer.ops.device_unmap(peer, self._devmem.drm, addrs)
 
     def _copy_from_peer(
         self, peer: "DrmPagemap", ops: DevmemOps, src: Pfns, dst: Pfns, order: Orders, npages: int

@@ -256,9 +256,9 @@ def _map(gpusvm: "GpuSvm", pages: GpuSvmPages, words: Words, ctx: "GpuSvmCtx") -
     kernel.charge("get_pages_per_entry", n)
     if n == 1:
         device = None
-        any_device = memory.is_device_private(int(pfns[0]))
+        any_device = memory.is_device_memory(int(pfns[0]))
     else:
-        device = memory.device_private_mask(pfns)
+        device = memory.device_memory_mask(pfns)
         any_device = bool(device.any())
     dpagemap: DrmPagemap | None = None
     refusal: tuple[int, KernelError] | None = None

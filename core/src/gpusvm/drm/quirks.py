@@ -42,5 +42,10 @@ class DrmQuirks:
     pointing to it, which drm_pagemap_cache_fini follows.
     """
 
+    coherent_unmap: Variant = "as_written"
+    """drm_pagemap.c:drm_pagemap_migrate_unmap_pages has a device unmap every device page; a coherent one that was
+    copied from was mapped as system memory (drm_pagemap_migrate_map_system_pages), and stays so.
+    """
+
 
 AS_WRITTEN: Final = DrmQuirks()

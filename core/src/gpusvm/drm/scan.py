@@ -60,13 +60,13 @@ def scan_mm(range_: "GpuSvmRange", dev_private_owner: object | None, pagemap: De
         if word & HMM_PFN_VALID and 1 << ((word >> HMM_PFN_ORDER_SHIFT) & 0x1F) >= range_.npages > 1:
             # one mapping of the CPU covers the range, which is aligned to its size: its first page tells all
             pfn = word & HMM_PFN_PFN_MASK
-            if not memory.is_device_private(pfn):
+            if not memory.is_device_memory(pfn):
                 return SCAN_SYSTEM
             return SCAN_EQUAL if memory.page_pgmap(pfn) is pagemap else SCAN_OTHER
         if not int(np.bitwise_and.reduce(words)) & HMM_PFN_VALID:
             return SCAN_UNPOPULATED
         pfns = (words & _PFN_MASK).view(np.int64)
-        device = memory.device_private_mask(pfns)
+        device = memory.device_memory_mask(pfns)
         if not device.any():
             return SCAN_SYSTEM
         if not device.all():

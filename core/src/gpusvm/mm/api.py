@@ -692,6 +692,12 @@ class MemoryManagerApi(Protocol):
     def device_private_mask(self, pfns: Pfns) -> Bools:
         """Tell so for many."""
 
+    def is_device_memory(self, pfn: int) -> bool:
+        """Tell whether `pfn` is private or coherent memory of a device."""
+
+    def device_memory_mask(self, pfns: Pfns) -> Bools:
+        """Tell so for many."""
+
     # contents
     def copy_pages(self, dst: Pfns, src: Pfns) -> None:
         """Copy the contents of `src[i]` to `dst[i]`, page by page."""

@@ -527,6 +527,18 @@ class MemoryManager:
                 found[where] = True
         return found
 
+    def is_device_memory(self, pfn: int) -> bool:
+        """Tell whether `pfn` is private or coherent memory of a device."""
+        return pfn >= self.pages.ram_pages and self.pages.zone(pfn).device
+
+    def device_memory_mask(self, pfns: Pfns) -> Bools:
+        """Tell so for many."""
+        found = np.zeros(len(pfns), dtype=np.bool_)
+        for zone, _, where in self.pages.split(pfns):
+            if zone.device:
+                found[where] = True
+        return found
+
     # contents
 
     def copy_pages(self, dst: Pfns, src: Pfns) -> None:

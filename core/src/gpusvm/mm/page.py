@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from gpusvm.errors import ModelError, UseAfterFreeError
 from gpusvm.kernel import Kernel, WaitQueue
-from gpusvm.mm.api import MEMORY_DEVICE_PRIVATE, DevPagemap, Geometry, Pfns
+from gpusvm.mm.api import MEMORY_DEVICE_COHERENT, MEMORY_DEVICE_PRIVATE, DevPagemap, Geometry, Pfns
 from gpusvm.mm.lru import PG_LRU, ActivateBatch, LruBatches
 from gpusvm.mm.observer import tell
 from gpusvm.mm.page_alloc import PageAllocator
@@ -77,6 +77,7 @@ class Zone:
 
     __slots__ = (
         "base",
+        "device",
         "end",
         "entire",
         "flags",
@@ -111,6 +112,7 @@ class Zone:
         self.pgmap: Final = pgmap
         self.used = 0
         self.private: Final = pgmap is not None and pgmap.type == MEMORY_DEVICE_PRIVATE
+        self.device: Final = self.private or (pgmap is not None and pgmap.type == MEMORY_DEVICE_COHERENT)
         self.refcount: Final = zeros(nr, np.int32)
         self.mapcount: Final = zeros(nr, np.int32)
         # entire_mapcount: PMD mappings, on the head; at most one an address space. A memoryview refuses one too many.

@@ -12,6 +12,7 @@ from typing import Any, Final, Self
 
 from attrs import Factory, define, frozen
 
+from gpusvm.driver.operations import COHERENT_AT
 from gpusvm.errors import GpusvmError, InputError
 from gpusvm.realkernel.answers import HANG
 from gpusvm.realkernel.build import Built
@@ -215,8 +216,7 @@ class Guest:
         ram = self.hardware.ram
         if self.variant.coherent:
             # Memory that the kernel leaves alone, for the devices' own.
-            words.append("memmap=512M$0x140000000")
-            parameters += ["spm_addr_dev0=0x140000000", "spm_addr_dev1=0x150000000"]
+            words.append(f"memmap=512M${COHERENT_AT:#x}")
             ram = "6G"
         if parameters:
             words.append(f"GPUSVM_PARAMETERS={','.join(parameters)}")

@@ -5,7 +5,7 @@ from random import Random
 from typing import Final
 
 from attrs import define, field
-from gpusvm.driver.operations import OperationProfile
+from gpusvm.driver.operations import COHERENT_AT, OperationProfile
 
 __all__ = ["PROFILES"]
 
@@ -188,6 +188,9 @@ def _file(chance: Random) -> list[str]:
     return draft.text
 
 
+_SPM: Final = (f"spm_addr_dev0={COHERENT_AT:#x}", f"spm_addr_dev1={COHERENT_AT + (256 << 20):#x}")
+
+
 def _profile(name: str, about: str, sequence: Callable[[Random], list[str]], *, devices: int = 2) -> OperationProfile:
     coherent = devices > 2  # of the module's devices, the third and fourth
     return OperationProfile(
@@ -195,6 +198,7 @@ def _profile(name: str, about: str, sequence: Callable[[Random], list[str]], *, 
         about=about,
         sequence=sequence,
         module="test_hmm_repaired",
+        parameters=_SPM if coherent else (),
         settings={"quirk.device_page": "fixed", **({"spm": "both"} if coherent else {})},
         coherent=coherent,
         devices=devices,

@@ -152,7 +152,7 @@ class SvmdevCommands:
                 mm.mmap_lock.up_read()
         word = int(found.hmm_pfns[0])
         pfn = word & HMM_PFN_PFN_MASK
-        if not word & HMM_PFN_VALID or not memory.is_device_private(pfn):
+        if not word & HMM_PFN_VALID or not memory.is_device_memory(pfn):
             return None
         pgmap = memory.page_pgmap(pfn)
         assert pgmap is not None

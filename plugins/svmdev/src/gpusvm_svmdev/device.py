@@ -31,7 +31,15 @@ from gpusvm.drm import (
 from gpusvm.drm.addr import Orders, Protos
 from gpusvm.errors import KernelError
 from gpusvm.kernel import Kernel
-from gpusvm.mm.api import MEMORY_DEVICE_PRIVATE, DevPagemap, MemoryManagerApi, MmApi, Pfns, Words
+from gpusvm.mm.api import (
+    MEMORY_DEVICE_COHERENT,
+    MEMORY_DEVICE_PRIVATE,
+    DevPagemap,
+    MemoryManagerApi,
+    MmApi,
+    Pfns,
+    Words,
+)
 
 from gpusvm_svmdev.faults import SvmdevFaults
 from gpusvm_svmdev.file import SvmdevFile
@@ -97,7 +105,7 @@ class Svmdev:
         self.vram = self.bo_mapping = SvmdevMemory(host, pages)
         self.vram.first_pfn = host.memory.request_free_mem_region(pages)
         self.pgmap = DevPagemap(
-            MEMORY_DEVICE_PRIVATE,
+            MEMORY_DEVICE_COHERENT if tunables.coherent else MEMORY_DEVICE_PRIVATE,
             self.vram.first_pfn,
             pages,
             self.owner,
@@ -105,7 +113,9 @@ class Svmdev:
             container=self,
         )
         host.memory.memremap_pages(self.pgmap)
-        self._quirks = DrmQuirks(hole_count=quirks.hole_count, stale_cache=quirks.stale_cache)
+        self._quirks = DrmQuirks(
+            hole_count=quirks.hole_count, stale_cache=quirks.stale_cache, coherent_unmap=quirks.coherent_unmap
+        )
         self._serials: dict[DrmPagemap, int] = {}
         self.destroy = self._destroyed if tunables.cached else None
         # Each is assigned once: what changes a field is to be seen outside of __init__ (explore.watch).

@@ -233,6 +233,7 @@ def _profile(
         module="svmdev",
         parameters=tuple(f"{key}={value}" for key, value in parameters.items()),
         settings={key: str(value) for key, value in parameters.items()},
+        coherent=bool(parameters.get("coherent")),
     )
 
 
@@ -301,6 +302,7 @@ PROFILES: Final = (
         _huge(_UNPLUG, devices=2),
         device_pages=_HUGE_PAGES,
     ),
+    _profile("coherent-base", "devices whose memory the CPU reaches too", _small(_PLAIN, devices=2), coherent=1),
     _profile(
         "cache-base", "pagemaps in a cache, that a shrinker empties", _small(_CACHE, devices=2, count=26), cached=1
     ),

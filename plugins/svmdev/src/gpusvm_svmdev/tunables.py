@@ -73,6 +73,14 @@ class SvmdevTunables:
         maximum=1,
         cite="drm_pagemap_util.c:drm_pagemap_cache_create_devm; the module's parameter cached",
     )
+    coherent: int = tunable(
+        0,
+        "1: the CPU reaches the devices' memory too (MEMORY_DEVICE_COHERENT); 0: it is device-private",
+        unit="count",
+        minimum=0,
+        maximum=1,
+        cite="memremap.h:enum memory_type; the module's parameter coherent",
+    )
     one_log: int = tunable(
         0,
         "1: recorded operations give the events of all files in one row, as they came; 0: one file's after the other's",
@@ -98,6 +106,11 @@ class SvmdevQuirks:
         "Populating a PMD in which nothing is mapped answers EBUSY although the migration is done: the count of what "
         "moved takes a compound hole for one page",
         cite="drm_pagemap.c:drm_pagemap_migrate_to_devmem; recorded on 7.3.4",
+    )
+    coherent_unmap: Variant = quirk(
+        "With coherent=1, pages of one device that move to another are mapped as system memory for the copy, and "
+        "unmapped as a device's: what was mapped for DMA stays, and the device is told of what it never mapped",
+        cite="drm_pagemap.c:drm_pagemap_migrate_map_system_pages, drm_pagemap_migrate_unmap_pages; recorded on 7.3.4",
     )
     stale_cache: Variant = quirk(
         "With cached=1, the cache of pagemaps goes on pointing to one that was destroyed because the device was "

@@ -40,6 +40,14 @@ bool svmdev_cached;
 module_param_named(cached, svmdev_cached, bool, 0444);
 MODULE_PARM_DESC(cached, "A device's pagemap is made when it is wanted, and kept in a cache that a shrinker empties");
 
+bool svmdev_coherent;
+module_param_named(coherent, svmdev_coherent, bool, 0444);
+MODULE_PARM_DESC(coherent, "The CPU reaches the devices' memory too");
+
+unsigned long svmdev_coherent_at = 0x140000000UL;
+module_param_named(coherent_at, svmdev_coherent_at, ulong, 0444);
+MODULE_PARM_DESC(coherent_at, "Where that is: 128 MiB for each device, that the kernel leaves alone");
+
 bool svmdev_one_log;
 module_param_named(one_log, svmdev_one_log, bool, 0444);
 MODULE_PARM_DESC(one_log, "The events of all files stand in one row, in their order");

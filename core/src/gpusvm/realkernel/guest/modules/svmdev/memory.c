@@ -420,10 +420,34 @@ void svmdev_pagemap_fini(struct svmdev *device)
 	}
 }
 
+/* The device's place among physical addresses, and what stands behind it there. */
+static int place(struct svmdev *device)
+{
+	unsigned long size = ALIGN(device->npages << PAGE_SHIFT, SZ_128M);
+	struct resource *resource;
+
+	if (svmdev_coherent) {
+		device->pagemap.type = MEMORY_DEVICE_COHERENT;
+		device->pagemap.range.start = svmdev_coherent_at + device->number * size;
+		device->pagemap.range.end = device->pagemap.range.start + size - 1;
+		return 0;
+	}
+	device->bytes = vzalloc(device->npages << PAGE_SHIFT);
+	if (!device->bytes)
+		return -ENOMEM;
+	resource = request_free_mem_region(&iomem_resource, size, "svmdev");
+	if (IS_ERR(resource))
+		return PTR_ERR(resource);
+	device->pagemap.type = MEMORY_DEVICE_PRIVATE;
+	device->pagemap.range.start = resource->start;
+	device->pagemap.range.end = resource->end;
+	return 0;
+}
+
 int svmdev_memory_init(struct svmdev *device, void *owner, unsigned long npages)
 {
-	struct resource *resource;
 	void *mapped;
+	int err;
 
 	spin_lock_init(&device->lock);
 	INIT_LIST_HEAD(&device->allocations);
@@ -431,18 +455,18 @@ int svmdev_memory_init(struct svmdev *device, void *owner, unsigned long npages)
 	device->owner = owner;
 	device->npages = npages;
 	device->used = bitmap_zalloc(npages, GFP_KERNEL);
-	device->bytes = vzalloc(npages << PAGE_SHIFT);
-	if (!device->used || !device->bytes)
+	if (!device->used)
 		return -ENOMEM;
-	resource = request_free_mem_region(&iomem_resource, ALIGN(npages << PAGE_SHIFT, SZ_128M), "svmdev");
-	if (IS_ERR(resource))
-		return PTR_ERR(resource);
-	device->pagemap.type = MEMORY_DEVICE_PRIVATE;
-	device->pagemap.range.start = resource->start;
-	device->pagemap.range.end = resource->end;
+	err = place(device);
+	if (err)
+		return err;
 	device->pagemap.nr_range = 1;
 	device->pagemap.ops = drm_pagemap_pagemap_ops_get();
 	device->pagemap.owner = owner;
 	mapped = memremap_pages(&device->pagemap, numa_node_id());
-	return PTR_ERR_OR_ZERO(mapped);
+	if (IS_ERR(mapped))
+		return PTR_ERR(mapped);
+	if (svmdev_coherent)
+		device->bytes = mapped;
+	return 0;
 }

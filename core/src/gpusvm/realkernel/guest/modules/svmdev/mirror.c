@@ -406,7 +406,7 @@ static struct svmdev_allocation *allocation_at(struct svmdev_mirror *mirror, uns
 	if (err || !(pfn & HMM_PFN_VALID))
 		return NULL;
 	page = hmm_pfn_to_page(pfn);
-	if (!is_device_private_page(page))
+	if (!is_device_private_page(page) && !is_device_coherent_page(page))
 		return NULL;
 	device = svmdev_of_page(page);
 	return svmdev_allocation_of(device, svmdev_page_number(device, page));
@@ -419,7 +419,7 @@ static void say_state(struct svmdev_mirror *mirror, char *text)
 	say(text, " alloc=%lu rel=%lu inuse=%lu ranges=%zu notifiers=%zu gc=%zu maps=%ld",
 	    device->allocated - mirror->allocated_before, device->released - mirror->released_before, device->in_use,
 	    list_count_nodes(&mirror->ranges), list_count_nodes(&mirror->gpusvm.notifier_list),
-	    list_count_nodes(&mirror->garbage), (long)(device->mapped - device->unmapped));
+	    list_count_nodes(&mirror->garbage), (long)(device->mapped - device->unmapped) - mirror->mapped_before);
 }
 
 static int give_events(struct svmdev_mirror *mirror, struct svmdev_command *command)
@@ -563,6 +563,8 @@ struct svmdev_mirror *svmdev_mirror_open(struct svmdev *device, unsigned long no
 	INIT_LIST_HEAD(&mirror->ranges);
 	mirror->allocated_before = device->allocated;
 	mirror->released_before = device->released;
+	/* coherent pages are unmapped that were not mapped (drm_pagemap_migrate_unmap_pages) */
+	mirror->mapped_before = (long)(device->mapped - device->unmapped);
 	device->timeslice_ms = 0;
 	memset(device->calls_until_failure, 0, sizeof(device->calls_until_failure));
 	err = drm_gpusvm_init(&mirror->gpusvm, "svmdev", current->mm, 0, TASK_SIZE, notifier_size, &gpusvm_ops, chunk_sizes,

@@ -42,7 +42,7 @@ struct svmdev_pagemap {
 	struct list_head link;
 };
 
-/* A device, with memory: RAM that stands behind device-private pages, page by page. */
+/* A device, with memory: RAM that stands behind device-private pages, page by page, or that coherent pages are. */
 struct svmdev {
 	unsigned int number;
 	struct faux_device *faux;
@@ -88,6 +88,7 @@ struct svmdev_mirror {
 	struct list_head garbage;
 	struct list_head ranges;
 	unsigned long allocated_before, released_before;
+	long mapped_before;
 	struct drm_pagemap *held;	/* what it keeps of its device's memory, if it was told to */
 	struct svmdev_log events;
 };
@@ -101,6 +102,8 @@ struct svmdev_range {
 
 extern struct svmdev svmdev_devices[SVMDEV_DEVICES];
 extern unsigned long svmdev_base;	/* pages are counted from here */
+extern bool svmdev_coherent;
+extern unsigned long svmdev_coherent_at;
 extern bool svmdev_one_log, svmdev_cached, svmdev_make_room, svmdev_migrate_within;
 extern struct svmdev_log svmdev_all;
 
