@@ -84,6 +84,7 @@ def survey(options: argparse.Namespace) -> None:
                 quirks=row["quirks"],
                 keep_going=True,
                 jobs=options.jobs,
+                shrunk=not options.no_shrink,
                 out=out,
                 registry=registry if options.jobs == 1 else None,
             ).results
@@ -213,6 +214,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--first", type=int, default=0, help="number of the first schedule; 0")
     made.add_argument("--seed", type=int, default=0, help="0")
     made.add_argument("--jobs", type=int, default=1, help="processes; 1")
+    made.add_argument("--no-shrink", action="store_true", help="keep findings as they were found")
     made.add_argument("--out", type=Path, required=True, help="directory of the log and of the findings")
     made.add_argument("--summary", action="store_true", help="say what there is in the directory by now")
     made.add_argument("--record", type=Path, metavar="FILE", help="put the totals of what there is into a file")
