@@ -67,6 +67,13 @@ def run(arguments: Sequence[str]) -> int:
         return _say(str(exc), USAGE)
     except ModelError as exc:
         return _say(str(exc), FINDINGS)
+    except TypeError as exc:
+        from gpusvm.kernel.authors import blames_call
+
+        blamed = blames_call(exc)
+        if not blamed:
+            raise
+        return _say(f"{exc}{blamed}", FINDINGS)
     except KeyboardInterrupt:
         return _say("interrupted", INTERRUPTED)
     except BrokenPipeError:

@@ -24,6 +24,7 @@ from gpusvm.explore.livelock import LivelockWatch
 from gpusvm.explore.scheduler import SchedulerChoices
 from gpusvm.explore.verdict import OutcomeError
 from gpusvm.kernel import Abandoned, CarryOn
+from gpusvm.kernel.authors import blames_call
 from gpusvm.kernel.place import leave_out
 
 if TYPE_CHECKING:
@@ -208,4 +209,4 @@ def classify(error: BaseException) -> Failure:
         case OutcomeError() | KernelError():
             return Failure(kind="errno", invariant="I-ERRNO", message=message)
         case _:
-            return Failure(kind="error", invariant=type(error).__name__, message=message)
+            return Failure(kind="error", invariant=type(error).__name__, message=f"{message}{blames_call(error)}")

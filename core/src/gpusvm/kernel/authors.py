@@ -7,11 +7,15 @@ run that is timed or explored, pays a look at an attribute.
 
 from __future__ import annotations
 
+import gc
 import inspect
+import re
 import sys
 from enum import Enum
 from functools import partial
 from pathlib import Path
+from traceback import walk_tb
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
@@ -24,11 +28,11 @@ from gpusvm.kernel.refs import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from types import CodeType, FrameType
+    from types import CodeType, FrameType, TracebackType
 
     from gpusvm.kernel.core import Kernel
 
-__all__ = ["Author", "Authors", "PlacedLedger", "code_roots"]
+__all__ = ["Author", "Authors", "PlacedLedger", "blames_call", "code_roots"]
 
 _CORE: Final = str(Path(__file__).parent.parent / "_").removesuffix("_")
 
@@ -45,6 +49,7 @@ _DUTY_OF_KIND: Final = {
     "notifier": "range-remove",
 }
 _PLACES_SHOWN: Final = 4
+_NOT_TAKEN: Final = re.compile(r"([\w.<>]+)\(\) (?:takes|missing|got) ")
 
 
 @frozen(cache_hash=True)  # every reference that is taken looks for its own
@@ -268,6 +273,26 @@ class Authors:
             f"the GPU's page table is written for [{start:#x}, {end:#x}) without a look at the sequence under a lock "
             f"that is still held{self.says('pte-recheck', author)}"
         )
+
+
+def blames_call(error: BaseException) -> str:
+    """Return the end of a message about an op that core could not call as the contract writes it: the op, its line, the
+    rule; nothing for any other error.
+    """
+    found = _NOT_TAKEN.match(str(error)) if isinstance(error, TypeError) else None
+    if found is None or not _caller(error.__traceback__).startswith(_CORE):
+        return ""
+    # Python names the function and does not hand it out; an error may take its time.
+    functions = [each for each in gc.get_objects() if isinstance(each, FunctionType) and each.__qualname__ == found[1]]
+    codes = {each.__code__ for each in functions if not each.__code__.co_filename.startswith(_CORE)}
+    if not codes:
+        return ""
+    authors = {str(Author(_name(code), place_of(code.co_filename, code.co_firstlineno))) for code in codes}
+    return f"\n  {', or '.join(sorted(authors))}{Authors.rule('signature')}"
+
+
+def _caller(traceback: TracebackType | None) -> str:
+    return [frame.f_code.co_filename for frame, _ in walk_tb(traceback)][-1]
 
 
 # By class: Python finds the line of one by reading its whole file anew, which takes as long as ten GPU faults.

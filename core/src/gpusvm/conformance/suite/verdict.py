@@ -21,6 +21,7 @@ from gpusvm.conformance.suite.place import place
 from gpusvm.conformance.suite.status import Status
 from gpusvm.driver import Capabilities
 from gpusvm.errors import GpusvmError
+from gpusvm.kernel.authors import blames_call
 
 __all__ = ["LIMIT_S", "HangError", "Verdict", "before", "judged", "limited"]
 
@@ -85,7 +86,7 @@ def _said(error: BaseException, check: Check) -> str:
     """Say an error in one line, with the place where it arose: in the check, or in what that called of a driver's."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{type(error).__name__}: {error.msg} ({place(error.filename, error.lineno)})"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in f"{error}{blames_call(error)}".splitlines() if line.strip()]
     if isinstance(error, InvariantError) and len(error.violations) > 1:
         one = len(error.violations)
         lines = [f"{lines[0]}, and {one - 1} more", *lines[one:]]
