@@ -418,6 +418,12 @@ class TrivialMemory:
     def device_private_mask(self, pfns):
         return pfns >= self.ram_pages
 
+    def is_device_memory(self, pfn):
+        return self.is_device_private(pfn)
+
+    def device_memory_mask(self, pfns):
+        return self.device_private_mask(pfns)  # none of it is coherent
+
     def copy_pages(self, dst, src):
         for d, s in zip(dst, src, strict=True):
             self.page(d).token = self.page(s).token

@@ -32,6 +32,7 @@ SOURCE = """
 
     class Whole:
         state = "new"
+        ended = None
 
         def __init__(self):
             self.part = Part()
@@ -39,6 +40,10 @@ SOURCE = """
 
         def run(self):
             self.state = "running"
+
+        def end(self):
+            was, self.ended = self.ended, True
+            return was
 
 
     def hidden(part, name):
@@ -151,7 +156,9 @@ def test_nothing_stays_behind(model):
     before = dict(vars(model.Part)), dict(vars(model.Whole)), dict(vars(Zone))
     with watching("watched_model"):
         model.Whole().run()
+        assert model.Whole().end() is None
         assert vars(model.Part)["count"] is not before[0]["count"]
+        assert vars(model.Whole)["ended"] is not None
     assert (dict(vars(model.Part)), dict(vars(model.Whole)), dict(vars(Zone))) == before
     assert not LOG.objects
     assert type(Zone(0, 2).refcount) is np.ndarray

@@ -18,9 +18,14 @@ class Vm:
         pass
 
 
+class Device:
+    pm = None
+
+
 class Driver:
     def __init__(self, host):
         self.host = host
+        self.device = Device()
         self.leaves = host.quirks.leak == "as_written"
 
     def vm_create(self, mm, *, start, end):

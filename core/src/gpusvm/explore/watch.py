@@ -74,6 +74,9 @@ _UNWATCHED: Final[dict[str, frozenset[str]]] = {
 # Of a task, only these are anybody else's business.
 _OF_TASK: Final = frozenset({"fatal_signal_pending", "killable"})
 
+# A class has no field of its own of a name; a field may well be None there.
+_ABSENT: Final = object()
+
 # Classes whose arrays are watched by element.
 _BY_ELEMENT: Final = frozenset({"Zone"})
 
@@ -86,7 +89,7 @@ class _Class:
         self.changing = changing
         self.ignored = _UNWATCHED.get(cls.__name__, frozenset())
         self.by_dict = bool(cls.__dictoffset__)
-        self.plain: dict[str, Any] = {}  # what was there before: absent fields are None
+        self.plain: dict[str, Any] = {}  # what was there before, or _ABSENT
         self.setattr: Callable[[Any, str, Any], None] = cls.__setattr__  # type: ignore[assignment]  # of no object yet
         self.hooked = "__setattr__" in cls.__dict__
 
@@ -98,7 +101,7 @@ class _Class:
 
     def remove(self) -> None:
         for name, plain in self.plain.items():
-            if plain is None:
+            if plain is _ABSENT:
                 delattr(self.cls, name)
             else:
                 setattr(self.cls, name, plain)
@@ -111,7 +114,7 @@ class _Class:
     def watch(self, name: str) -> None:
         """Log reads of a field from now on."""
         owner = next((cls for cls in self.cls.__mro__ if name in cls.__dict__), None)
-        plain = None if owner is None else owner.__dict__[name]
+        plain = _ABSENT if owner is None else owner.__dict__[name]
         if isinstance(plain, MemberDescriptorType):
             if owner is self.cls:
                 self.plain[name] = plain
@@ -119,7 +122,7 @@ class _Class:
                 watched.plain = plain
                 setattr(self.cls, name, watched)
         elif not isinstance(plain, property) and not callable(plain) and self.cls.__dictoffset__:
-            self.plain[name] = plain if owner is self.cls else None
+            self.plain[name] = plain if owner is self.cls else _ABSENT
             setattr(self.cls, name, WatchedField.of(_from_dict(name, plain), _to_dict(name), name))
 
     def _assign(self) -> Callable[[Any, str, Any], None]:
@@ -179,7 +182,7 @@ def _from_dict(name: str, default: Any) -> Callable[[Any], Any]:
         try:
             return self.__dict__[name]
         except KeyError:
-            if default is None:
+            if default is _ABSENT:
                 raise AttributeError(name) from None
             return default
 
