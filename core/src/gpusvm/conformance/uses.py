@@ -15,7 +15,7 @@ from gpusvm.conformance.scene import PAGE, PMD_PAGES, close, falls_asleep, pinne
 from gpusvm.driver import ACCESS_PREFETCH
 from gpusvm.drm import GpuSvmNotifier, PagemapDevOps
 from gpusvm.errors import KernelError
-from gpusvm.mm.pgtable import PmdKind
+from gpusvm.mm.pgtable import PmdLeaf
 
 if TYPE_CHECKING:
     from gpusvm.driver import Vm
@@ -150,7 +150,7 @@ def _large_folios(lab: Lab) -> bool:
     bench = lab.bench(thp="always")
     addr = written(bench)
     if _bring(bench, bench.vm, addr, PMD_PAGES):
-        whole = bench.mm.page_table.entry(addr).kind is PmdKind.PRIVATE
+        whole = isinstance(bench.mm.page_table.entry(addr), PmdLeaf) and bench.where(addr) == "device"
     else:
         addr = written(bench)
         whole = bench.gpu_write(addr, PMD_PAGES) == 1

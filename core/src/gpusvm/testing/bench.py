@@ -187,11 +187,15 @@ class Bench:
         return faults
 
     def where(self, addr: int, *, mm: MmStruct | None = None) -> Literal["none", "system", "device"]:
-        """Say where the page at `addr` is now, from the CPU's page table; `mm` is another process's."""
-        kind = (mm or self.mm).page_table.entry(addr).kind
-        if kind is PteKind.NONE:
+        """Say where the page at `addr` is now, from the CPU's page table; `mm` is another process's.
+
+        Memory of a device that the CPU reaches (MEMORY_DEVICE_COHERENT) is on the device too.
+        """
+        entry = (mm or self.mm).page_table.entry(addr)
+        if entry.kind is PteKind.NONE:
             return "none"
-        return "device" if kind in {PteKind.PRIVATE, PmdKind.PRIVATE} else "system"
+        coherent = entry.kind in {PteKind.PRESENT, PmdKind.THP} and self.memory.is_device_memory(entry.pfn)
+        return "device" if coherent or entry.kind in {PteKind.PRIVATE, PmdKind.PRIVATE} else "system"
 
     def device_pages(self, addr: int, pages: int) -> int:
         """Count the pages of a stretch that are in device memory."""
