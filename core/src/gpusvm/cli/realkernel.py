@@ -1,6 +1,7 @@
 """gpusvm realkernel: the model beside a real Linux."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -9,6 +10,7 @@ from cyclopts import App, Parameter
 from gpusvm.cli.parameters import Flag, Repeatable
 
 if TYPE_CHECKING:
+    from gpusvm.realkernel import Diff, Races
     from gpusvm.realkernel.build import Built
 
 __all__ = ["realkernel"]
@@ -220,13 +222,7 @@ def diff(
             out=out,
             progress=listener,
         )
-    if json:
-        print(found.to_json(), end="")
-    else:
-        print_diff(found)
-        if out is not None:
-            print(f"Written to {out}.")
-    return 0 if found.ok else 1
+    return _told(found, lambda: print_diff(found), json=json, out=out)
 
 
 @realkernel.command
@@ -301,10 +297,15 @@ def race(
             out=out,
             progress=listener,
         )
+    return _told(found, lambda: print_races(found), json=json, out=out)
+
+
+def _told(found: "Diff | Races", show: Callable[[], None], *, json: bool, out: Path | None) -> int:
+    """Say what was found, in one of two ways; the exit code."""
     if json:
         print(found.to_json(), end="")
     else:
-        print_races(found)
+        show()
         if out is not None:
             print(f"Written to {out}.")
     return 0 if found.ok else 1

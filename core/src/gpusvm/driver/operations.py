@@ -154,9 +154,8 @@ class OperationProfile:
 
     `sequence` makes one, out of the chance that it is given alone. On a real kernel the devices are those of the module
     `module`, one of those that come with gpusvm, loaded with `parameters`; in the model those of the driver with
-    `settings`, options of a spec string. `coherent`: the kernel leaves
-    memory at `COHERENT_AT` to the devices. `devices`:
-    how many there are, if not as many as the target says.
+    `settings`, options of a spec string. `coherent`: the kernel leaves memory at `COHERENT_AT` to the devices.
+    `devices`: how many there are, if not as many as the target says.
     """
 
     name: str
